@@ -1,0 +1,1 @@
+"""The method: data, network, losses, training, contrastive decoding, recommenders and their evaluation."""

@@ -1,0 +1,160 @@
+"""
+A prepared dataset: what ``taesar prepare`` writes and every later stage reads.
+
+Folder layout (format version 1):
+    dataset.json        manifest: format version, preparation configuration, statistics, fingerprint, file hashes
+    vocabulary.parquet  token_id, domain, item_id
+    train.parquet       user_id, token_ids: the mixed sequence without its last two items, s[:n-2]
+    validation.parquet  user_id, token_id: s[n-2]
+    test.parquet        user_id, token_id: s[n-1]
+The three parts of a sequence live in three files so that training, adaptation, regeneration and mapping, which get
+only ``Dataset.train``, cannot read a held-out item: ``validation`` and ``test`` are read from disk when asked for.
+
+Shapes: U = users, B = batch, T = positions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from models.errors import DatasetFormatError
+from models.vocabulary import PADDING, Vocabulary
+
+FORMAT_VERSION = 1
+MANIFEST = "dataset.json"
+TOKENS = np.int32
+
+TokenArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """
+    Ragged token sequences, one per user, in one flat array.
+
+    Args:
+        token_ids: all tokens, int32, shape [sum of lengths].
+        offsets: int64, shape [U + 1]; sequence u is ``token_ids[offsets[u]:offsets[u + 1]]``.
+
+    >>> Sequences.from_lists([[1, 2], [], [3]])[0].tolist()
+    [1, 2]
+    """
+
+    token_ids: TokenArray
+    offsets: npt.NDArray[np.int64]
+
+    @classmethod
+    def from_lists(cls, lists: Iterable[Iterable[int]]) -> Sequences:
+        """Build from one iterable of tokens per sequence."""
+        arrays = [np.asarray(list(tokens), dtype=TOKENS) for tokens in lists]
+        lengths = np.asarray([0, *(len(a) for a in arrays)], dtype=np.int64)
+        flat = np.concatenate(arrays) if arrays else np.zeros(0, dtype=TOKENS)
+        return cls(flat, np.cumsum(lengths))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> TokenArray:
+        return self.token_ids[self.offsets[index] : self.offsets[index + 1]]
+
+    def __iter__(self) -> Iterator[TokenArray]:
+        return (self[index] for index in range(len(self)))
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Length of every sequence, shape [U]."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared dataset; ``load_dataset`` makes one."""
+
+    directory: Path
+    vocabulary: Vocabulary
+    user_ids: tuple[str, ...]
+    train: Sequences
+    fingerprint: str
+    manifest: Mapping[str, Any]
+
+    @cached_property
+    def validation(self) -> TokenArray:
+        """s[n-2] of every user, shape [U]; 0 where the sequence is too short to have one."""
+        return _read_held_out(self.directory / "validation.parquet", self.user_ids)
+
+    @cached_property
+    def test(self) -> TokenArray:
+        """s[n-1] of every user, shape [U]; 0 where the sequence is too short to have one."""
+        return _read_held_out(self.directory / "test.parquet", self.user_ids)
+
+
+def load_dataset(directory: Path) -> Dataset:
+    """
+    Open a prepared dataset; held-out items stay on disk until asked for.
+
+    Raises:
+        DatasetFormatError: a file is missing, damaged or does not match the manifest; the message names it.
+    """
+    manifest_path = directory / MANIFEST
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        version = manifest["format_version"]
+        files = manifest["files"]
+        fingerprint = manifest["fingerprint"]
+    except FileNotFoundError as error:
+        raise DatasetFormatError(f"{manifest_path}: not found; not a folder that `taesar prepare` wrote") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetFormatError(f"{manifest_path}: not a dataset manifest: {error}") from error
+    if version != FORMAT_VERSION:
+        raise DatasetFormatError(f"{manifest_path}: format version {version}, this code reads {FORMAT_VERSION}")
+    for name, expected in files.items():
+        path = directory / name
+        if not path.is_file():
+            raise DatasetFormatError(f"{path}: missing")
+        if sha256_of(path) != expected:
+            raise DatasetFormatError(f"{path}: its SHA-256 differs from the manifest's; damaged or edited")
+    vocabulary = Vocabulary.load(directory / "vocabulary.parquet")
+    train_table = pl.read_parquet(directory / "train.parquet")
+    lengths = train_table["token_ids"].list.len().to_numpy().astype(np.int64)
+    flat = train_table["token_ids"].explode(empty_as_null=False, keep_nulls=False).to_numpy().astype(TOKENS)
+    train = Sequences(flat, np.concatenate([[0], np.cumsum(lengths)]))
+    return Dataset(directory, vocabulary, tuple(train_table["user_id"].to_list()), train, fingerprint, manifest)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pad_right(sequences: Iterable[TokenArray], length: int | None = None) -> torch.Tensor:
+    """
+    Sequences as one int64 matrix [B, T], zeros on the right; T = *length* or the longest (at least 1).
+
+    A sequence longer than T keeps its last T tokens.
+    """
+    rows = list(sequences)
+    width = length if length is not None else max(1, max((len(row) for row in rows), default=1))
+    padded = np.full((len(rows), width), PADDING, dtype=np.int64)
+    for index, row in enumerate(rows):
+        tail = row[-width:]
+        padded[index, : len(tail)] = tail
+    return torch.from_numpy(padded)
+
+
+def _read_held_out(path: Path, user_ids: tuple[str, ...]) -> TokenArray:
+    table = pl.read_parquet(path)
+    if tuple(table["user_id"].to_list()) != user_ids:
+        raise DatasetFormatError(f"{path}: its users differ from train.parquet's")
+    return table["token_id"].to_numpy().astype(TOKENS)
