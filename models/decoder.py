@@ -1,0 +1,133 @@
+"""
+The network: a causal Transformer decoder over item tokens (the base theta_M and every expert theta_d).
+
+Architecture as the released code has it: item + learned position embeddings, LayerNorm, dropout, post-LN blocks with
+an exact GELU, output tied to the item table. Position 0 is the oldest item.
+
+Shapes: B = sequences, T = positions, D = width, H = heads, V = num_items + 1 (row 0 is padding).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.vocabulary import PADDING
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """
+    Size and regularisation of a decoder; the defaults are the released code's.
+
+    Args:
+        num_items: items over all domains, padding not counted.
+        width: D, size of embeddings and hidden states.
+        inner_width: size of the feed-forward layer.
+        num_layers: blocks.
+        num_heads: attention heads; must divide width.
+        max_length: most positions of one sequence (the paper keeps the last 128 interactions).
+        dropout: probability on embeddings and on each sublayer's output, in [0, 1).
+        attention_dropout: probability on attention weights, in [0, 1).
+        layer_norm_epsilon: added to the variance.
+        init_std: standard deviation of the normal that fills matrices and tables.
+    """
+
+    num_items: int
+    width: int = 128
+    inner_width: int = 128
+    num_layers: int = 2
+    num_heads: int = 2
+    max_length: int = 128
+    dropout: float = 0.2
+    attention_dropout: float = 0.2
+    layer_norm_epsilon: float = 1e-12
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+
+
+class DecoderBlock(nn.Module):
+    """One post-LN block: causal self-attention, then a two-layer feed-forward, each with residual and LayerNorm."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.attention_dropout = config.attention_dropout
+        self.query_key_value = nn.Linear(config.width, 3 * config.width)
+        self.attention_output = nn.Linear(config.width, config.width)
+        self.attention_norm = nn.LayerNorm(config.width, eps=config.layer_norm_epsilon)
+        self.inner = nn.Linear(config.width, config.inner_width)
+        self.outer = nn.Linear(config.inner_width, config.width)
+        self.feed_forward_norm = nn.LayerNorm(config.width, eps=config.layer_norm_epsilon)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]; position t reads positions <= t."""
+        B, T, D = hidden_BTD.shape
+        heads_3BHTd = self.query_key_value(hidden_BTD).view(B, T, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query_BHTd, key_BHTd, value_BHTd = heads_3BHTd.unbind(0)
+        attended_BHTd = F.scaled_dot_product_attention(
+            query_BHTd, key_BHTd, value_BHTd, is_causal=True, dropout_p=self.attention_dropout if self.training else 0.0
+        )
+        attended_BTD = self.attention_output(attended_BHTd.transpose(1, 2).reshape(B, T, D))
+        hidden_BTD = self.attention_norm(hidden_BTD + self.dropout(attended_BTD))
+        transformed_BTD = self.outer(F.gelu(self.inner(hidden_BTD)))
+        normed_BTD: Tensor = self.feed_forward_norm(hidden_BTD + self.dropout(transformed_BTD))
+        return normed_BTD
+
+
+class Decoder(nn.Module):
+    """
+    Token ids to hidden states; logits over items are ``hidden @ item_embeddings_VD.T``.
+
+    Sequences are padded on the right, so the causal mask alone keeps padding out of every valid position.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.item_embedding = nn.Embedding(config.num_items + 1, config.width, padding_idx=PADDING)
+        self.position_embedding = nn.Embedding(config.max_length, config.width)
+        self.input_norm = nn.LayerNorm(config.width, eps=config.layer_norm_epsilon)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
+        self.apply(self._initialise)
+
+    @property
+    def item_embeddings_VD(self) -> Tensor:
+        """The item table, input and output side alike; row 0 is padding and never a candidate."""
+        return self.item_embedding.weight
+
+    def forward(self, token_ids_BT: Tensor) -> Tensor:
+        """
+        Hidden state after every position.
+
+        Args:
+            token_ids_BT: int64, padded on the right with 0, T <= config.max_length.
+
+        Returns:
+            Hidden states [B, T, D]; meaningless at padded positions.
+        """
+        T = token_ids_BT.shape[1]
+        assert self.config.max_length >= T
+        positions_T = torch.arange(T, device=token_ids_BT.device)
+        embedded_BTD = self.item_embedding(token_ids_BT) + self.position_embedding(positions_T)
+        hidden_BTD: Tensor = self.dropout(self.input_norm(embedded_BTD))
+        for block in self.blocks:
+            hidden_BTD = block(hidden_BTD)
+        return hidden_BTD
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.init_std)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()
