@@ -86,7 +86,9 @@ def linear_cross_entropy(
     Returns:
         Scalar float32; 0 with zero gradients when N = 0.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(hidden_ND, item_table_XD, target_columns_N, chunk_elements)
+    loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, item_table_XD, target_columns_N, chunk_elements
+    )
     return loss
 
 

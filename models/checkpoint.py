@@ -1,0 +1,215 @@
+"""
+The bundle: one folder that holds everything regeneration needs, without pickle.
+
+    manifest.json         format version, network configuration, domains, provenance, SHA-256 of each other file
+    vocabulary.parquet    token_id, domain, item_id
+    base.safetensors      the base decoder, theta_M
+    expert-00.safetensors one expert per domain, in domain order, theta_d
+
+A bundle is written beside its destination and renamed into place, so a folder with a manifest is whole. Its version
+is a hash of its content: equal weights, vocabulary and configuration have equal versions, whatever the clock says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from models.dataset import sha256_of
+from models.decoder import Decoder, DecoderConfig
+from models.errors import (
+    BundleCorruptError,
+    BundleMismatchError,
+    BundleMissingFileError,
+    BundleVersionError,
+    DatasetFormatError,
+)
+from models.vocabulary import Vocabulary
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+VOCABULARY = "vocabulary.parquet"
+BASE = "base.safetensors"
+VERSION_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """
+    A loaded bundle, networks in evaluation mode.
+
+    Args:
+        directory: where it lies.
+        version: hash of its content, 12 hex digits.
+        vocabulary: every item that the networks know.
+        config: the size that base and experts share.
+        base: theta_M.
+        experts: theta_d, one per domain in the vocabulary's order.
+        provenance: how it was trained, as ``save_bundle`` was told.
+    """
+
+    directory: Path
+    version: str
+    vocabulary: Vocabulary
+    config: DecoderConfig
+    base: Decoder
+    experts: tuple[Decoder, ...]
+    provenance: Mapping[str, Any]
+
+    def expert(self, domain: str) -> Decoder:
+        """The expert of *domain*; raises UnknownDomainError."""
+        return self.experts[self.vocabulary.domain_index(domain)]
+
+
+def save_bundle(
+    directory: Path,
+    *,
+    vocabulary: Vocabulary,
+    base: Decoder,
+    experts: Sequence[Decoder],
+    provenance: Mapping[str, Any],
+) -> Bundle:
+    """
+    Write a bundle folder; nothing is left behind when it fails.
+
+    Args:
+        directory: the folder to write; an existing bundle there is replaced, any other content is refused.
+        vocabulary: the items, in the token order of the networks' tables.
+        base: the base decoder.
+        experts: one decoder per domain of the vocabulary, same configuration as the base.
+        provenance: JSON-able record of dataset, options and metrics.
+
+    Raises:
+        FileExistsError: *directory* holds something that is not a bundle.
+        BundleMismatchError: networks and vocabulary do not belong together.
+    """
+    _check_together(vocabulary, base.config, [base, *experts], where=str(directory))
+    if len(experts) != len(vocabulary.domains):
+        raise BundleMismatchError(f"{directory}: {len(experts)} experts for {len(vocabulary.domains)} domains")
+    if directory.exists() and any(directory.iterdir()) and not (directory / MANIFEST).is_file():
+        raise FileExistsError(f"{directory} exists and is not a bundle; choose another folder")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        vocabulary.save(staging / VOCABULARY)
+        names = [BASE, *(expert_file(index) for index in range(len(experts)))]
+        for name, network in zip(names, [base, *experts], strict=True):
+            tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
+            save_file(tensors, staging / name)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "decoder": dataclasses.asdict(base.config),
+            "domains": list(vocabulary.domains),
+            "vocabulary_fingerprint": vocabulary.fingerprint,
+            "files": {name: sha256_of(staging / name) for name in [VOCABULARY, *names]},
+            "provenance": provenance,
+        }
+        (staging / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        staging.chmod(0o755)
+        if directory.exists():
+            shutil.rmtree(directory)
+        staging.replace(directory)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return load_bundle(directory, device=base.item_embeddings_VD.device)
+
+
+def load_bundle(directory: Path, device: torch.device | str = "cpu") -> Bundle:
+    """
+    Load and check a bundle.
+
+    Raises:
+        BundleMissingFileError: the manifest or a file that it lists is not there.
+        BundleVersionError: written in a newer format.
+        BundleCorruptError: a hash differs or a file cannot be parsed.
+        BundleMismatchError: vocabulary, configuration and tensors disagree.
+    """
+    manifest = _read_manifest(directory)
+    for name, expected in manifest["files"].items():
+        path = directory / name
+        if not path.is_file():
+            raise BundleMissingFileError(f"{path}: listed in the manifest but missing")
+        if sha256_of(path) != expected:
+            raise BundleCorruptError(f"{path}: its SHA-256 differs from the manifest's; truncated or edited")
+    try:
+        vocabulary = Vocabulary.load(directory / VOCABULARY)
+    except DatasetFormatError as error:
+        raise BundleCorruptError(str(error)) from error
+    try:
+        config = DecoderConfig(**manifest["decoder"])
+    except (TypeError, ValueError) as error:
+        raise BundleMismatchError(f"{directory / MANIFEST}: not a decoder configuration: {error}") from error
+    if list(vocabulary.domains) != manifest["domains"] or vocabulary.fingerprint != manifest["vocabulary_fingerprint"]:
+        raise BundleMismatchError(f"{directory / VOCABULARY}: its domains or items are not the manifest's")
+    base = _load_decoder(directory / BASE, config, device)
+    experts = tuple(_load_decoder(directory / expert_file(i), config, device) for i in range(len(vocabulary.domains)))
+    _check_together(vocabulary, config, [base, *experts], where=str(directory))
+    version = _version_of(manifest)
+    return Bundle(directory, version, vocabulary, config, base, experts, manifest["provenance"])
+
+
+def expert_file(domain_index: int) -> str:
+    """Name of an expert's file inside a bundle."""
+    return f"expert-{domain_index:02d}.safetensors"
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise BundleMissingFileError(f"{path}: not found; not a bundle folder")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleCorruptError(f"{path}: not readable as JSON: {error}") from error
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if not isinstance(version, int):
+        raise BundleCorruptError(f"{path}: has no format version; not a bundle manifest")
+    if version > FORMAT_VERSION:
+        raise BundleVersionError(f"{path}: format version {version}; this code reads up to {FORMAT_VERSION}")
+    missing = {"decoder", "domains", "vocabulary_fingerprint", "files", "provenance"} - set(manifest)
+    if missing:
+        raise BundleCorruptError(f"{path}: lacks {', '.join(sorted(missing))}")
+    expected = {VOCABULARY, BASE, *(expert_file(index) for index in range(len(manifest["domains"])))}
+    if set(manifest["files"]) != expected:
+        raise BundleMismatchError(f"{path}: lists {sorted(manifest['files'])}, expected {sorted(expected)}")
+    return dict(manifest)
+
+
+def _load_decoder(path: Path, config: DecoderConfig, device: torch.device | str) -> Decoder:
+    try:
+        state = load_file(path, device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise BundleCorruptError(f"{path}: not a safetensors file: {error}") from error
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    try:
+        decoder.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise BundleMismatchError(f"{path}: its tensors are not those of the configured decoder: {error}") from error
+    return decoder.eval().requires_grad_(False)
+
+
+def _check_together(vocabulary: Vocabulary, config: DecoderConfig, networks: Sequence[Decoder], *, where: str) -> None:
+    if config.num_items != vocabulary.num_items:
+        raise BundleMismatchError(
+            f"{where}: the network has {config.num_items} items, the vocabulary {vocabulary.num_items}"
+        )
+    if any(network.config != config for network in networks):
+        raise BundleMismatchError(f"{where}: base and experts differ in configuration")
+
+
+def _version_of(manifest: Mapping[str, Any]) -> str:
+    keys = ("format_version", "decoder", "domains", "vocabulary_fingerprint", "files")
+    content = {key: manifest[key] for key in keys}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:VERSION_LENGTH]

@@ -1,0 +1,140 @@
+"""
+Training a decoder to predict items on mixed sequences: what the base and the experts have in common.
+
+They differ in which positions predict what (``losses.next_item_targets`` or ``losses.domain_specific_targets``) and
+in the candidates of the softmax and of the ranking (all items, or one domain's).
+
+Shapes: B = sequences, T = positions, N = rows, D = width, X = candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.dataset import Sequences, TokenArray, pad_right
+from models.decoder import Decoder
+from models.losses import NO_TARGET, linear_cross_entropy
+from models.metrics import ndcg_at_k, pessimistic_ranks
+from models.training import epoch_generator, length_bucketed_batches
+from models.vocabulary import TokenRange
+
+VALIDATION_BATCH = 256
+# Scores held at once while ranking, in elements (32 MB).
+RANKING_ELEMENTS = 1 << 23
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """
+    Rows to rank: each history and the item that followed it.
+
+    Args:
+        histories: non-empty token sequences, one per row.
+        targets: the token to rank, one per row, inside the candidates it will be ranked among.
+    """
+
+    histories: Sequence[TokenArray]
+    targets: TokenArray
+
+
+@dataclass(frozen=True)
+class PredictionObjective:
+    """
+    Predict items on mixed training sequences (an ``Objective`` of ``training.fit``).
+
+    Args:
+        name: stage name.
+        fingerprint: of the data.
+        sequences: training sequences; those without two items ask nothing and are left out.
+        targets_of: [B, T] whole padded sequences -> [B, T-1] target tokens, 0 where a position asks nothing.
+        candidates: tokens of the softmax and of the ranking.
+        validation: rows that early stopping ranks.
+        max_length: most positions that the decoder takes.
+        batch_size: rows per step.
+        seed: of the shuffles.
+    """
+
+    name: str
+    fingerprint: str
+    sequences: Sequence[TokenArray]
+    targets_of: Callable[[Tensor], Tensor]
+    candidates: TokenRange
+    validation: HeldOut
+    max_length: int
+    batch_size: int
+    seed: int
+
+    def num_batches(self) -> int:
+        """Steps per epoch."""
+        return -(-len(self.sequences) // self.batch_size)
+
+    def batches(self, epoch: int) -> Iterator[Tensor]:
+        """Whole sequences [B, T], similar lengths together."""
+        lengths = np.asarray([len(sequence) for sequence in self.sequences])
+        generator = epoch_generator(self.seed, self.name, epoch)
+        for rows in length_bucketed_batches(lengths, self.batch_size, generator):
+            # One more than the decoder's positions: the last item is only a target.
+            longest = min(int(lengths[rows].max()), self.max_length + 1)
+            yield pad_right((self.sequences[row] for row in rows), longest)
+
+    def loss(self, module: Decoder, batch: Tensor) -> Tensor:
+        """Mean cross-entropy over the positions that ask something, within the candidates."""
+        token_ids_BT = batch.to(module.item_embeddings_VD.device, non_blocking=True)
+        targets_BT = self.targets_of(token_ids_BT)
+        hidden_BTD = module(token_ids_BT[:, :-1])
+        asks_BT = targets_BT != NO_TARGET
+        table_XD = module.item_embeddings_VD[self.candidates.columns]
+        return linear_cross_entropy(hidden_BTD[asks_BT], table_XD, targets_BT[asks_BT] - self.candidates.first)
+
+    def validate(self, module: Decoder) -> float | None:
+        """Mean NDCG@10 over the validation rows; None if there are none."""
+        if not len(self.validation.targets):
+            return None
+        ranks_N = rank_held_out(module, self.validation, self.candidates)
+        return float(ndcg_at_k(ranks_N, 10).mean())
+
+
+def trainable_sequences(sequences: Sequences) -> list[TokenArray]:
+    """The sequences of at least two items: shorter ones have nothing to predict."""
+    return [sequence for sequence in sequences if len(sequence) >= 2]
+
+
+def held_out_rows(train: Sequences, targets_U: TokenArray, candidates: TokenRange) -> HeldOut:
+    """The users whose held-out item is a candidate and whose history is not empty."""
+    chosen = np.flatnonzero((targets_U >= candidates.first) & (targets_U <= candidates.last) & (train.lengths > 0))
+    return HeldOut([train[int(user)] for user in chosen], targets_U[chosen])
+
+
+@torch.inference_mode()
+def last_hidden_states(decoder: Decoder, histories: Sequence[TokenArray]) -> Tensor:
+    """Hidden state [N, D] after the last item of every history (its last ``max_length`` items are read)."""
+    device = decoder.item_embeddings_VD.device
+    lengths = np.asarray([min(len(history), decoder.config.max_length) for history in histories], dtype=np.int64)
+    order: npt.NDArray[np.int64] = np.argsort(lengths, kind="stable")
+    hidden_ND = torch.empty(len(histories), decoder.config.width, device=device)
+    for start in range(0, len(order), VALIDATION_BATCH):
+        rows = order[start : start + VALIDATION_BATCH]
+        token_ids_BT = pad_right((histories[row] for row in rows), int(lengths[rows].max())).to(device)
+        hidden_BTD = decoder(token_ids_BT)
+        hidden_ND[rows] = hidden_BTD[torch.arange(len(rows)), torch.from_numpy(lengths[rows] - 1).to(device)]
+    return hidden_ND
+
+
+@torch.inference_mode()
+def rank_held_out(decoder: Decoder, held_out: HeldOut, candidates: TokenRange) -> Tensor:
+    """Pessimistic rank [N] of every held-out item among the candidates, on the CPU."""
+    hidden_ND = last_hidden_states(decoder, held_out.histories)
+    table_XD = decoder.item_embeddings_VD[candidates.columns]
+    columns_N = torch.from_numpy(held_out.targets.astype(np.int64)).to(hidden_ND.device) - candidates.first
+    rows = max(1, RANKING_ELEMENTS // len(candidates))
+    ranks = [
+        pessimistic_ranks(hidden_ND[start : start + rows] @ table_XD.T, columns_N[start : start + rows])
+        for start in range(0, len(hidden_ND), rows)
+    ]
+    return torch.cat(ranks).cpu()

@@ -1,0 +1,49 @@
+"""Stage 1, first half: the base decoder theta_M, next-item prediction over all items of all domains (eq. 7-8)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from models.dataset import Dataset
+from models.decoder import Decoder, DecoderConfig
+from models.losses import next_item_targets
+from models.prediction import PredictionObjective, held_out_rows, trainable_sequences
+from models.training import Progress, TrainingConfig, TrainingResult, fit
+from models.vocabulary import TokenRange
+
+
+def train_base(
+    dataset: Dataset,
+    decoder_config: DecoderConfig,
+    config: TrainingConfig,
+    *,
+    device: torch.device,
+    resume_file: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[Decoder, TrainingResult]:
+    """
+    Train the base on the mixed training sequences.
+
+    loss = - mean over positions t of log softmax_x(h_t . e_x)[s_{t+1}], x over every item of every domain. The epoch
+    with the best NDCG@10 on validation items, ranked among all items, is kept.
+    """
+    all_items = TokenRange(1, dataset.vocabulary.num_items)
+    objective = PredictionObjective(
+        name="base",
+        fingerprint=dataset.fingerprint,
+        sequences=trainable_sequences(dataset.train),
+        targets_of=next_item_targets,
+        candidates=all_items,
+        validation=held_out_rows(dataset.train, dataset.validation, all_items),
+        max_length=decoder_config.max_length,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        base = Decoder(decoder_config)
+    base = base.to(device)
+    result = fit(base, objective, config, resume_file=resume_file, progress=progress)
+    return base, result

@@ -1,0 +1,363 @@
+"""
+The one training loop, for the base, the experts and every recommender.
+
+An ``Objective`` says what a batch is, what its loss is and how good the network is on validation; ``fit`` does the
+rest: seeded epochs, Adam, early stopping on the best epoch, progress, and resuming after a kill.
+
+Everything random in epoch e is drawn from generators seeded by (seed, objective, e) alone, so a run that resumes
+after epoch e goes on exactly as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from models.errors import ResumeMismatchError, TrainingError
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+ModuleContraT = TypeVar("ModuleContraT", bound=nn.Module, contravariant=True)
+BatchT = TypeVar("BatchT")
+
+# Batches whose rows are sorted together by length: enough for nearly even lengths inside a batch, few enough that
+# what shares a batch still changes from epoch to epoch.
+BUCKET_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """
+    How to train; the defaults are the released code's.
+
+    Args:
+        learning_rate: of Adam, > 0.
+        batch_size: rows of one step.
+        max_epochs: upper bound of epochs.
+        patience: stop after this many epochs in a row without a better validation metric.
+        seed: of shuffling and dropout.
+    """
+
+    learning_rate: float = 3e-4
+    batch_size: int = 128
+    max_epochs: int = 300
+    patience: int = 10
+    seed: int = 2025
+
+
+class Objective(Protocol[ModuleContraT, BatchT]):
+    """What ``fit`` optimises; BatchT is whatever the objective's own ``batches`` yields."""
+
+    @property
+    def name(self) -> str:
+        """Unique within a run; part of every seed and of the name of the resume file."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the data and options behind it: a resume file of another fingerprint is refused."""
+        ...
+
+    def batches(self, epoch: int) -> Iterable[BatchT]:
+        """One epoch's batches, the same for the same epoch number."""
+        ...
+
+    def num_batches(self) -> int:
+        """How many batches an epoch has."""
+        ...
+
+    def loss(self, module: ModuleContraT, batch: BatchT) -> Tensor:
+        """Scalar loss of one batch; the module is in training mode."""
+        ...
+
+    def validate(self, module: ModuleContraT) -> float | None:
+        """Validation NDCG@10, higher is better; None where there are no validation rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step done; ``loss`` is a device scalar, so reading it every step would synchronise: read it seldom."""
+
+    stage: str
+    epoch: int
+    step: int
+    num_steps: int
+    loss: Tensor
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One epoch done. Epoch 0 is the network as it came, validated before any step; its loss is NaN."""
+
+    stage: str
+    epoch: int
+    max_epochs: int
+    loss: float
+    metric: float | None
+    best_metric: float | None
+    best_epoch: int
+    seconds: float
+
+
+class Progress(Protocol):
+    """Where ``fit`` reports."""
+
+    def on_step(self, report: StepReport) -> None:
+        """Called after every step."""
+        ...
+
+    def on_epoch(self, report: EpochReport) -> None:
+        """Called after every epoch, those found in a resume file included."""
+        ...
+
+
+class Silent:
+    """Progress that goes nowhere."""
+
+    def on_step(self, report: StepReport) -> None:
+        """Nothing."""
+
+    def on_epoch(self, report: EpochReport) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What ``fit`` did: one report per epoch, and which epoch's weights the module now holds."""
+
+    epochs: tuple[EpochReport, ...]
+    best_epoch: int
+    best_metric: float | None
+
+
+def fit(
+    module: ModuleT,
+    objective: Objective[ModuleT, BatchT],
+    config: TrainingConfig,
+    *,
+    resume_file: Path | None = None,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """
+    Train *module* in place and leave it with its best epoch's weights, in evaluation mode.
+
+    1. Resume: if *resume_file* exists, weights, optimiser and history come from it.
+    2. Epoch 0 validates the network as it came, so that adapting can never end worse than not adapting.
+    3. Each epoch: seed, steps, validation, then the resume file is replaced atomically.
+    4. Stop after ``patience`` epochs without a strictly better metric, or at ``max_epochs``.
+    5. Load the best epoch's weights; without validation rows, the last epoch's.
+
+    Args:
+        module: already on its device; CUDA trains in bfloat16 autocast, the CPU in float32.
+        objective: data, loss and validation.
+        config: schedule.
+        resume_file: safetensors file to resume from and to write after every epoch.
+        progress: receiver of reports.
+
+    Raises:
+        ResumeMismatchError: the resume file belongs to another objective or configuration.
+        TrainingError: the loss became NaN or infinite.
+    """
+    progress = progress or Silent()
+    state = _State.fresh(module, config)
+    identity = _identity(objective, config)
+    if resume_file is not None and resume_file.is_file():
+        state.load(resume_file, identity)
+        for report in state.history:
+            progress.on_epoch(report)
+    else:
+        started = time.perf_counter()
+        metric = objective.validate(module.eval())
+        state.record(objective.name, 0, math.nan, metric, config, time.perf_counter() - started)
+        progress.on_epoch(state.history[-1])
+    while not state.finished(config):
+        epoch = len(state.history)
+        started = time.perf_counter()
+        loss = _run_epoch(module, objective, state.optimiser, config, epoch, progress)
+        metric = objective.validate(module.eval())
+        state.record(objective.name, epoch, loss, metric, config, time.perf_counter() - started)
+        if resume_file is not None:
+            state.save(resume_file, identity)
+        progress.on_epoch(state.history[-1])
+    module.load_state_dict(state.best_weights)
+    module.eval()
+    last = state.history[-1]
+    return TrainingResult(tuple(state.history), last.best_epoch, last.best_metric)
+
+
+def resolve_device(name: str) -> torch.device:
+    """
+    ``auto`` (CUDA if there is one, else CPU), ``cpu``, ``cuda`` or ``cuda:N`` as a device.
+
+    Raises:
+        TrainingError: CUDA was asked for and is not there, or the name is unknown.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise TrainingError(f"unknown device {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("device cuda asked for, but torch finds no CUDA device")
+    return device
+
+
+def epoch_generator(seed: int, name: str, epoch: int) -> np.random.Generator:
+    """The NumPy generator of one epoch, a function of its arguments alone."""
+    return np.random.default_rng(_epoch_seed(seed, name, epoch))
+
+
+def length_bucketed_batches(
+    lengths_U: npt.NDArray[np.int64], batch_size: int, generator: np.random.Generator
+) -> Iterator[npt.NDArray[np.int64]]:
+    """
+    Row numbers of every batch of one epoch: shuffled, similar lengths together, batches in random order.
+
+    Each row appears exactly once. Sorting happens inside windows of 16 batches of a fresh shuffle.
+    """
+    shuffled_U = generator.permutation(len(lengths_U))
+    window = batch_size * BUCKET_BATCHES
+    batches = []
+    for start in range(0, len(shuffled_U), window):
+        rows = shuffled_U[start : start + window]
+        rows = rows[np.argsort(lengths_U[rows], kind="stable")]
+        batches += [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+    return (batches[index] for index in generator.permutation(len(batches)))
+
+
+def _epoch_seed(seed: int, name: str, epoch: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}:{epoch}".encode()).digest()[:8], "big") >> 1
+
+
+def _run_epoch(
+    module: ModuleT,
+    objective: Objective[ModuleT, BatchT],
+    optimiser: torch.optim.Optimizer,
+    config: TrainingConfig,
+    epoch: int,
+    progress: Progress,
+) -> float:
+    device = next(module.parameters()).device
+    module.train()
+    total = torch.zeros((), device=device)
+    num_steps = objective.num_batches()
+    steps = 0
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(_epoch_seed(config.seed, objective.name, epoch))
+        for batch in objective.batches(epoch):
+            with _precision(device):
+                loss = objective.loss(module, batch)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            total += loss.detach()
+            steps += 1
+            progress.on_step(StepReport(objective.name, epoch, steps, num_steps, total / steps))
+    mean = float(total) / max(1, steps)
+    if not math.isfinite(mean):
+        raise TrainingError(f"{objective.name}: the loss of epoch {epoch} is {mean}")
+    return mean
+
+
+def _precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    if device.type == "cuda":
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def _identity(objective: Objective[ModuleContraT, BatchT], config: TrainingConfig) -> str:
+    return json.dumps([objective.name, objective.fingerprint, dataclasses.asdict(config)], sort_keys=True)
+
+
+@dataclass
+class _State(Generic[ModuleT]):
+    """All that changes from epoch to epoch; what the resume file holds."""
+
+    module: ModuleT
+    optimiser: torch.optim.Adam
+    best_weights: dict[str, Tensor]
+    history: list[EpochReport]
+
+    @classmethod
+    def fresh(cls, module: ModuleT, config: TrainingConfig) -> _State[ModuleT]:
+        optimiser = torch.optim.Adam(module.parameters(), lr=config.learning_rate, fused=True)
+        return cls(module, optimiser, _clone(module.state_dict()), [])
+
+    def record(
+        self, stage: str, epoch: int, loss: float, metric: float | None, config: TrainingConfig, seconds: float
+    ) -> None:
+        previous = self.history[-1] if self.history else None
+        best_metric = previous.best_metric if previous else None
+        best_epoch = previous.best_epoch if previous else 0
+        if metric is None or best_metric is None or metric > best_metric:
+            best_metric, best_epoch = metric, epoch
+            self.best_weights = _clone(self.module.state_dict())
+        self.history.append(
+            EpochReport(stage, epoch, config.max_epochs, loss, metric, best_metric, best_epoch, seconds)
+        )
+
+    def finished(self, config: TrainingConfig) -> bool:
+        last = self.history[-1]
+        return last.epoch >= config.max_epochs or last.epoch - last.best_epoch >= config.patience
+
+    def save(self, path: Path, identity: str) -> None:
+        tensors = {f"module.{key}": value for key, value in self.module.state_dict().items()}
+        tensors |= {f"best.{key}": value for key, value in self.best_weights.items()}
+        for index, slots in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"adam.{index}.{slot}": value for slot, value in slots.items()}
+        history = [dataclasses.asdict(report) for report in self.history]
+        metadata = {"identity": identity, "history": json.dumps(history)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = path.with_suffix(".partial")
+        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, staging, metadata=metadata)
+        with staging.open("rb") as file:
+            os.fsync(file.fileno())
+        staging.replace(path)
+
+    def load(self, path: Path, identity: str) -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                if metadata["identity"] != identity:
+                    raise ResumeMismatchError(
+                        f"{path} belongs to another run:\n  there: {metadata['identity']}\n  here:  {identity}\n"
+                        "give another run folder, or start anew"
+                    )
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        except ResumeMismatchError:
+            raise
+        except Exception as error:
+            raise ResumeMismatchError(f"{path}: not a readable resume file: {error}") from error
+        self.module.load_state_dict(_under("module.", tensors))
+        self.best_weights = _clone(_under("best.", tensors))
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, value in _under("adam.", tensors).items():
+            index, slot = key.split(".", 1)
+            slots.setdefault(int(index), {})[slot] = value
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": slots})
+        self.history = [EpochReport(**report) for report in json.loads(metadata["history"])]
+
+
+def _clone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in weights.items()}
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
