@@ -1,0 +1,59 @@
+# make demo    prepare, train, serve and regenerate on the bundled sample of real data
+# make test    the whole test suite
+# make check   linting, formatting, strict typing, and that everything imports
+# make bench   every benchmark; the last line of each is its result as JSON
+#
+# On a fresh machine each of them first builds .venv; only Python >= 3.11 with venv is needed. PYTHON names another
+# interpreter, VENV another folder, ARGS goes to pytest: make test ARGS='-k contrastive -x'
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: help install demo test check bench clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+install: $(INSTALLED)
+
+# torch goes first and alone, so that whoever wants another build of it (CUDA, ROCm) installs that into $(VENV)
+# beforehand and keeps it: pip is content with any build of the pinned version.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Taesar needs Python >= 3.11, $(PYTHON) is $$($(PYTHON) --version 2>&1); try: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	  || { rm -rf $(VENV); echo "python -m venv failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/demo.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -W error -c 'import pkgutil, importlib, app, models; \
+	  [importlib.import_module(m.name) for p in (app, models) for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")]'
+
+bench: $(INSTALLED)
+	@shopt -s nullglob; benches=(benchmarks/bench_*.py); \
+	  (( $${#benches[@]} )) || { echo "no benchmarks: nothing matches benchmarks/bench_*.py"; exit 1; }; \
+	  for bench in "$${benches[@]}"; do echo "== $$bench"; $(BIN)/python "$$bench" $(ARGS); done
+
+clean:
+	rm -rf $(VENV) build demo-run *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
