@@ -19,7 +19,6 @@ from models.decoder import Decoder, DecoderConfig
 from models.pretrain import train_base
 from models.training import Progress, TrainingConfig, TrainingResult
 
-
 BASE_TRAINING = TrainingConfig()
 # At most the released code's 20 epochs; experts peak within a few, so five misses are enough to stop.
 EXPERT_TRAINING = TrainingConfig(max_epochs=20, patience=5)

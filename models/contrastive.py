@@ -1,0 +1,263 @@
+"""
+Adaptive contrastive decoding (eq. 12-15): for a source item with history s[:t], replace it by a target item or delete.
+
+Three decoders read the history: the target expert theta_T, the base theta_M and the expert theta_S of the source
+item's own domain. Their logits l_T, l_M, l_S over the items are weighed against one another by a rule:
+
+``paper``
+    alpha = 1 - H(p_T) / ln|X|            how sure the target expert is, in [0, 1]
+    beta  = 1 - JSD(p_M, p_S) / ln 2      how far base and source expert agree, in [0, 1]
+    score(x) = (1 + alpha) l_T(x) + beta (l_M(x) - l_S(x))
+    Global step, X = all items: an argmax outside the target domain deletes the item. Local step, X = the target
+    domain: alpha and beta anew, the argmax replaces the item.
+    The stored text of the paper lost its formulas. This is our reading of its prose, its figure 3 and the shape of
+    the released code.
+``reference``
+    What the released code computes, padding column, off-by-one and all: element-wise weights, score
+    (1 + alpha) l_T - beta l_S, local scores written over the global ones before one argmax over everything, and
+    argmax + 1 as the token. For parity and for measuring what the off-by-one leaks; not for use.
+``reference-corrected``
+    The same without the + 1.
+
+Everything here is a pure function of hidden states and item tables. Logits exist for one block of positions at a
+time, never for all.
+
+Shapes: N = positions, C = positions of one block, D = width, V = num_items + 1, X = candidate items (a column range).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.vocabulary import PADDING, TokenRange
+
+Rule = Literal["paper", "reference", "reference-corrected"]
+RULES: tuple[Rule, ...] = ("paper", "reference", "reference-corrected")
+
+DELETED = PADDING
+# Logits of one decoder held at once, in elements: 2 M floats are 8 MB, about a core's share of the last-level cache.
+BLOCK_ELEMENTS = 1 << 21
+# A row of a matrix product is computed alike whatever the other rows hold, and however many there are, as long as
+# there are at least this many (below, the libraries take other kernels that round differently).
+MIN_BLOCK_ROWS = 16
+# More rows than this gain no speed.
+MAX_BLOCK_ROWS = 256
+# The released code's guard of logarithm and quotient.
+REFERENCE_EPSILON = 1e-10
+
+
+class View(NamedTuple):
+    """One decoder's part: its hidden states [N, D] at the positions to decide, and its item table [V, D]."""
+
+    hidden_ND: Tensor
+    table_VD: Tensor
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """
+    What happens to each of N source items; every field has shape [N].
+
+    Args:
+        token_ids_N: int64, the replacing token of the target domain, or 0: deleted.
+        alpha_N: weight of the target expert in the deciding step (rule ``paper``: the local step where there was
+            one, else the global; reference rules: at the winning item).
+        beta_N: weight of the contrast, likewise.
+        score_N: the winning score of the deciding step.
+        margin_N: its lead over the runner-up's, >= 0; infinite when there is one candidate only.
+    """
+
+    token_ids_N: Tensor
+    alpha_N: Tensor
+    beta_N: Tensor
+    score_N: Tensor
+    margin_N: Tensor
+
+
+def decide(
+    rule: Rule,
+    *,
+    target_expert: View,
+    base: View,
+    source_expert: View,
+    target_range: TokenRange,
+    block_elements: int = BLOCK_ELEMENTS,
+) -> Decisions:
+    """
+    Decide N source items of one source domain for one target domain.
+
+    Args:
+        rule: see the top of this file.
+        target_expert: theta_T, hidden states after s[:t].
+        base: theta_M, likewise.
+        source_expert: theta_S, the expert of the items' own domain, likewise.
+        target_range: the target domain's tokens.
+        block_elements: most logits of one decoder held at once (at least 16 positions are taken).
+
+    Returns:
+        One decision per position. A position's decision does not depend on the other positions.
+    """
+    N, V = len(base.hidden_ND), len(base.table_VD)
+    rows = min(MAX_BLOCK_ROWS, max(MIN_BLOCK_ROWS, block_elements // V))
+    decide_block = _decide_paper if rule == "paper" else _decide_reference
+    shift = 1 if rule == "reference" else 0
+    blocks = [
+        decide_block(
+            _block_logits(target_expert, start, rows),
+            _block_logits(base, start, rows),
+            _block_logits(source_expert, start, rows),
+            target_range,
+            shift,
+        )
+        for start in range(0, N, rows)
+    ]
+    if not blocks:
+        empty = base.hidden_ND.new_zeros(0)
+        return Decisions(empty.long(), empty, empty, empty, empty)
+    return Decisions(*(torch.cat(parts)[:N] for parts in zip(*blocks, strict=True)))
+
+
+def confidence(logits_CX: Tensor) -> Tensor:
+    """
+    How sure a decoder is, alpha of rule ``paper``: 1 - H(p) / ln X with p = softmax(logits), [C] in [0, 1].
+
+    1 for a certain distribution (and for a single candidate), 0 for a uniform one.
+    """
+    X = logits_CX.shape[1]
+    if X == 1:
+        return torch.ones_like(logits_CX[:, 0])
+    normaliser_C = torch.logsumexp(logits_CX, dim=1)
+    probabilities_CX = torch.exp(logits_CX - normaliser_C[:, None])
+    # H = -sum p ln p = ln Z - sum p l
+    entropy_C = normaliser_C - (probabilities_CX * logits_CX).sum(dim=1)
+    return (1 - entropy_C / math.log(X)).clamp(0, 1)
+
+
+def agreement(first_CX: Tensor, second_CX: Tensor) -> Tensor:
+    """
+    How far two decoders agree, beta of rule ``paper``: 1 - JSD(p, q) / ln 2, [C] in [0, 1].
+
+    p and q are the softmax of the two logits. 1 for equal distributions, 0 for disjoint ones.
+    """
+    log_p_CX = torch.log_softmax(first_CX, dim=1)
+    log_q_CX = torch.log_softmax(second_CX, dim=1)
+    p_CX, q_CX = log_p_CX.exp(), log_q_CX.exp()
+    # JSD = (sum p ln p + sum q ln q) / 2 - sum m ln m with m = (p + q) / 2. A probability that underflows to 0 meets
+    # a finite logarithm of its own, and xlogy(0, 0) = 0, so every term is finite.
+    mean_CX = (p_CX + q_CX).mul_(0.5)
+    own_C = (p_CX.mul_(log_p_CX) + q_CX.mul_(log_q_CX)).sum(dim=1) / 2
+    divergence_C = own_C - torch.xlogy(mean_CX, mean_CX).sum(dim=1)
+    return (1 - divergence_C / math.log(2)).clamp(0, 1)
+
+
+def paper_scores(target_CX: Tensor, base_CX: Tensor, source_CX: Tensor, alpha_C: Tensor, beta_C: Tensor) -> Tensor:
+    """Score (1 + alpha) l_T + beta (l_M - l_S) of every candidate, [C, X] (eq. 14 in our reading)."""
+    return (1 + alpha_C[:, None]) * target_CX + beta_C[:, None] * (base_CX - source_CX)
+
+
+def reference_confidence(logits_CX: Tensor) -> Tensor:
+    """
+    The released code's alpha, per candidate: (1 - h_i) / (1 - max_j h_j), h_i = -p_i ln(p_i + 1e-10), [C, X].
+
+    Differs from the paper's text, whose alpha is one number per position.
+    """
+    probabilities_CX = torch.softmax(logits_CX, dim=1)
+    terms_CX = -probabilities_CX * torch.log(probabilities_CX + REFERENCE_EPSILON)
+    return (1 - terms_CX) / (1 - terms_CX.amax(dim=1, keepdim=True))
+
+
+def reference_divergence(base_CX: Tensor, source_CX: Tensor) -> Tensor:
+    """
+    Terms of the released code's divergence: (m ln(m / p_M) + m ln(m / p_S)) / 2, m the mean, [C, X].
+
+    Its arguments are swapped against the Jensen-Shannon divergence. In logarithms throughout, so that a probability
+    that underflows gives 0 where the released code gives NaN.
+    """
+    log_p_CX = torch.log_softmax(base_CX, dim=1)
+    log_q_CX = torch.log_softmax(source_CX, dim=1)
+    log_mean_CX = torch.logaddexp(log_p_CX, log_q_CX) - math.log(2)
+    return log_mean_CX.exp() * (log_mean_CX - (log_p_CX + log_q_CX) / 2)
+
+
+def reference_disagreement(base_CX: Tensor, source_CX: Tensor) -> Tensor:
+    """The released code's beta, per candidate: js_i / (max_j js_j + 1e-10), [C, X]."""
+    terms_CX = reference_divergence(base_CX, source_CX)
+    return terms_CX / (terms_CX.amax(dim=1, keepdim=True) + REFERENCE_EPSILON)
+
+
+def reference_scores(target_CX: Tensor, source_CX: Tensor, alpha_CX: Tensor, beta_CX: Tensor) -> Tensor:
+    """Score (1 + alpha) l_T - beta l_S of the released code, [C, X]; the base's logits enter through beta only."""
+    return (1 + alpha_CX) * target_CX - beta_CX * source_CX
+
+
+_Block = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _block_logits(view: View, start: int, rows: int) -> Tensor:
+    """Logits [C, V] of positions start.. in a product of at least MIN_BLOCK_ROWS rows; the padded rows are zero."""
+    hidden_CD = view.hidden_ND[start : start + rows]
+    if len(hidden_CD) < MIN_BLOCK_ROWS:
+        padded_CD = hidden_CD.new_zeros(MIN_BLOCK_ROWS, hidden_CD.shape[1])
+        padded_CD[: len(hidden_CD)] = hidden_CD
+        hidden_CD = padded_CD
+    return hidden_CD @ view.table_VD.T
+
+
+def _decide_paper(target_CV: Tensor, base_CV: Tensor, source_CV: Tensor, target_range: TokenRange, _: int) -> _Block:
+    # 1. Global step over all items; column 0 is padding and no candidate.
+    items = slice(1, target_CV.shape[1])
+    token_C, alpha_C, beta_C, score_C, margin_C = _paper_step(target_CV, base_CV, source_CV, items)
+    convertible_C = (token_C >= target_range.first) & (token_C <= target_range.last)
+    # 2. Local step over the target domain, where the global argmax fell into it.
+    local = _paper_step(
+        target_CV[convertible_C], base_CV[convertible_C], source_CV[convertible_C], target_range.columns
+    )
+    token_C = torch.where(convertible_C, token_C, DELETED)
+    for decided_C, local_C in zip((token_C, alpha_C, beta_C, score_C, margin_C), local, strict=True):
+        decided_C[convertible_C] = local_C
+    return token_C, alpha_C, beta_C, score_C, margin_C
+
+
+def _paper_step(target_CV: Tensor, base_CV: Tensor, source_CV: Tensor, columns: slice) -> _Block:
+    target_CX, base_CX, source_CX = target_CV[:, columns], base_CV[:, columns], source_CV[:, columns]
+    alpha_C, beta_C = confidence(target_CX), agreement(base_CX, source_CX)
+    scores_CX = paper_scores(target_CX, base_CX, source_CX, alpha_C, beta_C)
+    column_C, score_C, margin_C = _best(scores_CX)
+    return column_C + columns.start, alpha_C, beta_C, score_C, margin_C
+
+
+def _decide_reference(
+    target_CV: Tensor, base_CV: Tensor, source_CV: Tensor, target_range: TokenRange, shift: int
+) -> _Block:
+    # 1. Global scores over every column, padding included.
+    alpha_CV, beta_CV = reference_confidence(target_CV), reference_disagreement(base_CV, source_CV)
+    scores_CV = reference_scores(target_CV, source_CV, alpha_CV, beta_CV)
+    best_C = scores_CV.argmax(dim=1)
+    convertible_C1 = ((best_C >= target_range.first) & (best_C <= target_range.last))[:, None]
+    # 2. Local scores over the target domain's columns, written over the global ones where the argmax fell into it.
+    columns = target_range.columns
+    target_CX = target_CV[:, columns]
+    alpha_CX = reference_confidence(target_CX)
+    beta_CX = reference_disagreement(base_CV[:, columns], source_CV[:, columns])
+    local_CX = reference_scores(target_CX, source_CV[:, columns], alpha_CX, beta_CX)
+    for whole_CV, part_CX in ((scores_CV, local_CX), (alpha_CV, alpha_CX), (beta_CV, beta_CX)):
+        whole_CV[:, columns] = torch.where(convertible_C1, part_CX, whole_CV[:, columns])
+    # 3. One argmax over the mixture.
+    winner_C, score_C, margin_C = _best(scores_CV)
+    written_C = winner_C + shift
+    in_target_C = (written_C >= target_range.first) & (written_C <= target_range.last)
+    alpha_C, beta_C = (weights_CV.gather(1, winner_C[:, None])[:, 0] for weights_CV in (alpha_CV, beta_CV))
+    return torch.where(in_target_C, written_C, DELETED), alpha_C, beta_C, score_C, margin_C
+
+
+def _best(scores_CX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Column, score and lead of each row's best candidate."""
+    top = scores_CX.topk(min(2, scores_CX.shape[1]), dim=1)
+    best_C = top.values[:, 0]
+    margin_C = best_C - top.values[:, 1] if scores_CX.shape[1] > 1 else torch.full_like(best_C, torch.inf)
+    return top.indices[:, 0], best_C, margin_C

@@ -1,0 +1,244 @@
+"""
+Stage 2: mixed sequences -> target-only sequences, and the composite dataset (eq. 3-6).
+
+Teacher-forced: one causal pass of every needed decoder over the original mixed sequence; replacements are not fed
+back. A source item at position 0 has no history to decide by and is deleted.
+
+Shapes: B = sequences, T = positions, N = source positions, D = width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.checkpoint import Bundle
+from models.contrastive import DELETED, RULES, Decisions, Rule, View, decide
+from models.dataset import TOKENS, TokenArray, pad_right
+from models.decoder import Decoder
+from models.vocabulary import TokenRange
+
+# Sequences are padded to the next multiple of this, so that the shape of a sequence's computation, and with it every
+# bit of the result, is a function of its own length (docs/decisions/0001-same-answer-in-any-batch.md).
+LENGTH_STEP = 16
+# Padded positions of one encoder call: enough for full-speed products, 32 sequences of 128.
+ENCODER_POSITIONS = 4096
+# Source positions decided together: bounds the memory of gathered hidden states (3 decoders x 128 floats each).
+WINDOW_POSITIONS = 1 << 15
+
+
+@dataclass(frozen=True)
+class Steps:
+    """
+    What was decided at each source position of one sequence, in order; parallel arrays.
+
+    Args:
+        positions: 0-based positions in the sequence that was regenerated.
+        source_tokens: the item that stood there.
+        replacements: the target token that replaces it, 0 where it is deleted.
+        alpha, beta, score, margin: see ``contrastive.Decisions``; NaN at position 0, which is not scored.
+    """
+
+    positions: npt.NDArray[np.int64]
+    source_tokens: TokenArray
+    replacements: TokenArray
+    alpha: npt.NDArray[np.float32]
+    beta: npt.NDArray[np.float32]
+    score: npt.NDArray[np.float32]
+    margin: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Regenerated:
+    """
+    One regenerated sequence.
+
+    Args:
+        token_ids: target items only, in the order of the input, consecutive repeats collapsed.
+        num_read: items of the input that were read: its last ``Regenerator.max_items``.
+        steps: one entry per source item read.
+    """
+
+    token_ids: TokenArray
+    num_read: int
+    steps: Steps
+
+    @property
+    def kept(self) -> int:
+        """Target items of the input."""
+        return self.num_read - len(self.steps.positions)
+
+    @property
+    def replaced(self) -> int:
+        """Source items that became target items."""
+        return int(np.count_nonzero(self.steps.replacements))
+
+    @property
+    def deleted(self) -> int:
+        """Source items that were dropped."""
+        return len(self.steps.positions) - self.replaced
+
+
+class Regenerator:
+    """A bundle and a rule, ready to regenerate; holds no state between calls, so threads may share it."""
+
+    def __init__(self, bundle: Bundle, rule: Rule = "paper") -> None:
+        assert rule in RULES
+        self.bundle = bundle
+        self.rule: Rule = rule
+
+    @property
+    def max_items(self) -> int:
+        """Most items of a sequence that are read: one more than the decoders' positions, as no item reads the last."""
+        return self.bundle.config.max_length + 1
+
+    def regenerate(self, sequences: Sequence[TokenArray], target: str) -> list[Regenerated]:
+        """
+        Rewrite every source item of every sequence into a target item, or delete it.
+
+        1. Cut each sequence to its last ``max_items`` items and list its source positions.
+        2. Encode the histories by base, target expert and the source experts needed, each only where needed.
+        3. Decide the source positions of one source domain after the other.
+        4. Put kept and replacing items in order and collapse consecutive repeats.
+
+        Args:
+            sequences: mixed token sequences, any lengths, empty ones included.
+            target: name of the target domain.
+
+        Returns:
+            One result per sequence, in order. A sequence's result does not depend on the others of the call.
+
+        Raises:
+            UnknownDomainError: the bundle has no such domain.
+        """
+        target_range = self.bundle.vocabulary.token_range(target)
+        histories = [np.asarray(sequence, dtype=TOKENS)[-self.max_items :] for sequence in sequences]
+        results: list[Regenerated] = []
+        for first, last in _windows(histories):
+            results += self._regenerate_window(histories[first:last], target, target_range)
+        return results
+
+    @torch.inference_mode()
+    def _regenerate_window(
+        self, histories: Sequence[TokenArray], target: str, target_range: TokenRange
+    ) -> list[Regenerated]:
+        source = _source_positions(histories, target_range)
+        domain_N = self.bundle.vocabulary.domain_of_tokens(source.tokens_N)
+        scored_N = source.positions_N > 0
+        replacements_N = np.zeros(len(source.tokens_N), dtype=TOKENS)
+        weights_4N = np.full((4, len(source.tokens_N)), np.nan, dtype=np.float32)
+        base, target_expert = self.bundle.base, self.bundle.expert(target)
+        read = _Reader(histories, source)
+        shared = np.flatnonzero(scored_N)
+        hidden_T, hidden_M = read.hidden_states(target_expert, shared), read.hidden_states(base, shared)
+        for index in np.unique(domain_N[scored_N]):
+            source_expert = self.bundle.experts[index]
+            ours = domain_N[shared] == index
+            chosen = shared[ours]
+            rows = torch.from_numpy(np.flatnonzero(ours)).to(hidden_M.device)
+            decisions = decide(
+                self.rule,
+                target_expert=View(hidden_T[rows], target_expert.item_embeddings_VD),
+                base=View(hidden_M[rows], base.item_embeddings_VD),
+                source_expert=View(read.hidden_states(source_expert, chosen), source_expert.item_embeddings_VD),
+                target_range=target_range,
+            )
+            replacements_N[chosen] = decisions.token_ids_N.cpu().numpy()
+            weights_4N[:, chosen] = _stacked(decisions)
+        return [
+            _assemble(history, source.of_sequence(index), replacements_N, weights_4N, source)
+            for index, history in enumerate(histories)
+        ]
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """All source items of a window of sequences, sequence by sequence, flat."""
+
+    sequences_N: npt.NDArray[np.int64]
+    positions_N: npt.NDArray[np.int64]
+    tokens_N: TokenArray
+
+    def of_sequence(self, index: int) -> slice:
+        return slice(*np.searchsorted(self.sequences_N, [index, index + 1]))
+
+
+class _Reader:
+    """Encodes the histories of chosen source positions, bucketed by each sequence's own padded length."""
+
+    def __init__(self, histories: Sequence[TokenArray], source: _Sources) -> None:
+        self._histories = histories
+        self._source = source
+
+    def hidden_states(self, decoder: Decoder, chosen_N: npt.NDArray[np.int64]) -> Tensor:
+        """Hidden states [len(chosen_N), D] after the item before each chosen source position."""
+        device = decoder.item_embeddings_VD.device
+        hidden_ND = torch.empty(len(chosen_N), decoder.config.width, device=device)
+        sequences_N = self._source.sequences_N[chosen_N]
+        # The item at a position does not read itself: the histories end one before the last item.
+        longest = decoder.config.max_length
+        padded_B = np.asarray([_padded_length(len(history) - 1, longest) for history in self._histories])
+        for length in np.unique(padded_B[sequences_N]):
+            members = np.unique(sequences_N[padded_B[sequences_N] == length])
+            batch = max(1, ENCODER_POSITIONS // length)
+            for start in range(0, len(members), batch):
+                rows = members[start : start + batch]
+                token_ids_BT = pad_right((self._histories[row][:-1] for row in rows), int(length))
+                hidden_BTD = decoder(token_ids_BT.to(device))
+                here = np.flatnonzero(np.isin(sequences_N, rows))
+                row_of = torch.from_numpy(np.searchsorted(rows, sequences_N[here])).to(device)
+                before = torch.from_numpy(self._source.positions_N[chosen_N[here]] - 1).to(device)
+                hidden_ND[torch.from_numpy(here).to(device)] = hidden_BTD[row_of, before]
+        return hidden_ND
+
+
+def _padded_length(length: int, longest: int) -> int:
+    return min(longest, max(1, -(-length // LENGTH_STEP)) * LENGTH_STEP)
+
+
+def _windows(histories: Sequence[TokenArray]) -> Iterator[tuple[int, int]]:
+    """Consecutive spans of sequences that together hold about WINDOW_POSITIONS items."""
+    first, held = 0, 0
+    for index, history in enumerate(histories):
+        held += len(history)
+        if held >= WINDOW_POSITIONS:
+            yield first, index + 1
+            first, held = index + 1, 0
+    if first < len(histories):
+        yield first, len(histories)
+
+
+def _source_positions(histories: Sequence[TokenArray], target_range: TokenRange) -> _Sources:
+    lengths = np.asarray([len(history) for history in histories], dtype=np.int64)
+    tokens = np.concatenate(histories) if histories else np.zeros(0, dtype=TOKENS)
+    sequences = np.repeat(np.arange(len(histories)), lengths)
+    positions = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    source = (tokens < target_range.first) | (tokens > target_range.last)
+    return _Sources(sequences[source], positions[source], tokens[source])
+
+
+def _stacked(decisions: Decisions) -> npt.NDArray[np.float32]:
+    parts = (decisions.alpha_N, decisions.beta_N, decisions.score_N, decisions.margin_N)
+    stacked: npt.NDArray[np.float32] = torch.stack(parts).cpu().numpy()
+    return stacked
+
+
+def _assemble(
+    history: TokenArray,
+    span: slice,
+    replacements_N: TokenArray,
+    weights_4N: npt.NDArray[np.float32],
+    source: _Sources,
+) -> Regenerated:
+    rewritten = history.copy()
+    rewritten[source.positions_N[span]] = replacements_N[span]
+    rewritten = rewritten[rewritten != DELETED]
+    repeats = np.zeros(len(rewritten), dtype=bool)
+    repeats[1:] = rewritten[1:] == rewritten[:-1]
+    steps = Steps(source.positions_N[span], source.tokens_N[span], replacements_N[span], *weights_4N[:, span])
+    return Regenerated(rewritten[~repeats], len(history), steps)
