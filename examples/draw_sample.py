@@ -41,7 +41,8 @@ def draw_users(table: pl.DataFrame) -> list[str]:
 def main(source: Path) -> None:
     """Write the sample: the drawn users' rows, sorted, as a gzip file without name or date."""
     table = pl.read_csv(source, infer_schema=False)
-    rows = table.filter(pl.col("user").is_in(draw_users(table))).sort("user", pl.col("timestamp").cast(pl.Int64), "item")
+    drawn = table.filter(pl.col("user").is_in(draw_users(table)))
+    rows = drawn.sort("user", pl.col("timestamp").cast(pl.Int64), "item")
     with SAMPLE.open("wb") as file, gzip.GzipFile("", "wb", 9, file, mtime=0) as packed:
         packed.write(rows.write_csv().encode())
 

@@ -6,6 +6,7 @@ ModelError
 |  |- InputFormatError          an input file cannot be read as the format that it claims
 |  |- BadRowsError              more bad rows than the stated share
 |  |- EmptyDatasetError         nothing survives the thresholds; names the one that emptied it
+|  |- OutputExistsError         the output folder holds something that must not be replaced
 |  `- DatasetFormatError        a prepared dataset folder is missing a file, damaged, or of another version
 |- VocabularyError
 |  |- UnknownDomainError        a domain that the bundle or dataset does not know
@@ -40,6 +41,10 @@ class BadRowsError(DataError):
 
 class EmptyDatasetError(DataError):
     """Nothing survives the thresholds; the message names the threshold that removed the last rows."""
+
+
+class OutputExistsError(DataError):
+    """The output folder holds something that must not be replaced."""
 
 
 class DatasetFormatError(DataError):
