@@ -1,0 +1,264 @@
+"""
+The composite dataset of one target domain: original and regenerated sequences together (eq. 6), and what was mapped.
+
+Folder layout:
+    composite.parquet   user_id, origin (original | regenerated), item_ids, token_ids: one row per sequence
+    <target>.inter      the same rows for RecBole: user_id:token, item_id_list:token_seq, item_id:token
+    counts.parquet      user_id, kept, replaced, deleted: one row per user
+    mapping.parquet     source_domain, source_item, target_item (null: deleted), count, mean_score, share
+    summary.json        target, rule, versions, totals, seconds
+
+Only ``Dataset.train`` is read, so no held-out item can enter. Rows come user by user in dataset order, the original
+first; rows of fewer than two items and exact repeats of a user's row are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from models.checkpoint import Bundle
+from models.contrastive import Rule
+from models.dataset import Dataset, TokenArray
+from models.errors import BundleMismatchError
+from models.regenerate import Regenerated, Regenerator
+from models.vocabulary import TokenRange, Vocabulary
+
+SUMMARY = "summary.json"
+COMPOSITE = "composite.parquet"
+COUNTS = "counts.parquet"
+MAPPING = "mapping.parquet"
+INTER_HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+# Users regenerated between two progress reports.
+USERS_PER_REPORT = 512
+# A row needs a history and an item to predict.
+SHORTEST_ROW = 2
+
+ORIGINAL, REGENERATED = "original", "regenerated"
+
+
+@dataclass(frozen=True)
+class CompositeSummary:
+    """Totals over all users; ``kept + replaced + deleted`` is the number of training interactions read."""
+
+    target: str
+    rule: Rule
+    bundle_version: str
+    dataset_fingerprint: str
+    users: int
+    original_rows: int
+    regenerated_rows: int
+    kept: int
+    replaced: int
+    deleted: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence of the composite."""
+
+    user: int
+    origin: str
+    token_ids: TokenArray
+
+
+def write_composite(
+    dataset: Dataset,
+    bundle: Bundle,
+    *,
+    target: str,
+    rule: Rule,
+    out: Path,
+    on_users: Callable[[int, int], None] | None = None,
+) -> CompositeSummary:
+    """
+    Regenerate every training sequence for *target* and write the folder described at the top.
+
+    Args:
+        dataset: prepared dataset; its vocabulary must be the bundle's.
+        bundle: base and experts.
+        target: name of the target domain.
+        rule: decoding rule.
+        out: the folder to write; an earlier composite there is replaced, anything else refused.
+        on_users: if given, called with (users done, users in all) as work goes on.
+
+    Raises:
+        UnknownDomainError: no such domain.
+        BundleMismatchError: the bundle was trained on other items.
+        FileExistsError: *out* holds something that is not a composite.
+    """
+    started = time.perf_counter()
+    if dataset.vocabulary.fingerprint != bundle.vocabulary.fingerprint:
+        raise BundleMismatchError(f"{bundle.directory}: its vocabulary is not that of dataset {dataset.directory}")
+    target_range = dataset.vocabulary.token_range(target)
+    if out.exists() and any(out.iterdir()) and not (out / SUMMARY).is_file():
+        raise FileExistsError(f"{out} exists and is not a composite dataset; choose another folder")
+    regenerated = _regenerate_all(dataset, Regenerator(bundle, rule), target, on_users)
+    rows = composite_rows(dataset.train, regenerated, target_range)
+    counts = np.asarray([(r.kept, r.replaced, r.deleted) for r in regenerated], dtype=np.int64).reshape(-1, 3)
+    original_rows = sum(row.origin == ORIGINAL for row in rows)
+    summary = CompositeSummary(
+        target=target,
+        rule=rule,
+        bundle_version=bundle.version,
+        dataset_fingerprint=dataset.fingerprint,
+        users=len(dataset.user_ids),
+        original_rows=original_rows,
+        regenerated_rows=len(rows) - original_rows,
+        kept=int(counts[:, 0].sum()),
+        replaced=int(counts[:, 1].sum()),
+        deleted=int(counts[:, 2].sum()),
+        seconds=round(time.perf_counter() - started, 3),
+    )
+    _write_folder(out, dataset, rows, counts, mapping_table(regenerated, dataset.vocabulary), summary)
+    return summary
+
+
+def composite_rows(
+    train: Iterable[TokenArray], regenerated: Iterable[Regenerated], target_range: TokenRange
+) -> list[Row]:
+    """Original target-only rows and regenerated ones, user by user; short rows and exact repeats left out."""
+    rows = []
+    for user, (sequence, result) in enumerate(zip(train, regenerated, strict=True)):
+        original = sequence[(sequence >= target_range.first) & (sequence <= target_range.last)]
+        if len(original) >= SHORTEST_ROW:
+            rows.append(Row(user, ORIGINAL, original))
+        if len(result.token_ids) >= SHORTEST_ROW and not np.array_equal(result.token_ids, original):
+            rows.append(Row(user, REGENERATED, result.token_ids))
+    return rows
+
+
+def mapping_table(regenerated: Sequence[Regenerated], vocabulary: Vocabulary) -> pl.DataFrame:
+    """
+    The source -> target dictionary with counts.
+
+    Returns:
+        Columns source_domain, source_item, target_item (null: deleted), count, mean_score (null where no decision
+        was scored, at position 0), share (count over all decisions of the source item), sorted by source domain and
+        item, then falling count.
+    """
+    steps = [result.steps for result in regenerated]
+    decisions = pl.DataFrame(
+        {
+            "source": _concatenate([step.source_tokens for step in steps], np.int32),
+            "target": _concatenate([step.replacements for step in steps], np.int32),
+            "score": _concatenate([step.score for step in steps], np.float32),
+        }
+    )
+    names = pl.DataFrame(
+        {
+            "token": np.arange(1, vocabulary.num_tokens, dtype=np.int32),
+            "domain": [d for d, ids in zip(vocabulary.domains, vocabulary.item_ids, strict=True) for _ in ids],
+            "item": [item for ids in vocabulary.item_ids for item in ids],
+        }
+    )
+    return (
+        decisions.group_by("source", "target")
+        .agg(
+            pl.len().cast(pl.Int64).alias("count"),
+            pl.col("score").cast(pl.Float64).fill_nan(None).mean().alias("mean_score"),
+        )
+        .with_columns((pl.col("count") / pl.col("count").sum().over("source")).alias("share"))
+        .join(names, left_on="source", right_on="token")
+        .join(names.select("token", target_item="item"), left_on="target", right_on="token", how="left")
+        .sort(["domain", "item", "count", "target"], descending=[False, False, True, False])
+        .select(
+            pl.col("domain").alias("source_domain"),
+            pl.col("item").alias("source_item"),
+            "target_item",
+            "count",
+            "mean_score",
+            "share",
+        )
+    )
+
+
+def _regenerate_all(
+    dataset: Dataset, regenerator: Regenerator, target: str, on_users: Callable[[int, int], None] | None
+) -> list[Regenerated]:
+    total = len(dataset.train)
+    regenerated: list[Regenerated] = []
+    while len(regenerated) < total:
+        users = range(len(regenerated), min(total, len(regenerated) + USERS_PER_REPORT))
+        regenerated += regenerator.regenerate([dataset.train[user] for user in users], target)
+        if on_users is not None:
+            on_users(len(regenerated), total)
+    return regenerated
+
+
+def _write_folder(
+    out: Path,
+    dataset: Dataset,
+    rows: Sequence[Row],
+    counts_U3: npt.NDArray[np.int64],
+    mapping: pl.DataFrame,
+    summary: CompositeSummary,
+) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        item_ids = [dataset.vocabulary.item_ids_of(row.token_ids) for row in rows]
+        users = [dataset.user_ids[row.user] for row in rows]
+        pl.DataFrame(
+            {
+                "user_id": users,
+                "origin": [row.origin for row in rows],
+                "item_ids": item_ids,
+                "token_ids": [row.token_ids.tolist() for row in rows],
+            },
+            schema={
+                "user_id": pl.String,
+                "origin": pl.String,
+                "item_ids": pl.List(pl.String),
+                "token_ids": pl.List(pl.Int32),
+            },
+        ).write_parquet(staging / COMPOSITE)
+        (staging / f"{summary.target}.inter").write_text(inter_text(users, item_ids), encoding="utf-8")
+        pl.DataFrame(
+            {"user_id": list(dataset.user_ids), **dict(zip(("kept", "replaced", "deleted"), counts_U3.T, strict=True))}
+        ).write_parquet(staging / COUNTS)
+        mapping.write_parquet(staging / MAPPING)
+        (staging / SUMMARY).write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
+        staging.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        staging.replace(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def inter_text(users: Iterable[str], item_ids: Iterable[Sequence[str]]) -> str:
+    """
+    Rows as a RecBole ``.inter`` file: each row's last item is the one to predict.
+
+    Tabs and spaces separate fields and items there, so white space (and %) inside an identifier is percent-encoded.
+
+    >>> print(inter_text(["u 1"], [["a", "b", "c"]]), end="")
+    user_id:token	item_id_list:token_seq	item_id:token
+    u%201	a b	c
+    """
+    lines = [
+        f"{_field(user)}\t{' '.join(map(_field, items[:-1]))}\t{_field(items[-1])}\n"
+        for user, items in zip(users, item_ids, strict=True)
+    ]
+    return INTER_HEADER + "".join(lines)
+
+
+def _field(identifier: str) -> str:
+    return re.sub(r"[\s%]", lambda match: quote(match.group()), identifier)
+
+
+def _concatenate(arrays: Sequence[npt.NDArray[np.generic]], dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
+    return np.concatenate(arrays).astype(dtype) if arrays else np.zeros(0, dtype=dtype)
