@@ -1,0 +1,1 @@
+"""Sequential recommenders behind one protocol; one file each."""
