@@ -14,9 +14,9 @@ from torch import Tensor
 from models.vocabulary import PADDING, TokenRange
 
 NO_TARGET = PADDING
-# Logits held at once, in elements: 8 M floats are 32 MB, large enough for full-speed products and small next to
+# Logits held at once, in elements: 2 M floats are 8 MB, large enough for full-speed products and small next to
 # [N, X], which is 4 GB at 10,000 positions and 100,000 items.
-CHUNK_ELEMENTS = 1 << 23
+CHUNK_ELEMENTS = 1 << 21
 # A product with fewer rows than this loses more to loading the item table than it saves in memory.
 MIN_CHUNK_ROWS = 64
 

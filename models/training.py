@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,8 @@ from models.errors import ResumeMismatchError, TrainingError
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ModuleContraT = TypeVar("ModuleContraT", bound=nn.Module, contravariant=True)
 BatchT = TypeVar("BatchT")
+
+Precision = Literal["auto", "float32", "bfloat16"]
 
 # Batches whose rows are sorted together by length: enough for nearly even lengths inside a batch, few enough that
 # what shares a batch still changes from epoch to epoch.
@@ -51,6 +53,9 @@ class TrainingConfig:
         max_epochs: upper bound of epochs.
         patience: stop after this many epochs in a row without a better validation metric.
         seed: of shuffling and dropout.
+        precision: of the products; weights, softmax and optimiser stay float32. ``auto`` is bfloat16 on CUDA and
+            float32 on the CPU, where few processors multiply bfloat16 natively; on those that do (AVX-512 BF16, AMX)
+            ``bfloat16`` about halves the time of a step.
     """
 
     learning_rate: float = 3e-4
@@ -58,6 +63,7 @@ class TrainingConfig:
     max_epochs: int = 300
     patience: int = 10
     seed: int = 2025
+    precision: Precision = "auto"
 
 
 class Objective(Protocol[ModuleContraT, BatchT]):
@@ -164,7 +170,7 @@ def fit(
     5. Load the best epoch's weights; without validation rows, the last epoch's.
 
     Args:
-        module: already on its device; CUDA trains in bfloat16 autocast, the CPU in float32.
+        module: already on its device.
         objective: data, loss and validation.
         config: schedule.
         resume_file: safetensors file to resume from and to write after every epoch.
@@ -262,7 +268,7 @@ def _run_epoch(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(_epoch_seed(config.seed, objective.name, epoch))
         for batch in objective.batches(epoch):
-            with _precision(device):
+            with _autocast(device, config.precision):
                 loss = objective.loss(module, batch)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -276,9 +282,9 @@ def _run_epoch(
     return mean
 
 
-def _precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    if device.type == "cuda":
-        return torch.autocast("cuda", dtype=torch.bfloat16)
+def _autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[object]:
+    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
 
