@@ -1,0 +1,332 @@
+"""
+The ``taesar`` command.
+
+Torch, polars and FastAPI load inside the command that needs them, so that ``taesar --help`` answers at once. An option
+that is not given leaves the default to its config in ``models``; the default that ``--help`` shows is that config's,
+which a test compares. Everything raised on purpose ends in one line on the error stream and exit code 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+
+from models.errors import ModelError
+
+if TYPE_CHECKING:
+    from models.pipeline import PipelineConfig
+    from models.preparation import PreparationReport
+
+ConfigT = TypeVar("ConfigT")
+
+USAGE_ERROR = 2
+SHOWN_BAD_ROWS = 10
+
+console = Console()
+errors = Console(stderr=True)
+
+
+class SettingsError(Exception):
+    """A setting of the service is out of its range or contradicts another."""
+
+
+cli = typer.Typer(
+    name="taesar",
+    help="Regenerate mixed-domain interaction sequences into target-domain sequences.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto takes CUDA when there is one.")
+]
+RuleOption = Annotated[
+    Literal["paper", "reference"], typer.Option(help="The paper's equations, or what the released code does.")
+]
+
+
+@cli.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Interactions: .csv, .inter (.gz too), .parquet.")],
+    out: Annotated[Path, typer.Option(help="Dataset folder to write.")],
+    min_user_interactions: Annotated[
+        int | None, typer.Option(min=1, help="Drop users with fewer.", show_default="3")
+    ] = None,
+    min_item_interactions: Annotated[
+        int | None, typer.Option(min=1, help="Drop items with fewer.", show_default="3")
+    ] = None,
+    user_threshold: Annotated[
+        Literal["per_domain", "total"] | None,
+        typer.Option(help="Count a user's rows in each domain or in all.", show_default="per_domain"),
+    ] = None,
+    overlap: Annotated[
+        Literal["all", "any"] | None,
+        typer.Option(help="Keep users present in every domain, or in any.", show_default="all"),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=3, help="Latest interactions kept per user.", show_default="128")
+    ] = None,
+    ties: Annotated[
+        Literal["hash", "input"] | None,
+        typer.Option(help="Order rows of equal time by a seeded hash, or as in the input.", show_default="hash"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of ties and item numbers.", show_default="2025")] = None,
+    numbering_seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the item numbers alone.", show_default="the seed")
+    ] = None,
+    max_bad_row_share: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Refuse an input with more bad rows.", show_default="0.01")
+    ] = None,
+    user_column: Annotated[str | None, typer.Option(help="Name of a column.", show_default="user")] = None,
+    item_column: Annotated[str | None, typer.Option(help="Name of a column.", show_default="item")] = None,
+    domain_column: Annotated[str | None, typer.Option(help="Name of a column.", show_default="domain")] = None,
+    timestamp_column: Annotated[str | None, typer.Option(help="Name of a column.", show_default="timestamp")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is already there.")] = False,
+) -> None:
+    """
+    Turn interactions into a dataset: thresholds, mixed sequences, vocabulary, splits, statistics.
+
+    In .inter files the columns are named user_id and item_id unless told otherwise.
+    """
+    from app.progress import StageProgress
+    from models.interactions import Columns
+    from models.preparation import PreparationConfig
+    from models.preparation import prepare as prepare_dataset
+
+    config = _given(
+        PreparationConfig(columns=Columns(user_column, item_column, domain_column, timestamp_column)),
+        min_user_interactions=min_user_interactions,
+        min_item_interactions=min_item_interactions,
+        user_threshold=user_threshold,
+        overlap=overlap,
+        max_length=max_length,
+        ties=ties,
+        seed=seed,
+        numbering_seed=numbering_seed,
+        max_bad_row_share=max_bad_row_share,
+    )
+    with StageProgress(console) as progress:
+        report = prepare_dataset(source, out, config, overwrite=overwrite, progress=progress)
+    _print_preparation(report, out)
+
+
+@cli.command()
+def train(
+    dataset: Annotated[Path, typer.Argument(help="Folder that `taesar prepare` wrote.")],
+    out: Annotated[Path, typer.Option(help="Bundle folder to write; a bundle already there is replaced.")],
+    device: DeviceOption = "auto",
+    seed: Annotated[int | None, typer.Option(help="Of weights, shuffling and dropout.", show_default="2025")] = None,
+    epochs: Annotated[int | None, typer.Option(min=0, help="Most epochs of the base.", show_default="300")] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Epochs without a better NDCG@10 that end the base.", show_default="10")
+    ] = None,
+    expert_epochs: Annotated[
+        int | None, typer.Option(min=0, help="Most epochs of each expert.", show_default="20")
+    ] = None,
+    expert_patience: Annotated[
+        int | None, typer.Option(min=1, help="The same patience, for an expert.", show_default="5")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0.0, help="Of Adam.", show_default="0.0003")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Sequences per step.", show_default="128")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Embedding and hidden size.", show_default="128")] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Decoder blocks.", show_default="2")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads.", show_default="2")] = None,
+    dropout: Annotated[
+        float | None, typer.Option(min=0.0, max=0.95, help="Of embeddings and sublayers.", show_default="0.2")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget a run that was interrupted; start anew.")] = False,
+) -> None:
+    """
+    Train the base and one expert per domain; write them as a bundle.
+
+    The state after every epoch lies in OUT.run: the same command, given again after a kill, goes on from there and
+    ends with the same weights.
+    """
+    import shutil
+
+    from app.progress import TrainingProgress
+    from models.dataset import load_dataset
+    from models.pipeline import PipelineConfig, train_bundle
+    from models.training import resolve_device
+
+    defaults = PipelineConfig()
+    schedule = {"seed": seed, "learning_rate": learning_rate, "batch_size": batch_size}
+    config = PipelineConfig(
+        network=_given(
+            defaults.network, width=width, inner_width=width, num_layers=layers, num_heads=heads, dropout=dropout
+        ),
+        base=_given(defaults.base, max_epochs=epochs, patience=patience, **schedule),
+        expert=_given(defaults.expert, max_epochs=expert_epochs, patience=expert_patience, **schedule),
+    )
+    if config.network.width % config.network.num_heads:
+        raise typer.BadParameter(
+            f"--width {config.network.width} is not a multiple of --heads {config.network.num_heads}"
+        )
+    run_directory = out.with_name(f"{out.name}.run")
+    if fresh and run_directory.exists():
+        shutil.rmtree(run_directory)
+    if run_directory.exists():
+        console.print(f"going on with the run in {run_directory}")
+    prepared = load_dataset(dataset)
+    place = resolve_device(device)
+    with TrainingProgress(console, patience_of=lambda stage: _patience_of(config, stage)) as progress:
+        bundle = train_bundle(prepared, out, config, device=place, run_directory=run_directory, progress=progress)
+    console.print(f"bundle {bundle.version} written to {out}", highlight=False)
+
+
+@cli.command()
+def regenerate(
+    bundle: Annotated[Path, typer.Argument(help="Folder that `taesar train` wrote.")],
+    dataset: Annotated[Path, typer.Argument(help="The dataset that it was trained on.")],
+    target: Annotated[str, typer.Option(help="Domain whose items the result holds.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; an earlier result there is replaced.")],
+    rule: RuleOption = "paper",
+    device: DeviceOption = "auto",
+) -> None:
+    """
+    Rewrite every training sequence for one domain; write the composite dataset and the mapping.
+
+    The folder holds composite.parquet, TARGET.inter for RecBole, counts.parquet, mapping.parquet and summary.json.
+    """
+    from app.progress import StageProgress
+    from models.checkpoint import load_bundle
+    from models.composite import write_composite
+    from models.dataset import load_dataset
+    from models.training import resolve_device
+
+    prepared = load_dataset(dataset)
+    loaded = load_bundle(bundle, device=resolve_device(device))
+    with StageProgress(console) as progress:
+        summary = write_composite(
+            prepared,
+            loaded,
+            target=target,
+            rule=rule,
+            out=out,
+            on_users=lambda done, total: progress(f"regenerating {total:,} sequences", done / total),
+        )
+    console.print(
+        f"{summary.kept:,} interactions kept, {summary.replaced:,} replaced, {summary.deleted:,} deleted; "
+        f"{summary.original_rows:,} original and {summary.regenerated_rows:,} regenerated sequences written to {out}",
+        markup=False,
+        highlight=False,
+    )
+
+
+@cli.command()
+def serve(
+    bundle: Annotated[
+        Path | None, typer.Option(help="Bundle folder to serve.", show_default="TAESAR_BUNDLE, or none")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="Port to listen on; 0: any free.", show_default="8000")
+    ] = None,
+    rule: Annotated[
+        Literal["paper", "reference"] | None, typer.Option(help="Decoding rule.", show_default="paper")
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where to compute.", show_default="auto")
+    ] = None,
+) -> None:
+    """
+    Answer POST /regenerate over HTTP until SIGTERM or Ctrl-C.
+
+    Every setting is also read from the environment as TAESAR_<NAME>; an option goes before it. `taesar settings`
+    lists them all.
+    """
+    from pydantic import ValidationError
+
+    from app.main import serve as serve_until_stopped
+    from app.settings import Settings
+
+    given: dict[str, Any] = {"bundle": bundle, "host": host, "port": port, "rule": rule, "device": device}
+    try:
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError(
+            "; ".join(f"{_setting_of(found['loc'])}: {found['msg']}" for found in error.errors())
+        ) from error
+    serve_until_stopped(settings)
+
+
+@cli.command()
+def settings() -> None:
+    """List every setting of the service: its variable, its default, and why."""
+    from app.settings import Settings
+
+    for name, field in Settings.model_fields.items():
+        default = "unset" if field.default in (None, ()) else field.default
+        console.print(f"TAESAR_{name.upper()}={default}", style="bold", markup=False, highlight=False)
+        console.print(Padding(field.description or "", (0, 0, 1, 4)), markup=False, highlight=False)
+
+
+@cli.command()
+def version() -> None:
+    """Print the version of Taesar."""
+    console.print(importlib.metadata.version("taesar"), highlight=False)
+
+
+def main() -> None:
+    """Run the command; errors on purpose and of the file system become one line and exit code 2."""
+    try:
+        cli()
+    except (ModelError, SettingsError, OSError) as error:
+        errors.print(f"taesar: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(USAGE_ERROR)
+
+
+def _given(config: ConfigT, **options: Any) -> ConfigT:
+    """*config* with those options that were given."""
+    return dataclasses.replace(config, **{name: value for name, value in options.items() if value is not None})  # type: ignore[type-var]
+
+
+def _print_preparation(report: PreparationReport, out: Path) -> None:
+    """Where every row went, then what is left, per domain."""
+    from models.preparation import BAD_ROWS
+
+    left_out = {
+        "bad": report.rows_bad,
+        "duplicate": report.rows_duplicate,
+        "below the item threshold": report.removed.by_item_threshold + report.removed_after_cut.by_item_threshold,
+        "below the user threshold": report.removed.by_user_threshold + report.removed_after_cut.by_user_threshold,
+        "of users without overlap": report.removed.by_overlap + report.removed_after_cut.by_overlap,
+        "beyond the maximum length": report.rows_cut,
+    }
+    parts = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
+    console.print(f"{report.rows_read:,} rows read; left out: {parts or 'none'}", highlight=False)
+    for bad in report.bad_rows[:SHOWN_BAD_ROWS]:
+        console.print(f"  {bad}", style="yellow", markup=False, highlight=False)
+    if report.rows_bad > SHOWN_BAD_ROWS:
+        console.print(f"  ... every bad row: {out / BAD_ROWS}", style="yellow", markup=False, highlight=False)
+    table = Table("domain", box=None, pad_edge=False)
+    for name in ("users", "items", "interactions", "mean length"):
+        table.add_column(name, justify="right")
+    for row in report.result.domains:
+        table.add_row(row.domain, f"{row.users:,}", f"{row.items:,}", f"{row.interactions:,}", f"{row.mean_length:.2f}")
+    total = report.result
+    table.add_row(
+        "together", f"{total.users:,}", f"{total.items:,}", f"{total.interactions:,}", f"{total.mean_length:.2f}"
+    )
+    console.print(table)
+    console.print(f"dataset {report.fingerprint[:12]} written to {out}", markup=False, highlight=False)
+
+
+def _setting_of(location: tuple[str | int, ...]) -> str:
+    """The variable that a validation error is about; errors about several settings name them in their message."""
+    return f"TAESAR_{str(location[0]).upper()}" if location else "settings"
+
+
+def _patience_of(config: PipelineConfig, stage: str) -> int:
+    return config.base.patience if stage == "base" else config.expert.patience
