@@ -159,6 +159,16 @@ def load_bundle(directory: Path, device: torch.device | str = "cpu") -> Bundle:
     return Bundle(directory, version, vocabulary, config, base, experts, manifest["provenance"])
 
 
+def read_version(directory: Path) -> str:
+    """
+    The version that ``load_bundle`` would report, from the manifest alone: no tensor is read, no hash checked.
+
+    Raises:
+        BundleError: as ``load_bundle`` for the manifest.
+    """
+    return _version_of(_read_manifest(directory))
+
+
 def expert_file(domain_index: int) -> str:
     """Name of an expert's file inside a bundle."""
     return f"expert-{domain_index:02d}.safetensors"

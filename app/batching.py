@@ -1,0 +1,287 @@
+"""
+A bounded micro-batcher: many small asynchronous requests -> few large calls in one thread. Free of torch.
+
+In the order of a request's life:
+
+1. ``submit`` admits all rows of a request, or none (QueueFullError).
+2. An idle thread takes what is there at once. A row that came while the thread was computing is given at most
+   ``window_seconds`` since its arrival to gather company.
+3. All waiting rows make one window. ``plan_batches`` sorts a window by length inside each key and cuts it where rows x
+   longest length would pass the cap. A window is finished before the next is taken, so no row starves.
+4. Rows whose client has left are filtered once, before inputs are paired with results.
+5. A batch that raises gives its exception to every waiter in it; the thread goes on.
+6. When the thread itself ends (anything beyond ``Exception``, or a type in ``fatal``), every waiter gets
+   ModelThreadDiedError, and so does every later ``submit``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from app.errors import ModelThreadDiedError, QueueFullError, ShuttingDownError
+
+KeyT = TypeVar("KeyT", bound=Hashable)
+RowT = TypeVar("RowT")
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class BatchingConfig:
+    """
+    Bounds of a batcher.
+
+    Args:
+        max_batch_positions: rows x longest length of one call; a single longer row still runs, alone.
+        window_seconds: longest wait for company since a row's arrival, only while the thread is busy.
+        max_queued_rows: rows admitted and not yet answered.
+        retry_after_seconds: what a refused client is told.
+    """
+
+    max_batch_positions: int
+    window_seconds: float
+    max_queued_rows: int
+    retry_after_seconds: int
+
+
+class _Ticket(Generic[ResultT]):
+    """One request: the future of all its results, filled row by row, in any order."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.future: Future[list[ResultT]] = Future()
+        self._results: dict[int, ResultT] = {}
+        self._num_rows = num_rows
+
+    @property
+    def wanted(self) -> bool:
+        """Somebody still waits: not answered, not failed, not cancelled."""
+        return not self.future.done()
+
+    def put(self, index: int, result: ResultT) -> bool:
+        """Record one row's result; true when it was the last."""
+        self._results[index] = result
+        return len(self._results) == self._num_rows
+
+    def succeed(self) -> None:
+        # Atomic against a cancellation by the client: after True it can no longer be cancelled
+        if self.wanted and self.future.set_running_or_notify_cancel():
+            self.future.set_result([self._results[index] for index in range(self._num_rows)])
+
+    def fail(self, error: BaseException) -> None:
+        if self.wanted and self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+
+@dataclass(frozen=True, eq=False)
+class Row(Generic[KeyT, RowT, ResultT]):
+    """One row in the queue: what to compute, how long it is, and whose it is."""
+
+    ticket: _Ticket[ResultT]
+    index: int
+    key: KeyT
+    value: RowT
+    length: int
+    arrived: float
+    came_while_busy: bool
+
+
+class Batcher(Generic[KeyT, RowT, ResultT]):
+    """
+    Run ``process`` over batches in one thread.
+
+    Args:
+        process: (key, rows) -> one result per row, in order; called in the batcher's thread only.
+        config: the bounds.
+        on_batch: told (rows, seconds) after each batch, in the batcher's thread.
+        fatal: exception types after which ``process`` cannot work again; they end the thread.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        process: Callable[[KeyT, Sequence[RowT]], Sequence[ResultT]],
+        config: BatchingConfig,
+        *,
+        on_batch: Callable[[int, float], None],
+        fatal: tuple[type[Exception], ...] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._process = process
+        self._config = config
+        self._on_batch = on_batch
+        self._fatal = fatal
+        self._clock = clock
+        self._changed = threading.Condition()
+        # Guarded by _changed:
+        self._waiting: deque[Row[KeyT, RowT, ResultT]] = deque()
+        self._num_unanswered = 0
+        self._busy = False
+        self._closing = False
+        self._death: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="taesar-model", daemon=True)
+
+    @property
+    def num_queued(self) -> int:
+        """Rows admitted and not yet answered."""
+        return self._num_unanswered
+
+    @property
+    def death(self) -> BaseException | None:
+        """What ended the thread before it was closed; None while it lives."""
+        return self._death
+
+    def start(self) -> None:
+        """Start the thread; once."""
+        self._thread.start()
+
+    async def submit(self, key: KeyT, rows: Sequence[RowT], lengths: Sequence[int]) -> list[ResultT]:
+        """
+        Results of *rows*, in order.
+
+        Cancelling the wait withdraws the rows that have not been started.
+
+        Args:
+            key: rows of different keys never share a batch.
+            rows: at least one.
+            lengths: the length that each row is computed at, padding included.
+
+        Raises:
+            QueueFullError: no room for all of them; nothing was admitted.
+            ShuttingDownError: ``close`` was called.
+            ModelThreadDiedError: the thread has ended, before or while the rows waited.
+            Exception: whatever ``process`` raised on one of their batches.
+        """
+        return await asyncio.wrap_future(self._admit(key, rows, lengths))
+
+    async def close(self) -> None:
+        """Refuse new work, finish what was admitted, end the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def _admit(self, key: KeyT, rows: Sequence[RowT], lengths: Sequence[int]) -> Future[list[ResultT]]:
+        assert len(rows) == len(lengths) > 0
+        ticket: _Ticket[ResultT] = _Ticket(len(rows))
+        with self._changed:
+            if self._death is not None:
+                raise ModelThreadDiedError(f"the model's thread ended: {self._death!r}")
+            if self._closing:
+                raise ShuttingDownError("the service is shutting down")
+            if self._num_unanswered + len(rows) > self._config.max_queued_rows:
+                raise QueueFullError(
+                    waiting=self._num_unanswered,
+                    capacity=self._config.max_queued_rows,
+                    retry_after_seconds=self._config.retry_after_seconds,
+                )
+            now = self._clock()
+            pairs = enumerate(zip(rows, lengths, strict=True))
+            self._waiting.extend(
+                Row(ticket, index, key, row, length, now, self._busy) for index, (row, length) in pairs
+            )
+            self._num_unanswered += len(rows)
+            self._changed.notify_all()
+        return ticket.future
+
+    def _work(self) -> None:
+        window: list[Row[KeyT, RowT, ResultT]] = []
+        try:
+            while window := self._take_window():
+                batches = plan_batches(window, self._config.max_batch_positions)
+                for number, batch in enumerate(batches, start=1):
+                    self._run(batch, last=number == len(batches))
+        except BaseException as error:
+            # Not re-raised: death is reported by every answer and by readiness, and a traceback of a thread that
+            # nobody joins would only reach standard error
+            self._die(error, window)
+
+    def _take_window(self) -> list[Row[KeyT, RowT, ResultT]]:
+        """All waiting rows, as soon as point 2 of the module's list allows; empty when closed and drained."""
+        with self._changed:
+            while not self._waiting:
+                if self._closing:
+                    return []
+                self._changed.wait()
+            if self._waiting[0].came_while_busy:
+                deadline = self._waiting[0].arrived + self._config.window_seconds
+                while not self._closing and not self._fills_a_batch():
+                    remaining = deadline - self._clock()
+                    if remaining <= 0:
+                        break
+                    self._changed.wait(remaining)
+            window = list(self._waiting)
+            self._waiting.clear()
+            self._busy = True
+            return window
+
+    def _fills_a_batch(self) -> bool:
+        return sum(row.length for row in self._waiting) >= self._config.max_batch_positions
+
+    def _run(self, batch: Sequence[Row[KeyT, RowT, ResultT]], *, last: bool) -> None:
+        wanted = [row for row in batch if row.ticket.wanted]
+        if not wanted:
+            self._settle(len(batch), last=last)
+            return
+        started = self._clock()
+        try:
+            results = self._process(wanted[0].key, [row.value for row in wanted])
+            assert len(results) == len(wanted), "process must return one result per row"
+        except self._fatal:
+            raise
+        except Exception as error:
+            self._settle(len(batch), last=last)
+            for row in wanted:
+                row.ticket.fail(error)
+            return
+        self._on_batch(len(wanted), self._clock() - started)
+        self._settle(len(batch), last=last)
+        for row, result in zip(wanted, results, strict=True):
+            if row.ticket.put(row.index, result):
+                row.ticket.succeed()
+
+    def _settle(self, num_rows: int, *, last: bool) -> None:
+        """Before answers are given: a client that comes back with its answer finds its place free and a free thread."""
+        with self._changed:
+            self._num_unanswered -= num_rows
+            self._busy = not last
+
+    def _die(self, error: BaseException, window: Iterable[Row[KeyT, RowT, ResultT]]) -> None:
+        with self._changed:
+            self._death = error
+            lost = {row.ticket for row in (*window, *self._waiting)}
+            self._waiting.clear()
+            self._num_unanswered = 0
+        for ticket in lost:
+            death = ModelThreadDiedError(f"the model's thread ended: {error!r}")
+            death.__cause__ = error
+            ticket.fail(death)
+
+
+def plan_batches(
+    window: Sequence[Row[KeyT, RowT, ResultT]], max_positions: int
+) -> list[list[Row[KeyT, RowT, ResultT]]]:
+    """
+    Cut a window into batches of one key each, short rows first, none over *max_positions* (unless of a single row).
+
+    Keys keep the order of their first row; equal lengths keep their order of arrival.
+    """
+    by_key: dict[KeyT, list[Row[KeyT, RowT, ResultT]]] = {}
+    for row in window:
+        by_key.setdefault(row.key, []).append(row)
+    batches: list[list[Row[KeyT, RowT, ResultT]]] = []
+    for rows in by_key.values():
+        batch: list[Row[KeyT, RowT, ResultT]] = []
+        for row in sorted(rows, key=lambda row: row.length):
+            if batch and (len(batch) + 1) * row.length > max_positions:
+                batches.append(batch)
+                batch = []
+            batch.append(row)
+        batches.append(batch)
+    return batches

@@ -1,0 +1,82 @@
+"""Synchronous regeneration."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.exceptions import RequestValidationError
+
+from app.errors import (
+    ClientLeftError,
+    ModelThreadDiedError,
+    ModelUnavailableError,
+    QueueFullError,
+    RequestTooLargeError,
+    ShuttingDownError,
+    UnknownSequenceItemsError,
+    problem_responses,
+)
+from app.inference import Inference
+from app.routes.models import inference_of
+from app.schemas import RegenerateRequest, RegenerateResponse
+from models.errors import UnknownDomainError
+
+router = APIRouter(tags=["regeneration"])
+
+ResultT = TypeVar("ResultT")
+
+
+@router.post(
+    "/regenerate",
+    summary="Rewrite mixed sequences for one target domain",
+    response_model_exclude_unset=True,
+    responses=problem_responses(
+        UnknownDomainError,
+        RequestTooLargeError,
+        RequestValidationError,
+        UnknownSequenceItemsError,
+        QueueFullError,
+        ModelUnavailableError,
+        ModelThreadDiedError,
+        ShuttingDownError,
+    ),
+)
+async def regenerate(
+    request: Request, body: RegenerateRequest, inference: Annotated[Inference, Depends(inference_of)]
+) -> RegenerateResponse:
+    """
+    Every item of another domain becomes an item of the target domain, or is deleted; the target's own items stay.
+
+    The same sequence gets the same answer alone, in any batch, from a job and from the command line.
+    """
+    return await while_connected(request, inference.regenerate(body))
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """
+    The result of *work*, which is cancelled when the client leaves.
+
+    Call it when the request's body has been read.
+
+    Raises:
+        ClientLeftError: the connection closed first.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnection(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientLeftError("the client closed the connection")
+        return await working
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnection(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,244 @@
+"""
+Settings of the service: environment -> one frozen object.
+
+Every setting is read from ``TAESAR_<NAME>`` and says in its description what it does and why its default is what it
+is. ``docs`` and ``taesar serve --help`` print these descriptions; there is no second place for defaults.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+# The rules meant for use, of those in models.contrastive; named here because settings load without torch
+Rule = Literal["paper", "reference"]
+
+
+class Settings(BaseSettings):
+    """
+    Everything an operator may choose.
+
+    Raises:
+        pydantic.ValidationError: a value is out of range, or two settings contradict each other.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="TAESAR_", frozen=True, extra="ignore")
+
+    # The model
+    bundle: Path | None = Field(
+        default=None,
+        description="Bundle folder that serves from the start. Without it the service answers 503 until a bundle of "
+        "TAESAR_BUNDLE_ROOT is activated: an API beside remote workers needs no model of its own.",
+    )
+    bundle_root: Path | None = Field(
+        default=None,
+        description="Folder whose subfolders are bundles that POST /models/{version}/activate may load. Unset: only "
+        "the bundle of TAESAR_BUNDLE, because no client should choose paths on the server.",
+    )
+    rule: Rule = Field(
+        default="paper",
+        description="Decoding rule of every loaded bundle: 'paper' follows the equations, 'reference' the authors' "
+        "released code, which differs. The paper is what a reader of the answers expects.",
+    )
+    device: str = Field(
+        default="auto", description="Torch device of the networks; 'auto' takes CUDA when present, since it is faster."
+    )
+    max_loaded_bundles: int = Field(
+        default=2,
+        ge=1,
+        description="Bundles kept in memory, the active one included. Two make a roll-back instant; each costs "
+        "(domains + 1) networks.",
+    )
+
+    # Limits of one request
+    max_sequences_per_request: int = Field(
+        default=512,
+        ge=1,
+        description="Sequences in one POST /regenerate; more is 413. About one second of work on two cores; larger "
+        "inputs belong in a job.",
+    )
+    max_items_per_sequence: int = Field(
+        default=4096,
+        ge=1,
+        description="Items in one sequence; more is 413. The decoder reads the last max_length (128 by default), so "
+        "longer histories only cost transfer and parsing.",
+    )
+    max_body_bytes: int = Field(
+        default=16 * 1024 * 1024,
+        ge=1024,
+        description="Bytes of a request body, counted as they arrive; more is 413. 512 sequences of 128 items with "
+        "40-byte names need about 7 MiB; the bound keeps one client from filling memory.",
+    )
+
+    # Online batching
+    max_batch_positions: int = Field(
+        default=16_384,
+        ge=128,
+        description="Rows x padded length of one batch: 128 sequences of 128 items. Larger batches no longer raise "
+        "throughput on a CPU and delay whoever waits behind them.",
+    )
+    batch_window_milliseconds: float = Field(
+        default=3.0,
+        ge=0,
+        le=1000,
+        description="Longest wait for company while the model is busy; an idle model starts at once. A few "
+        "milliseconds are small beside a batch's own time.",
+    )
+    max_queued_sequences: int = Field(
+        default=2048,
+        ge=1,
+        description="Sequences admitted and not yet answered; more is 429. Four full requests: what waits longer "
+        "would time out at the client anyway.",
+    )
+    retry_after_seconds: int = Field(
+        default=1, ge=1, description="Retry-After of a 429: about the time in which a full queue drains by one request."
+    )
+
+    # Jobs and mappings
+    data: Path = Field(
+        Path("taesar-data"),
+        description="Folder of the embedded database and of jobs' files, unless the next settings place them elsewhere.",
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="sqlite:///path or postgresql://user:password@host/name. Unset: an SQLite file in TAESAR_DATA, "
+        "which needs nothing installed and serves one process.",
+    )
+    redis_url: SecretStr | None = Field(
+        None,
+        description="redis://host:port/number of the queue that API and workers share. Unset: the API process works "
+        "on jobs itself.",
+    )
+    storage: str | None = Field(
+        None,
+        description="Path or fsspec URI (s3://bucket/prefix) of jobs' files; every worker must reach it. Unset: the "
+        "folder jobs of TAESAR_DATA.",
+    )
+    input_roots: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="URIs of folders that jobs may read, comma-separated, e.g. file:///data/in,s3://bucket/logs. None "
+        "by default: no client should choose what the server reads; uploads are always possible.",
+    )
+    max_input_bytes: int = Field(
+        8 * 1024**3,
+        ge=1024,
+        description="Bytes of a job's input as stored or uploaded; more is 413. 8 GiB of NDJSON are about ten million "
+        "sequences.",
+    )
+    max_expanded_bytes: int = Field(
+        32 * 1024**3,
+        ge=1024,
+        description="Bytes of a job's input once decompressed and decoded; more fails the job. Real logs shrink four "
+        "to ten times; a bomb shrinks a thousand times.",
+    )
+    max_unfinished_jobs: int = Field(
+        1000, ge=1, description="Jobs queued or running at once; more is 429. Each costs a few kilobytes until it runs."
+    )
+    chunk_sequences: int = Field(
+        512,
+        ge=1,
+        description="Sequences of one chunk, the unit that is retried and counted once: about a second of work on "
+        "two cores, so a killed worker loses little and a transaction costs little beside it.",
+    )
+    max_chunk_attempts: int = Field(
+        5,
+        ge=1,
+        description="Times a chunk is begun before its job fails. Crashes of the worker count too, so a chunk that "
+        "kills its worker cannot do so for ever; five leaves room for restarts that are not its fault.",
+    )
+    max_bad_row_share: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="A job with a larger share of bad rows fails: then the file is probably not what was meant.",
+    )
+    requeue_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Work that nobody has begun for this long although the queue is empty, or has moved past it, is "
+        "queued again. Longer than a chunk takes, or chunks are computed twice (and counted once).",
+    )
+    worker_threads: int = Field(
+        1,
+        ge=1,
+        description="Chunks a worker works on at once; they share one model. One fills the cores on a CPU; two keep a "
+        "GPU busy while the other reads and writes.",
+    )
+    retention_days: float = Field(
+        30.0,
+        ge=0,
+        description="Age after which `taesar prune` removes the result of a finished job. Its record and its counts in "
+        "the mappings stay.",
+    )
+
+    # HTTP
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address to listen on; local by default, so that exposing the service is a choice.",
+    )
+    port: int = Field(default=8000, ge=0, le=65_535, description="Port to listen on; 0 lets the system choose (tests).")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="Accepted bearer keys, comma-separated; several allow a rotation without downtime. No key here "
+        "nor in TAESAR_API_KEYS_FILE turns authentication off, for local trials only.",
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File with one accepted key per line, for secrets that are mounted rather than exported."
+    )
+    probe_timeout_seconds: float = Field(
+        default=2.0,
+        gt=0,
+        description="A readiness check slower than this counts as failed: orchestrators give up sooner.",
+    )
+    shutdown_seconds: int = Field(
+        default=30,
+        ge=1,
+        description="Time to finish admitted requests after SIGTERM; the grace period orchestrators commonly grant.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe log line written; one line per request at info."
+    )
+
+    @field_validator("api_keys", "input_roots", mode="before")
+    @classmethod
+    def _split_list(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part for part in (part.strip() for part in value.split(",")) if part)
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Settings:
+        if self.max_queued_sequences < self.max_sequences_per_request:
+            raise ValueError(
+                "TAESAR_MAX_QUEUED_SEQUENCES is below TAESAR_MAX_SEQUENCES_PER_REQUEST: "
+                "the largest permitted request could never be admitted"
+            )
+        if self.api_keys_file is not None and not _keys_in(self.api_keys_file):
+            raise ValueError(f"TAESAR_API_KEYS_FILE {self.api_keys_file} holds no key")
+        return self
+
+    def database(self) -> str:
+        """The database's URL, the default filled in."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.data / 'taesar.db'}"
+
+    def job_storage(self) -> str:
+        """The place of jobs' files, the default filled in."""
+        return self.storage if self.storage is not None else str(self.data / "jobs")
+
+    def accepted_keys(self) -> tuple[str, ...]:
+        """All accepted keys, of the environment and of the file; empty means that authentication is off."""
+        from_file = () if self.api_keys_file is None else _keys_in(self.api_keys_file)
+        return (*(key.get_secret_value() for key in self.api_keys), *from_file)
+
+
+def _keys_in(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"TAESAR_API_KEYS_FILE {path} cannot be read: {error}") from error
+    return tuple(key for key in (line.strip() for line in lines) if key)

@@ -1,0 +1,127 @@
+"""A small real bundle (random weights, three domains of twenty items) and applications that serve it."""
+
+import contextlib
+import functools
+
+import anyio.from_thread
+import httpx
+import pytest
+import torch
+
+from app.main import PARTS, create_app
+from app.settings import Settings
+from models.checkpoint import save_bundle
+from models.decoder import Decoder, DecoderConfig
+from models.vocabulary import Vocabulary
+
+DOMAINS = ("books", "food", "kitchen")
+MAX_LENGTH = 16
+
+
+def make_bundle(directory, *, seed):
+    """Write a bundle of random networks; other seeds give other versions and other answers."""
+    vocabulary = Vocabulary(DOMAINS, tuple(tuple(f"{domain[0]}{n:02d}" for n in range(20)) for domain in DOMAINS))
+    config = DecoderConfig(
+        num_items=vocabulary.num_items, width=16, inner_width=16, num_layers=1, num_heads=2, max_length=MAX_LENGTH
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        networks = [Decoder(config) for _ in range(1 + len(DOMAINS))]
+        for network in networks:
+            for parameter in network.parameters():
+                # Trained networks are further apart than initial ones; so small, most decisions would be alike
+                parameter.data.add_(torch.randn_like(parameter) * 0.3)
+    return save_bundle(
+        directory, vocabulary=vocabulary, base=networks[0], experts=networks[1:], provenance={"seed": seed}
+    )
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory):
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "first", seed=1)
+
+
+class Client:
+    """
+    A running application and blocking requests to it, in process.
+
+    Args:
+        portal: the event loop's thread, in which the application lives.
+        app: the application, its lifespan entered.
+    """
+
+    def __init__(self, portal, app):
+        self.portal = portal
+        self.app = app
+
+    def request(self, method, path, **arguments):
+        return self.portal.call(functools.partial(self._request, method, path, **arguments))
+
+    def get(self, path, **arguments):
+        return self.request("GET", path, **arguments)
+
+    def post(self, path, **arguments):
+        return self.request("POST", path, **arguments)
+
+    def together(self, *bodies):
+        """POST /regenerate with every body at the same time; the answers in order."""
+
+        async def all_of_them():
+            answers = [None] * len(bodies)
+
+            async def one(index):
+                answers[index] = await self._request("POST", "/regenerate", json=bodies[index])
+
+            async with anyio.create_task_group() as group:
+                for index in range(len(bodies)):
+                    group.start_soon(one, index)
+            return answers
+
+        return self.portal.call(all_of_them)
+
+    async def _request(self, method, path, **arguments):
+        transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://taesar") as client:
+            return await client.request(method, path, **arguments)
+
+
+@pytest.fixture
+def serving(bundle):
+    """A function settings -> running client; ``parts`` replaces the application's parts."""
+    with contextlib.ExitStack() as stack:
+        portal = stack.enter_context(anyio.from_thread.start_blocking_portal())
+
+        def start(parts=PARTS, **settings):
+            app = create_app(Settings(**{"bundle": bundle.directory, "device": "cpu"} | settings), parts=parts)
+            stack.enter_context(portal.wrap_async_context_manager(app.router.lifespan_context(app)))
+            return Client(portal, app)
+
+        yield start
+
+
+@pytest.fixture
+def client(serving):
+    return serving()
+
+
+def payload(*sequences, target="kitchen", **options):
+    """A request body; a sequence is a string of item ids whose first letter is their domain's: 'b01 f02 k03'."""
+    domains = {domain[0]: domain for domain in DOMAINS}
+    return {
+        "target_domain": target,
+        "sequences": [
+            {"user_id": f"u{n}", "items": [{"item_id": i, "domain": domains.get(i[0], "garden")} for i in s.split()]}
+            for n, s in enumerate(sequences)
+        ],
+        **options,
+    }
+
+
+@pytest.fixture(name="payload")
+def payload_fixture():
+    return payload
+
+
+@pytest.fixture(name="make_bundle")
+def make_bundle_fixture():
+    return make_bundle
