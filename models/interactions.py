@@ -4,8 +4,9 @@ Raw interactions: CSV, Parquet or RecBole ``.inter`` -> integer codes, with ever
 A row says that a user met an item of a domain at a time. Identifiers are exact strings (an empty one is missing);
 times are numbers, of which only the order counts. They are kept as float64, exact for whole numbers up to 2**53.
 
-Memory is about 24 bytes a row plus the distinct strings: identifiers become int32 codes while the file is parsed, and
-codes follow the sorted order of the strings, so nothing depends on the order of the rows.
+Memory is in proportion to the rows, about 70 bytes each at the peak, plus the distinct strings: identifiers become
+int32 codes while the file is parsed. Codes follow the sorted order of the strings, so nothing depends on the order of
+the rows.
 
 Shapes: N = rows, in the order of the file.
 """
@@ -81,21 +82,28 @@ class BadRow:
 
 
 @dataclass(frozen=True)
+class Identifiers:
+    """The distinct users, items and domains of an input: strings in sorted order, numbered by their place."""
+
+    users: pl.Series
+    items: pl.Series
+    domains: pl.Series
+
+
+@dataclass(frozen=True)
 class Interactions:
     """
-    The good rows of an input, as codes into sorted lists of identifiers, and the bad rows by name.
+    The good rows of an input as codes, and the bad rows by name.
 
     Args:
-        user_ids, item_ids, domain_ids: distinct identifiers in sorted order, as strings.
-        users_N, items_N, domains_N: codes into them; every item has one domain.
+        ids: what the codes stand for.
+        users_N, items_N, domains_N: places in ``ids``; every item has one domain.
         times_N: finite.
         num_rows: rows of the file, good and bad.
         bad_rows: in line order.
     """
 
-    user_ids: pl.Series
-    item_ids: pl.Series
-    domain_ids: pl.Series
+    ids: Identifiers
     users_N: Codes
     items_N: Codes
     domains_N: Codes
@@ -140,9 +148,7 @@ def read_interactions(
     renumbered = np.zeros(len(raw.domain.values), dtype=np.int32)
     renumbered[present] = np.arange(len(present))
     return Interactions(
-        user_ids=raw.user.values,
-        item_ids=raw.item.values,
-        domain_ids=raw.domain.values.gather(present),
+        ids=Identifiers(raw.user.values, raw.item.values, raw.domain.values.gather(present)),
         users_N=raw.user.codes_N[good],
         items_N=raw.item.codes_N[good],
         domains_N=renumbered[raw.domain.codes_N[good]],

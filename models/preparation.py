@@ -36,7 +36,7 @@ import pyarrow as pa
 
 from models.dataset import FORMAT_VERSION, MANIFEST, TOKENS, Sequences, TokenArray, sha256_of
 from models.errors import EmptyDatasetError, OutputExistsError
-from models.interactions import BadRow, Codes, Columns, Interactions, Progress, Times, read_interactions
+from models.interactions import BadRow, Codes, Columns, Identifiers, Interactions, Progress, Times, read_interactions
 from models.vocabulary import Vocabulary
 
 Ties = Literal["hash", "input"]
@@ -184,37 +184,38 @@ def prepare(
     interactions = read_interactions(
         source, config.columns, max_bad_row_share=config.max_bad_row_share, progress=report_stage
     )
-    num_good = len(interactions.times_N)
+    ids, rows_read, bad_rows = interactions.ids, interactions.num_rows, interactions.bad_rows
     report_stage("dropping duplicates", 0.0)
     rows = _distinct(interactions)
-    num_distinct = len(rows)
+    del interactions  # as large as the rows themselves
+    rows_distinct = len(rows)
 
     report_stage("applying thresholds", 0.0)
-    all_rows = rows.counts(interactions.domain_ids)
-    rows, removed = _apply_thresholds(rows, config, interactions.domain_ids, where=f"{source}: of {all_rows}")
-    before_cut = rows.counts(interactions.domain_ids)
+    all_rows = rows.counts(ids.domains)
+    rows, removed = _apply_thresholds(rows, config, ids.domains, where=f"{source}: of {all_rows}")
+    before_cut = rows.counts(ids.domains)
 
     report_stage("merging by time", 0.0)
-    rows = _ordered(rows, interactions, config)
+    rows = _ordered(rows, ids, config)
     uncut = len(rows)
     rows = _last_rows(rows, config.max_length)
     rows_cut = uncut - len(rows)
     where = f"{source}: after keeping each user's last {config.max_length}, of {before_cut}"
-    rows, removed_after_cut = _apply_thresholds(rows, config, interactions.domain_ids, where=where)
+    rows, removed_after_cut = _apply_thresholds(rows, config, ids.domains, where=where)
 
     report_stage("numbering items", 0.0)
-    vocabulary, token_of_item = _number_items(rows, interactions, _numbering_seed(config))
-    split = _split(rows, interactions.user_ids, token_of_item)
+    vocabulary, token_of_item = _number_items(rows, ids, _numbering_seed(config))
+    split = _split(rows, ids.users, token_of_item)
     report = PreparationReport(
-        rows_read=interactions.num_rows,
-        rows_bad=len(interactions.bad_rows),
-        rows_duplicate=num_good - num_distinct,
+        rows_read=rows_read,
+        rows_bad=len(bad_rows),
+        rows_duplicate=rows_read - len(bad_rows) - rows_distinct,
         removed=removed,
         before_cut=before_cut,
         rows_cut=rows_cut,
         removed_after_cut=removed_after_cut,
-        result=rows.counts(interactions.domain_ids),
-        bad_rows=interactions.bad_rows,
+        result=rows.counts(ids.domains),
+        bad_rows=bad_rows,
         fingerprint=_fingerprint(vocabulary, split),
     )
     report_stage("writing", 0.0)
@@ -232,12 +233,12 @@ class _Rows:
     items_N: Codes
     domains_N: Codes
     times_N: Times
-    positions_N: npt.NDArray[np.int64]
+    positions_N: npt.NDArray[np.uint32]
 
     def __len__(self) -> int:
         return len(self.users_N)
 
-    def take(self, index: Mask | npt.NDArray[np.int64]) -> _Rows:
+    def take(self, index: Mask | npt.NDArray[np.uint32]) -> _Rows:
         return _Rows(*(getattr(self, f.name)[index] for f in fields(self)))
 
     def counts(self, domain_ids: pl.Series) -> Counts:
@@ -271,7 +272,7 @@ def _distinct(interactions: Interactions) -> _Rows:
     user, time, item = (table[name].to_numpy() for name in ("user", "time", "item"))
     first = np.ones(len(table), dtype=np.bool_)
     first[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1]) | (item[1:] != item[:-1])
-    rows = _Rows(user, item, table["domain"].to_numpy(), time, table["position"].to_numpy().astype(np.int64))
+    rows = _Rows(user, item, table["domain"].to_numpy(), time, table["position"].to_numpy())
     return rows if first.all() else rows.take(first)
 
 
@@ -319,36 +320,36 @@ def _passing(
     rule: str, rows: _Rows, config: PreparationConfig, num_users: int, num_items: int, num_domains: int
 ) -> Mask:
     """Which rows one threshold leaves, bool [N]."""
+    kept: Mask
     if rule == "by_item_threshold":
-        kept_items: Mask = np.bincount(rows.items_N, minlength=num_items) >= config.min_item_interactions
-        return kept_items[rows.items_N]
+        kept = (np.bincount(rows.items_N, minlength=num_items) >= config.min_item_interactions)[rows.items_N]
+        return kept
     if rule == "by_user_threshold" and config.user_threshold == "total":
-        kept_users: Mask = np.bincount(rows.users_N, minlength=num_users) >= config.min_user_interactions
-        return kept_users[rows.users_N]
-    cells_N = rows.users_N.astype(np.int64) * num_domains + rows.domains_N
-    counts_UD = np.bincount(cells_N, minlength=num_users * num_domains)
-    if rule == "by_user_threshold":
-        kept_cells: Mask = counts_UD >= config.min_user_interactions
-        return kept_cells[cells_N]
-    if config.overlap == "any":
+        kept = (np.bincount(rows.users_N, minlength=num_users) >= config.min_user_interactions)[rows.users_N]
+        return kept
+    if rule == "by_overlap" and config.overlap == "any":
         return np.ones(len(rows), dtype=np.bool_)
-    present_U: Mask = np.all(counts_UD.reshape(num_users, num_domains) > 0, axis=1)
-    kept: Mask = present_U[rows.users_N]
+    cells_N = rows.users_N.astype(np.int64) * num_domains + rows.domains_N
+    counts_UD = np.bincount(cells_N, minlength=num_users * num_domains).reshape(num_users, num_domains)
+    if rule == "by_user_threshold":
+        kept = counts_UD[rows.users_N, rows.domains_N] >= config.min_user_interactions
+    else:
+        kept = (np.count_nonzero(counts_UD, axis=1) == num_domains)[rows.users_N]
     return kept
 
 
-def _ordered(rows: _Rows, interactions: Interactions, config: PreparationConfig) -> _Rows:
+def _ordered(rows: _Rows, ids: Identifiers, config: PreparationConfig) -> _Rows:
     """Every user's rows by time; ties by the rule of the configuration."""
     if config.ties == "input":
         tie_N = rows.positions_N.astype(np.uint64)
     else:
-        user_hash = _hashes(interactions.user_ids, rows.users_N)
-        item_hash = _hashes(interactions.item_ids, rows.items_N)
+        user_hash = _hashes(ids.users, rows.users_N)
+        item_hash = _hashes(ids.items, rows.items_N)
         tie_N = _mixed(user_hash[rows.users_N] ^ _mixed(item_hash[rows.items_N], config.seed), config.seed)
     # The item's code settles the one case in 2**64 where two hashes are equal.
     keys = pl.DataFrame({"user": rows.users_N, "time": rows.times_N, "tie": tie_N, "item": rows.items_N})
     order = keys.select(pl.arg_sort_by("user", "time", "tie", "item")).to_series().to_numpy()
-    return rows.take(order.astype(np.int64))
+    return rows.take(order)
 
 
 def _hashes(texts: pl.Series, used: Codes) -> Hashes:
@@ -380,7 +381,7 @@ def _numbering_seed(config: PreparationConfig) -> int:
     return config.seed if config.numbering_seed is None else config.numbering_seed
 
 
-def _number_items(rows: _Rows, interactions: Interactions, seed: int) -> tuple[Vocabulary, TokenArray]:
+def _number_items(rows: _Rows, ids: Identifiers, seed: int) -> tuple[Vocabulary, TokenArray]:
     """
     Number the items of each domain in the order of a seeded hash of their ids, and map item codes to tokens.
 
@@ -390,18 +391,18 @@ def _number_items(rows: _Rows, interactions: Interactions, seed: int) -> tuple[V
     Returns:
         The vocabulary (domains without items are left out) and the token of each item code, int32 [I], 0 if unused.
     """
-    items = np.flatnonzero(np.bincount(rows.items_N, minlength=len(interactions.item_ids)))
-    domain_of_item = np.zeros(len(interactions.item_ids), dtype=np.int32)
+    items = np.flatnonzero(np.bincount(rows.items_N, minlength=len(ids.items)))
+    domain_of_item = np.zeros(len(ids.items), dtype=np.int32)
     domain_of_item[rows.items_N] = rows.domains_N
-    shuffled = _mixed(_hashes(interactions.item_ids, rows.items_N)[items], seed)
+    shuffled = _mixed(_hashes(ids.items, rows.items_N)[items], seed)
     items = items[np.lexsort((items, shuffled, domain_of_item[items]))]
-    token_of_item = np.zeros(len(interactions.item_ids), dtype=TOKENS)
+    token_of_item = np.zeros(len(ids.items), dtype=TOKENS)
     token_of_item[items] = np.arange(1, len(items) + 1, dtype=TOKENS)
-    names = interactions.item_ids.gather(items).to_list()
+    names = ids.items.gather(items).to_list()
     codes, firsts = np.unique(domain_of_item[items], return_index=True)
     bounds = [*firsts.tolist(), len(items)]
     item_ids = tuple(tuple(names[start:stop]) for start, stop in pairwise(bounds))
-    return Vocabulary(tuple(interactions.domain_ids.gather(codes).to_list()), item_ids), token_of_item
+    return Vocabulary(tuple(ids.domains.gather(codes).to_list()), item_ids), token_of_item
 
 
 @dataclass(frozen=True)
