@@ -1,0 +1,200 @@
+"""GET /models and activation: switching serves no mistake and drops no request."""
+
+import shutil
+import threading
+
+import pytest
+
+from models.errors import BundleCorruptError, BundleMissingFileError
+
+
+@pytest.fixture
+def root(tmp_path, make_bundle):
+    """A folder of three bundles; returns (folder, their versions)."""
+    bundles = [make_bundle(tmp_path / name, seed=seed) for name, seed in (("a", 1), ("b", 2), ("c", 3))]
+    return tmp_path, [bundle.version for bundle in bundles]
+
+
+def answer_of(client, payload):
+    answer = client.post("/regenerate", json=payload("b01 f02 k03 b04 f05 b06 k07 f08 b09"))
+    assert answer.status_code == 200
+    return answer.json()
+
+
+def test_models_are_listed_with_what_they_know(client, bundle):
+    assert client.get("/models").json() == {
+        "active": bundle.version,
+        "available": [],
+        "loaded": [
+            {
+                "version": bundle.version,
+                "active": True,
+                "rule": "paper",
+                "max_items": 17,
+                "domains": [{"name": name, "num_items": 20} for name in ("books", "food", "kitchen")],
+                "provenance": {"seed": 1},
+            }
+        ],
+    }
+
+
+def test_without_a_bundle_the_list_is_empty(serving):
+    assert serving(bundle=None).get("/models").json() == {"active": None, "available": [], "loaded": []}
+
+
+def test_activation_switches_and_back(serving, payload, root):
+    folder, (first, second, third) = root
+    client = serving(bundle=folder / "a", bundle_root=folder)
+    before = answer_of(client, payload)
+
+    assert client.get("/models").json()["available"] == sorted([second, third])
+    activated = client.post(f"/models/{second}/activate")
+    after = answer_of(client, payload)
+    client.post(f"/models/{first}/activate")
+
+    assert (activated.status_code, activated.json()["active"]) == (200, True)
+    assert (before["model_version"], after["model_version"]) == (first, second)
+    assert before["sequences"] != after["sequences"]
+    assert answer_of(client, payload) == before
+
+
+def test_activating_the_active_model_changes_nothing(serving, payload, root):
+    folder, (first, *_) = root
+    client = serving(bundle=folder / "a", bundle_root=folder)
+
+    assert client.post(f"/models/{first}/activate").json()["active"] is True
+    assert client.get("/models").json()["active"] == first
+
+
+def test_the_longest_inactive_model_is_forgotten_beyond_the_capacity(serving, root):
+    folder, (first, second, third) = root
+    client = serving(bundle=folder / "a", bundle_root=folder, max_loaded_bundles=2)
+    for version in (second, third):
+        client.post(f"/models/{version}/activate")
+    models = client.get("/models").json()
+
+    assert [model["version"] for model in models["loaded"]] == [third, second]
+    assert [model["active"] for model in models["loaded"]] == [True, False]
+    assert models["available"] == [first]
+
+
+def test_a_service_without_a_bundle_serves_what_is_activated(serving, payload, root):
+    folder, (_, second, _) = root
+    client = serving(bundle=None, bundle_root=folder)
+    client.post(f"/models/{second}/activate")
+
+    assert answer_of(client, payload)["model_version"] == second
+    assert client.get("/readyz").status_code == 200
+
+
+def test_an_unknown_version_is_404(client):
+    answer = client.post("/models/000000000000/activate")
+
+    assert answer.status_code == 404
+    assert answer.json()["type"] == "urn:taesar:problem:unknown-model"
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-7]), "bundle-corrupt"),
+        (lambda path: path.unlink(), "bundle-missing-file"),
+    ],
+)
+def test_a_damaged_bundle_is_409_naming_the_file_and_the_running_model_serves_on(serving, payload, root, damage, kind):
+    folder, (first, second, _) = root
+    client = serving(bundle=folder / "a", bundle_root=folder)
+    damage(folder / "b" / "expert-01.safetensors")
+    answer = client.post(f"/models/{second}/activate")
+
+    assert answer.status_code == 409
+    assert answer.json()["type"] == f"urn:taesar:problem:{kind}"
+    assert "b/expert-01.safetensors" in answer.json()["detail"]
+    assert answer_of(client, payload)["model_version"] == first
+
+
+def test_a_folder_that_is_no_bundle_is_passed_over(serving, root):
+    folder, versions = root
+    (folder / "notes").mkdir()
+    (folder / "b" / "manifest.json").write_text("{")
+    models = serving(bundle=folder / "a", bundle_root=folder).get("/models").json()
+
+    assert models["available"] == [versions[2]]
+
+
+def test_a_bundle_replaced_on_disk_can_be_activated(serving, payload, root, make_bundle):
+    folder, (first, *_) = root
+    client = serving(bundle=folder / "a")
+    shutil.rmtree(folder / "a")
+    newer = make_bundle(folder / "a", seed=9).version
+
+    assert client.get("/models").json()["available"] == [newer]
+    assert answer_of(client, payload)["model_version"] == first
+    assert client.post(f"/models/{newer}/activate").status_code == 200
+    assert answer_of(client, payload)["model_version"] == newer
+
+
+@pytest.mark.parametrize(
+    ("file", "error"), [("manifest.json", BundleMissingFileError), ("base.safetensors", BundleCorruptError)]
+)
+def test_a_first_bundle_that_cannot_be_loaded_stops_the_start(serving, root, file, error):
+    folder, _ = root
+    if error is BundleMissingFileError:
+        (folder / "a" / file).unlink()
+    else:
+        (folder / "a" / file).write_bytes(b"")
+
+    with pytest.raises(error, match=file):
+        serving(bundle=folder / "a")
+
+
+def test_a_request_accepted_before_a_switch_is_answered_by_its_model(serving, payload, root, monkeypatch):
+    folder, (first, second, _) = root
+    client = serving(bundle=folder / "a", bundle_root=folder, max_loaded_bundles=1)
+    expected = answer_of(client, payload)
+    regenerator = client.app.state.inference.registry.active().regenerator
+    real, entered, gate = regenerator.regenerate, threading.Event(), threading.Event()
+
+    def slowly(sequences, target):
+        entered.set()
+        assert gate.wait(10)
+        return real(sequences, target)
+
+    monkeypatch.setattr(regenerator, "regenerate", slowly)
+    answers = []
+    caller = threading.Thread(target=lambda: answers.append(answer_of(client, payload)))
+    caller.start()
+    assert entered.wait(10)
+    activated = client.post(f"/models/{second}/activate")
+    gate.set()
+    caller.join(10)
+
+    assert activated.status_code == 200
+    assert answers == [expected]
+    assert answers[0]["model_version"] == first
+    assert answer_of(client, payload)["model_version"] == second
+
+
+def test_switching_back_and_forth_under_load_drops_and_mixes_nothing(serving, payload, root):
+    folder, (first, second, _) = root
+    client = serving(bundle=folder / "a", bundle_root=folder)
+    expected = {first: answer_of(client, payload)}
+    client.post(f"/models/{second}/activate")
+    expected[second] = answer_of(client, payload)
+    stop, seen = threading.Event(), []
+
+    def ask():
+        while not stop.is_set():
+            seen.append(answer_of(client, payload))
+
+    callers = [threading.Thread(target=ask) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    statuses = [client.post(f"/models/{version}/activate").status_code for version in (first, second) * 10]
+    stop.set()
+    for caller in callers:
+        caller.join(20)
+
+    assert set(statuses) == {200}
+    assert {answer["model_version"] for answer in seen} == {first, second}
+    assert all(answer == expected[answer["model_version"]] for answer in seen)
