@@ -11,6 +11,7 @@ ModelError
 |- VocabularyError
 |  |- UnknownDomainError        a domain that the bundle or dataset does not know
 |  `- UnknownItemError          an item that its domain does not know; carries the position in its sequence
+|- ConfigurationError           options or a configuration file that ask for what cannot be
 |- TrainingError
 |  `- ResumeMismatchError       a run folder that belongs to another dataset or configuration
 `- BundleError                  a checkpoint bundle cannot be loaded; names the file and the reason
@@ -73,6 +74,10 @@ class UnknownItemError(VocabularyError):
         self.item_id = item_id
         self.domain = domain
         self.position = position
+
+
+class ConfigurationError(ModelError):
+    """Options or a configuration file ask for what cannot be; the message names the option or key."""
 
 
 class TrainingError(ModelError):

@@ -9,6 +9,10 @@ Shapes: N = evaluated rows, X = candidate items.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -54,3 +58,42 @@ def ndcg_at_k(ranks_N: Tensor, k: int) -> Tensor:
 def mrr_at_k(ranks_N: Tensor, k: int) -> Tensor:
     """MRR@k per row: 1 / rank if rank <= k else 0, float64 [N]."""
     return torch.where(ranks_N <= k, 1 / ranks_N.double(), 0.0)
+
+
+METRICS: dict[str, Callable[[Tensor], Tensor]] = {
+    f"{name}@{k}": partial(metric, k=k)
+    for k in (10, 20)
+    for name, metric in (("HR", hit_rate_at_k), ("NDCG", ndcg_at_k), ("MRR", mrr_at_k))
+}
+
+
+def per_row_metrics(ranks_N: Tensor) -> Tensor:
+    """Every metric of ``METRICS`` for every row, float64 [N, M] in the order of its keys."""
+    return torch.stack([metric(ranks_N) for metric in METRICS.values()], dim=1)
+
+
+def broken_inequalities(means: Mapping[str, float], *, tolerance: float = 1e-9) -> list[str]:
+    """
+    Which relations that metrics of one ranked list must satisfy these means violate; empty if they are consistent.
+
+    With one relevant item per row and dM = M@20 - M@10, the rows gained rank 11 to 20, so
+    MRR <= NDCG <= HR at each k, dHR / log2(21) <= dNDCG <= dHR / log2(12) and dHR / 20 <= dMRR <= dHR / 11.
+
+    Args:
+        means: a value for each key of ``METRICS``.
+        tolerance: allowance for rounding of printed values.
+
+    >>> broken_inequalities({"HR@10": .1, "NDCG@10": .2, "MRR@10": .1, "HR@20": .1, "NDCG@20": .2, "MRR@20": .1})
+    ['NDCG@10 <= HR@10', 'NDCG@20 <= HR@20']
+    """
+    gained_hr, gained_ndcg, gained_mrr = (means[f"{name}@20"] - means[f"{name}@10"] for name in ("HR", "NDCG", "MRR"))
+    relations = {
+        **{f"MRR@{k} <= NDCG@{k}": (means[f"MRR@{k}"], means[f"NDCG@{k}"]) for k in (10, 20)},
+        **{f"NDCG@{k} <= HR@{k}": (means[f"NDCG@{k}"], means[f"HR@{k}"]) for k in (10, 20)},
+        "HR@10 <= HR@20": (0.0, gained_hr),
+        "dHR / log2(21) <= dNDCG": (gained_hr / math.log2(21), gained_ndcg),
+        "dNDCG <= dHR / log2(12)": (gained_ndcg, gained_hr / math.log2(12)),
+        "dHR / 20 <= dMRR": (gained_hr / 20, gained_mrr),
+        "dMRR <= dHR / 11": (gained_mrr, gained_hr / 11),
+    }
+    return [name for name, (smaller, larger) in relations.items() if smaller > larger + tolerance]

@@ -1,0 +1,165 @@
+"""``taesar evaluate``: what regenerated data does to a recommender, with intervals and a leak audit."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    import torch
+
+    from models.checkpoint import Bundle
+    from models.dataset import Dataset
+    from models.study import CellReport
+
+console = Console()
+
+Rule = Literal["paper", "reference", "reference-corrected"]
+RECOMMENDERS = ("sasrec", "gru4rec", "gcegnn", "cl4srec", "popularity", "markov")
+ARMS = ("original", "duplicated", "regenerated", "mixed")
+FIRST_SEED = 2025
+
+
+def evaluate(
+    dataset: Annotated[Path, typer.Argument(help="Folder that `taesar prepare` wrote.")],
+    target: Annotated[str, typer.Option(help="Domain whose items are ranked.")],
+    out: Annotated[Path, typer.Option(help="Folder of report.json, report.md and report.html.")],
+    recommender: Annotated[
+        str, typer.Option(help=f"Comma-separated, of: {', '.join(RECOMMENDERS)}.")
+    ] = "sasrec,popularity,markov",
+    arms: Annotated[
+        str, typer.Option(help=f"Comma-separated, of: {', '.join(ARMS)}; original is always run.")
+    ] = "original,duplicated,regenerated",
+    seeds: Annotated[int, typer.Option(min=1, help="How many; three show what chance does.")] = 3,
+    first_seed: Annotated[
+        int, typer.Option(min=0, help="The others follow it; fixed so that a repetition is equal.")
+    ] = FIRST_SEED,
+    composite: Annotated[
+        Path | None, typer.Option(help="Folder that `taesar regenerate` wrote for TARGET.", show_default="none")
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="Bundle to regenerate with where --composite is not given, and whose item vectors the mapping "
+            "plots show.",
+            show_default="none",
+        ),
+    ] = None,
+    rule: Annotated[Rule, typer.Option(help="Decoding rule of --bundle.")] = "paper",
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of hyper-parameters; those it leaves out are the paper's.", show_default="none"),
+    ] = None,
+    cells: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of finished cells; share it to reuse them in other reports.", show_default="OUT/cells"
+        ),
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train; auto takes CUDA when there is one.")
+    ] = "auto",
+) -> None:
+    """
+    Train recommenders on original, duplicated and regenerated rows and compare their rankings of held-out items.
+
+    Every (recommender, arm, seed) is a cell, kept when it is finished: the same command, given again, reads finished
+    cells back, goes on with an interrupted one from its last epoch, and computes what changed.
+    """
+    from app.progress import TrainingProgress
+    from models.checkpoint import load_bundle
+    from models.dataset import load_dataset
+    from models.evaluation import EvaluationConfig
+    from models.report import write_report
+    from models.study import Study, load_config, run_study
+    from models.training import resolve_device
+
+    names = _choices("--recommender", recommender, RECOMMENDERS)
+    arm_names = _choices("--arms", arms, ARMS)
+    evaluation = EvaluationConfig() if config is None else load_config(config)
+    place = resolve_device(device)
+    prepared = load_dataset(dataset)
+    loaded = None if bundle is None else load_bundle(bundle, device=str(place))
+    if composite is None and loaded is not None:
+        composite = _regenerated(prepared, loaded, target, rule, out)
+    study = Study(
+        target=target,
+        recommenders=names,
+        arms=arm_names,  # type: ignore[arg-type]  # checked against ARMS above
+        seeds=tuple(range(first_seed, first_seed + seeds)),
+        composite=composite,
+        config=evaluation,
+        cells=out / "cells" if cells is None else cells,
+        device=place,
+    )
+    with TrainingProgress(console, patience_of=lambda _: evaluation.training.patience) as progress:
+        report = run_study(
+            prepared,
+            study,
+            command=shlex.join(["taesar", *sys.argv[1:]]),
+            base_item_table_VD=None if loaded is None else _item_table(loaded),
+            progress=progress,
+            on_cell=_print_cell,
+        )
+    write_report(report, out)
+    console.print(f"report written to {out / 'report.html'}, report.md and report.json", markup=False, highlight=False)
+
+
+def _choices(option: str, given: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    chosen = tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    unknown = [name for name in chosen if name not in known]
+    if unknown or not chosen:
+        raise typer.BadParameter(f"{option}: {', '.join(unknown) or 'nothing'} is none of {', '.join(known)}")
+    return chosen
+
+
+def _regenerated(dataset: Dataset, bundle: Bundle, target: str, rule: Rule, out: Path) -> Path:
+    """The composite of *bundle* in *out*, made unless it is already there."""
+    from app.progress import StageProgress
+    from models.composite import SUMMARY, write_composite
+
+    folder = out / f"composite-{rule}"
+    made_of = {
+        "target": target,
+        "rule": rule,
+        "bundle_version": bundle.version,
+        "dataset_fingerprint": dataset.fingerprint,
+    }
+    if (folder / SUMMARY).is_file():
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        if made_of.items() <= summary.items():
+            return folder
+    with StageProgress(console) as progress:
+        write_composite(
+            dataset,
+            bundle,
+            target=target,
+            rule=rule,
+            out=folder,
+            on_users=lambda done, total: progress(f"regenerating {total:,} sequences", done / total),
+        )
+    return folder
+
+
+def _item_table(bundle: Bundle) -> torch.Tensor:
+    return bundle.base.item_embeddings_VD
+
+
+def _print_cell(report: CellReport) -> None:
+    name = f"cell {report.number}/{report.total}: {report.recommender}, {report.arm}, seed {report.seed}"
+    if report.cell is None:
+        console.print(name, highlight=False)
+    elif report.reused:
+        console.print(f"{name}: read back", highlight=False)
+    else:
+        validation = report.cell.validation_ndcg_at_10
+        metric = (
+            "" if validation is None else f", validation NDCG@10 {validation:.4f} at epoch {report.cell.best_epoch}"
+        )
+        console.print(f"{name}: done in {report.cell.seconds:.1f} s{metric}", highlight=False)

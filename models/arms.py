@@ -1,0 +1,219 @@
+"""
+The arms of an evaluation: which rows a recommender trains on, and which held-out items it must rank.
+
+    original     target-only training sequences
+    duplicated   the original rows repeated to the composite's row count: what more rows alone give
+    regenerated  the composite: original and regenerated rows
+    mixed        mixed training sequences over every domain's items: naive mixing, where negative transfer shows
+
+Arms differ in training rows only. All rank the same held-out items of the same users among the target's items. In the
+first three, items are the target's alone, numbered from 1, and histories hold target items only; ``mixed`` keeps the
+vocabulary's tokens and mixed histories.
+
+Populations: a user is a validation (test) user of the domain that s[n-2] (s[n-1]) lies in. The history of a test
+item includes the validation item. Histories may be empty of target items: such users are ranked, reported as a group
+of their own, and left out of the main table.
+
+Shapes: U = users, N = held-out rows, R = composite rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from models.composite import COMPOSITE, REGENERATED, SHORTEST_ROW, SUMMARY
+from models.dataset import TOKENS, Dataset, Sequences, TokenArray
+from models.errors import DatasetFormatError
+from models.vocabulary import PADDING, TokenRange
+
+ArmName = Literal["original", "duplicated", "regenerated", "mixed"]
+ARM_NAMES: tuple[ArmName, ...] = get_args(ArmName)
+# These need a composite: one for its rows, the other for how many they are.
+COMPOSITE_ARMS: tuple[ArmName, ...] = ("duplicated", "regenerated")
+
+
+@dataclass(frozen=True)
+class Queries:
+    """
+    Held-out items to rank.
+
+    Args:
+        users: position of each row's user in the dataset, rising, int64 [N].
+        histories: what came before, in the arm's item ids; may be empty.
+        targets: the held-out item in the arm's item ids, int32 [N].
+        num_target_items: target-domain interactions in each history, int64 [N], the same in every arm.
+    """
+
+    users: npt.NDArray[np.int64]
+    histories: Sequences
+    targets: TokenArray
+    num_target_items: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Training rows of at least two items, the item ids they use, and what is ranked."""
+
+    name: ArmName
+    rows: Sequences
+    num_items: int
+    candidates: TokenRange
+    validation: Queries
+    test: Queries
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that a trained recommender's ranks depend on."""
+        digest = hashlib.sha256(json.dumps([self.num_items, self.candidates.first, self.candidates.last]).encode())
+        for sequences in (self.rows, self.validation.histories, self.test.histories):
+            digest.update(sequences.offsets.astype(np.int64).tobytes())
+            digest.update(sequences.token_ids.astype(TOKENS).tobytes())
+        for targets in (self.validation.targets, self.test.targets):
+            digest.update(targets.astype(TOKENS).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Composite:
+    """A composite dataset on disk, its rows in the vocabulary's tokens; ``load_composite`` makes one."""
+
+    users: npt.NDArray[np.int64]
+    regenerated: npt.NDArray[np.bool_]
+    rows: Sequences
+    summary: Mapping[str, Any]
+    directory: Path
+
+
+def load_composite(directory: Path, dataset: Dataset, target: str) -> Composite:
+    """
+    Read what ``taesar regenerate`` wrote for *target* of *dataset*.
+
+    Raises:
+        DatasetFormatError: files are missing or damaged, or belong to another dataset or target.
+    """
+    try:
+        summary = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
+        table = pl.read_parquet(directory / COMPOSITE, columns=["user_id", "origin", "token_ids"])
+        made_for = (summary["dataset_fingerprint"], summary["target"])
+    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+        raise DatasetFormatError(f"{directory}: not a composite dataset: {error}") from error
+    if made_for != (dataset.fingerprint, target):
+        raise DatasetFormatError(f"{directory}: made for target {made_for[1]!r} of another dataset, or another target")
+    index_of = {user: index for index, user in enumerate(dataset.user_ids)}
+    try:
+        users = np.asarray([index_of[user] for user in table["user_id"]], dtype=np.int64)
+    except KeyError as error:
+        raise DatasetFormatError(f"{directory / COMPOSITE}: user {error} is not in the dataset") from error
+    rows = ragged(table["token_ids"])
+    domain = dataset.vocabulary.token_range(target)
+    if ((rows.token_ids < domain.first) | (rows.token_ids > domain.last)).any():
+        raise DatasetFormatError(f"{directory / COMPOSITE}: holds items that are not of {target!r}")
+    return Composite(users, (table["origin"] == REGENERATED).to_numpy(), rows, summary, directory)
+
+
+def build_arm(dataset: Dataset, target: str, name: ArmName, composite: Composite | None) -> Arm:
+    """
+    One arm of *target*.
+
+    Args:
+        composite: needed for the arms in ``COMPOSITE_ARMS``, ignored by the others.
+
+    Raises:
+        UnknownDomainError: no such domain.
+    """
+    domain = dataset.vocabulary.token_range(target)
+    if name == "mixed":
+        rows = dataset.train
+        num_items, candidates, kept = dataset.vocabulary.num_items, domain, None
+    else:
+        rows = target_only(dataset.train, domain)
+        num_items, candidates, kept = len(domain), TokenRange(1, len(domain)), domain
+    if name == "regenerated":
+        assert composite is not None
+        rows = target_only(composite.rows, domain)
+    rows = longer_than_one(rows)
+    if name == "duplicated":
+        assert composite is not None
+        rows = repeat_rows(rows, len(composite.rows))
+    return Arm(
+        name,
+        rows,
+        num_items,
+        candidates,
+        _queries(dataset.train, dataset.validation, domain, kept),
+        _queries(_appended(dataset.train, dataset.validation), dataset.test, domain, kept),
+    )
+
+
+def target_only(sequences: Sequences, domain: TokenRange) -> Sequences:
+    """
+    Keep the items of *domain*, in order, numbered from 1; as many sequences, some perhaps empty.
+
+    >>> [row.tolist() for row in target_only(Sequences.from_lists([[5, 1, 6], [2]]), TokenRange(5, 9))]
+    [[1, 2], []]
+    """
+    inside = (sequences.token_ids >= domain.first) & (sequences.token_ids <= domain.last)
+    kept_before = np.concatenate([[0], np.cumsum(inside)])
+    token_ids = (sequences.token_ids[inside] - (domain.first - 1)).astype(TOKENS)
+    return Sequences(token_ids, kept_before[sequences.offsets].astype(np.int64))
+
+
+def longer_than_one(sequences: Sequences) -> Sequences:
+    """Only the sequences with an item to predict."""
+    return picked(sequences, np.flatnonzero(sequences.lengths >= SHORTEST_ROW))
+
+
+def repeat_rows(rows: Sequences, num_rows: int) -> Sequences:
+    """
+    The rows over and over, in order, until there are *num_rows*; all of them at least once.
+
+    >>> [row.tolist() for row in repeat_rows(Sequences.from_lists([[1, 2], [3, 4]]), 3)]
+    [[1, 2], [3, 4], [1, 2]]
+    """
+    return picked(rows, np.arange(max(num_rows, len(rows))) % max(1, len(rows)))
+
+
+def picked(sequences: Sequences, indices: npt.NDArray[np.int64]) -> Sequences:
+    """The sequences at *indices*, in that order, repeats allowed."""
+    lengths = sequences.lengths[indices]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    return Sequences(sequences.token_ids[np.repeat(sequences.offsets[indices], lengths) + within], offsets)
+
+
+def ragged(lists: pl.Series) -> Sequences:
+    """A polars list column as sequences."""
+    lengths = lists.list.len().to_numpy().astype(np.int64)
+    flat = lists.explode(empty_as_null=False, keep_nulls=False).to_numpy().astype(TOKENS)
+    return Sequences(flat, np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def _appended(train: Sequences, validation_U: TokenArray) -> Sequences:
+    """Every sequence with its validation item at the end, where there is one."""
+    ends = train.offsets[1:][validation_U != PADDING]
+    present = validation_U[validation_U != PADDING]
+    grown = np.concatenate([[0], np.cumsum(train.lengths + (validation_U != PADDING))]).astype(np.int64)
+    return Sequences(np.insert(train.token_ids, ends, present).astype(TOKENS), grown)
+
+
+def _queries(before: Sequences, held_out_U: TokenArray, domain: TokenRange, kept: TokenRange | None) -> Queries:
+    users = np.flatnonzero((held_out_U >= domain.first) & (held_out_U <= domain.last))
+    whole = picked(before, users)
+    in_domain = target_only(whole, domain)
+    targets = held_out_U[users]
+    if kept is None:
+        return Queries(users, whole, targets, in_domain.lengths)
+    return Queries(users, in_domain, (targets - (kept.first - 1)).astype(TOKENS), in_domain.lengths)

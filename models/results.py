@@ -1,0 +1,227 @@
+"""
+From cells to statements: means over seeds, groups of users, paired differences with intervals, checks.
+
+The main table holds the users whose history has at least one target item. Groups split all users by how many it has.
+
+Shapes: N = test users, M = metrics, S = seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models.arms import ArmName, Queries
+from models.evaluation import Cell
+from models.metrics import METRICS, broken_inequalities, per_row_metrics
+from models.significance import Interval, bootstrap_means
+
+# What each arm is compared with: a gain over ``original`` counts only if ``duplicated`` does not show it too.
+BASELINE_ARMS: tuple[ArmName, ...] = ("original", "duplicated")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Users whose history holds least..most target items."""
+
+    name: str
+    least: int
+    most: float
+
+    def members(self, num_target_items_N: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Mask [N]."""
+        return (num_target_items_N >= self.least) & (num_target_items_N <= self.most)
+
+
+MAIN = Group("1 or more", 1, float("inf"))
+GROUPS = (Group("0", 0, 0), Group("1-2", 1, 2), Group("3-5", 3, 5), Group("6 or more", 6, float("inf")))
+
+
+@dataclass(frozen=True)
+class Score:
+    """
+    One recommender on one arm, one population.
+
+    Args:
+        group: population, by target items in the history.
+        users: its size.
+        means: per metric, the mean over users and seeds.
+        deviations: per metric, the standard deviation over seeds of the mean over users; 0 with one seed.
+    """
+
+    recommender: str
+    arm: ArmName
+    group: str
+    users: int
+    means: Mapping[str, float]
+    deviations: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    Paired difference of two arms of one recommender in one metric, over the main population.
+
+    Args:
+        without_leak_hits: True where users that the leak audit hit are left out.
+        interval: of the mean difference over users (arm minus baseline).
+        relative: difference over the baseline's mean; NaN-free: None where that mean is 0.
+        per_seed: the differences of the single seeds.
+    """
+
+    recommender: str
+    arm: ArmName
+    baseline: ArmName
+    metric: str
+    without_leak_hits: bool
+    users: int
+    interval: Interval
+    relative: float | None
+    per_seed: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one recommender's training on one arm took, per seed."""
+
+    recommender: str
+    arm: ArmName
+    seeds: tuple[int, ...]
+    best_epochs: tuple[int, ...]
+    epochs: tuple[int, ...]
+    steps_per_epoch: int
+    validation_ndcg_at_10: tuple[float | None, ...]
+    num_parameters: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that the report states about the cells; ``broken_checks`` is empty if the metrics are consistent."""
+
+    scores: tuple[Score, ...]
+    comparisons: tuple[Comparison, ...]
+    runs: tuple[Run, ...]
+    broken_checks: tuple[str, ...]
+
+
+def summarise(cells: Iterable[Cell], queries: Queries, *, leak_hits: Sequence[int], seed: int) -> Results:
+    """
+    State what the cells say.
+
+    Args:
+        cells: of one target, all over the same test users.
+        queries: those users.
+        leak_hits: positions in the dataset of users to leave out in the second reading of every comparison.
+        seed: of the bootstrap.
+    """
+    by_run: dict[tuple[str, ArmName], list[Cell]] = {}
+    for cell in cells:
+        by_run.setdefault((cell.recommender, cell.arm), []).append(cell)
+    values = {run: _values_SNM(group) for run, group in by_run.items()}
+    clean_N = ~np.isin(queries.users, np.asarray(leak_hits, dtype=np.int64))
+    return Results(
+        scores=tuple(
+            _score(recommender, arm, group, values_SNM, queries)
+            for (recommender, arm), values_SNM in values.items()
+            for group in (MAIN, *GROUPS)
+            if group.members(queries.num_target_items).any()
+        ),
+        comparisons=tuple(
+            comparison
+            for (recommender, arm), values_SNM in values.items()
+            for baseline in BASELINE_ARMS
+            if arm not in ("original", baseline) and (recommender, baseline) in values
+            for without_leak_hits in ((False, True) if leak_hits and arm == "regenerated" else (False,))
+            for comparison in _compare(
+                (recommender, arm, baseline),
+                values_SNM,
+                values[recommender, baseline],
+                MAIN.members(queries.num_target_items) & (clean_N if without_leak_hits else True),
+                without_leak_hits=without_leak_hits,
+                seed=seed,
+            )
+        ),
+        runs=tuple(_run(group) for group in by_run.values()),
+        broken_checks=tuple(
+            f"{cell.recommender}, {cell.arm}, seed {cell.seed}: {broken}"
+            for group in by_run.values()
+            for cell in group
+            for broken in broken_inequalities(_means(_values_SNM([cell])[0]))
+        ),
+    )
+
+
+def _values_SNM(cells: Sequence[Cell]) -> npt.NDArray[np.float64]:
+    return np.stack([per_row_metrics(torch.tensor(cell.ranks)).numpy() for cell in cells])
+
+
+def _means(values_NM: npt.NDArray[np.float64]) -> dict[str, float]:
+    return dict(zip(METRICS, values_NM.mean(axis=0).tolist(), strict=True))
+
+
+def _score(
+    recommender: str, arm: ArmName, group: Group, values_SNM: npt.NDArray[np.float64], queries: Queries
+) -> Score:
+    members_N = group.members(queries.num_target_items)
+    per_seed_SM = values_SNM[:, members_N].mean(axis=1)
+    deviations_M = per_seed_SM.std(axis=0, ddof=1) if len(per_seed_SM) > 1 else np.zeros(per_seed_SM.shape[1])
+    return Score(
+        recommender,
+        arm,
+        group.name,
+        int(members_N.sum()),
+        _means(per_seed_SM),
+        dict(zip(METRICS, deviations_M.tolist(), strict=True)),
+    )
+
+
+def _compare(
+    names: tuple[str, ArmName, ArmName],
+    values_SNM: npt.NDArray[np.float64],
+    baseline_SNM: npt.NDArray[np.float64],
+    members_N: npt.NDArray[np.bool_],
+    *,
+    without_leak_hits: bool,
+    seed: int,
+) -> list[Comparison]:
+    if not members_N.any():
+        return []
+    seeds = min(len(values_SNM), len(baseline_SNM))  # counted recommenders have one cell
+    difference_SNM = values_SNM[:seeds, members_N] - baseline_SNM[:seeds, members_N]
+    intervals = bootstrap_means(difference_SNM.mean(axis=0), seed=seed)
+    base_M = baseline_SNM[:seeds, members_N].mean(axis=(0, 1))
+    recommender, arm, baseline = names
+    return [
+        Comparison(
+            recommender,
+            arm,
+            baseline,
+            metric,
+            without_leak_hits,
+            int(members_N.sum()),
+            interval,
+            interval.mean / base_M[column] if base_M[column] else None,
+            tuple(difference_SNM[:, :, column].mean(axis=1).tolist()),
+        )
+        for column, (metric, interval) in enumerate(zip(METRICS, intervals, strict=True))
+    ]
+
+
+def _run(cells: Sequence[Cell]) -> Run:
+    first = cells[0]
+    return Run(
+        first.recommender,
+        first.arm,
+        tuple(cell.seed for cell in cells),
+        tuple(cell.best_epoch for cell in cells),
+        tuple(cell.epochs for cell in cells),
+        first.steps_per_epoch,
+        tuple(cell.validation_ndcg_at_10 for cell in cells),
+        first.num_parameters,
+        round(sum(cell.seconds for cell in cells), 1),
+    )

@@ -1,0 +1,218 @@
+"""
+One evaluation from end to end: a dataset, a target and a grid in, a report out.
+
+    1. build the arms (``models.arms``);
+    2. run every cell that is not cached (``models.evaluation``), baselines and counted recommenders first;
+    3. state the results (``models.results``), audit for leaks (``models.audit``);
+    4. describe rows and mapping (``models.statistics``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from models.arms import COMPOSITE_ARMS, ArmName, Composite, build_arm, load_composite
+from models.audit import leak_audits
+from models.composite import MAPPING
+from models.dataset import Dataset
+from models.errors import ConfigurationError
+from models.evaluation import Cell, EvaluationConfig, Grid
+from models.recommenders.registry import COUNTED
+from models.report import Provenance, Report
+from models.results import summarise
+from models.statistics import (
+    Correspondence,
+    ProjectedItems,
+    composite_statistics,
+    correspondence,
+    project_items,
+    top_mappings,
+)
+from models.training import Progress, TrainingConfig
+
+# Of bootstrap, samples and projections: the same report from the same cells.
+ANALYSIS_SEED = 2025
+
+
+@dataclass(frozen=True)
+class Study:
+    """
+    What to evaluate.
+
+    Args:
+        target: domain whose items are ranked.
+        recommenders: names of ``models.recommenders.registry``.
+        arms: arms to compare; ``original`` is always run, as it sets the budget.
+        seeds: one cell each for every trained recommender; counted ones need no seed.
+        composite: folder of the composite dataset; needed by arms duplicated and regenerated.
+        config: schedule and hyper-parameters.
+        cells: folder of finished cells.
+        device: where to train.
+    """
+
+    target: str
+    recommenders: tuple[str, ...]
+    arms: tuple[ArmName, ...]
+    seeds: tuple[int, ...]
+    composite: Path | None
+    config: EvaluationConfig
+    cells: Path
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class CellReport:
+    """One cell is about to run (``cell`` is None) or is there; ``reused``: it was read back."""
+
+    number: int
+    total: int
+    recommender: str
+    arm: ArmName
+    seed: int
+    cell: Cell | None
+    reused: bool
+
+
+def run_study(
+    dataset: Dataset,
+    study: Study,
+    *,
+    command: str,
+    base_item_table_VD: Tensor | None = None,
+    progress: Progress | None = None,
+    on_cell: Callable[[CellReport], None] | None = None,
+) -> Report:
+    """
+    Run the grid and report it; calling again computes only the cells that changed or are missing.
+
+    Args:
+        dataset: the prepared dataset.
+        study: what to run.
+        command: how this run was started, for the report.
+        base_item_table_VD: the base's item table, for figure 4; left out of the report without it.
+        progress: receiver of training reports.
+        on_cell: called before and after every cell.
+
+    Raises:
+        ConfigurationError: an arm needs a composite and there is none.
+        DatasetFormatError: the composite belongs to another dataset or target.
+        UnknownDomainError: no such target.
+    """
+    started = time.perf_counter()
+    composite = None if study.composite is None else load_composite(study.composite, dataset, study.target)
+    wanted = ("original", *(arm for arm in study.arms if arm != "original"))
+    if composite is None and set(wanted) & set(COMPOSITE_ARMS):
+        raise ConfigurationError(f"arms {', '.join(COMPOSITE_ARMS)} need a composite dataset or a bundle to make one")
+    arms = tuple(build_arm(dataset, study.target, name, composite) for name in wanted)
+    grid = Grid(arms, study.config, study.cells, study.device)
+    cells, reused = _run_cells(grid, study, progress, on_cell or _unheard)
+    audits = () if composite is None else leak_audits(dataset, study.target, composite)
+    hits = sorted({user for audit in audits for user in audit.hit_users})
+    results = summarise(cells, arms[0].test, leak_hits=hits, seed=ANALYSIS_SEED)
+    correspondences, projections = _mapping_views(dataset, study.target, composite, base_item_table_VD)
+    return Report(
+        provenance=Provenance(
+            command=command,
+            dataset=dataset.directory.resolve().name,
+            dataset_fingerprint=dataset.fingerprint,
+            target=study.target,
+            configuration=dataclasses.asdict(study.config) | {"seeds": list(study.seeds)},
+            composite=None if composite is None else dict(composite.summary),
+            cells_computed=len(cells) - reused,
+            cells_reused=reused,
+            seconds=round(time.perf_counter() - started, 1),
+        ),
+        results=results,
+        audits=audits,
+        statistics=() if composite is None else composite_statistics(dataset, study.target, composite),
+        correspondences=correspondences,
+        projections=projections,
+    )
+
+
+def load_config(path: Path) -> EvaluationConfig:
+    """
+    Read hyper-parameters from TOML: tables ``training`` and ``recommender``, every key optional.
+
+    Raises:
+        ConfigurationError: not TOML, an unknown table or key, or a value of the wrong type; the message names it.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path}: not a readable TOML file: {error}") from error
+    unknown = sorted(content.keys() - {field.name for field in dataclasses.fields(EvaluationConfig)})
+    if unknown:
+        raise ConfigurationError(f"{path}: unknown table {unknown[0]!r}")
+    config = EvaluationConfig()
+    return EvaluationConfig(
+        **{name: _overridden(path, getattr(config, name), name, values) for name, values in content.items()}
+    )
+
+
+def _overridden(path: Path, defaults: Any, table: str, values: Any) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigurationError(f"{path}: {table} is not a table")
+    known = {field.name: type(getattr(defaults, field.name)) for field in dataclasses.fields(defaults)}
+    if isinstance(defaults, TrainingConfig):
+        del known["seed"]  # every cell has its own
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigurationError(f"{path}: unknown key {table}.{key}; known: {', '.join(known)}")
+        fits = isinstance(value, known[key]) or (known[key] is float and isinstance(value, int))
+        if not fits or isinstance(value, bool):
+            raise ConfigurationError(f"{path}: {table}.{key} = {value!r} is not of type {known[key].__name__}")
+    return dataclasses.replace(defaults, **values)
+
+
+def _run_cells(
+    grid: Grid, study: Study, progress: Progress | None, on_cell: Callable[[CellReport], None]
+) -> tuple[list[Cell], int]:
+    todo = [
+        (recommender, arm, seed)
+        for recommender in study.recommenders
+        for arm in grid.arms
+        for seed in (study.seeds[:1] if recommender in COUNTED else study.seeds)
+    ]
+    cells, reused = [], 0
+    for number, (recommender, arm, seed) in enumerate(todo, start=1):
+        before = grid.finished(recommender, arm, seed)
+        if before is None:
+            on_cell(CellReport(number, len(todo), recommender, arm.name, seed, None, reused=False))
+        cell = before or grid.run(recommender, arm, seed, progress)
+        on_cell(CellReport(number, len(todo), recommender, arm.name, seed, cell, reused=before is not None))
+        reused += before is not None
+        cells.append(cell)
+    return cells, reused
+
+
+def _unheard(report: CellReport) -> None:
+    del report
+
+
+def _mapping_views(
+    dataset: Dataset, target: str, composite: Composite | None, item_table_VD: Tensor | None
+) -> tuple[tuple[Correspondence, ...], tuple[ProjectedItems, ...]]:
+    if composite is None or item_table_VD is None:
+        return (), ()
+    table_VD = item_table_VD.detach().cpu()
+    mapping = pl.read_parquet(composite.directory / MAPPING)
+    correspondences, projections = [], []
+    for source in dataset.vocabulary.domains:
+        top = top_mappings(mapping, dataset.vocabulary, source, target)
+        judged = correspondence(top, table_VD, dataset.vocabulary, source, target, seed=ANALYSIS_SEED)
+        if judged is None:
+            continue
+        correspondences.append(judged)
+        projections += project_items(top, table_VD, dataset.vocabulary, source, target, seed=ANALYSIS_SEED)
+    return tuple(correspondences), tuple(projections)
