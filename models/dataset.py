@@ -33,6 +33,7 @@ from models.vocabulary import PADDING, Vocabulary
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
+REQUIRED_FILES = ("vocabulary.parquet", "train.parquet", "validation.parquet", "test.parquet")
 TOKENS = np.int32
 
 TokenArray = npt.NDArray[np.int32]
@@ -110,7 +111,7 @@ def load_dataset(directory: Path) -> Dataset:
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         version = manifest["format_version"]
-        files = manifest["files"]
+        files = dict(manifest["files"])
         fingerprint = manifest["fingerprint"]
     except FileNotFoundError as error:
         raise DatasetFormatError(f"{manifest_path}: not found; not a folder that `taesar prepare` wrote") from error
@@ -118,6 +119,9 @@ def load_dataset(directory: Path) -> Dataset:
         raise DatasetFormatError(f"{manifest_path}: not a dataset manifest: {error}") from error
     if version != FORMAT_VERSION:
         raise DatasetFormatError(f"{manifest_path}: format version {version}, this code reads {FORMAT_VERSION}")
+    for name in REQUIRED_FILES:
+        if name not in files:
+            raise DatasetFormatError(f"{manifest_path}: does not list {name}; damaged or edited")
     for name, expected in files.items():
         path = directory / name
         if not path.is_file():
@@ -125,11 +129,8 @@ def load_dataset(directory: Path) -> Dataset:
         if sha256_of(path) != expected:
             raise DatasetFormatError(f"{path}: its SHA-256 differs from the manifest's; damaged or edited")
     vocabulary = Vocabulary.load(directory / "vocabulary.parquet")
-    train_table = pl.read_parquet(directory / "train.parquet")
-    lengths = train_table["token_ids"].list.len().to_numpy().astype(np.int64)
-    flat = train_table["token_ids"].explode(empty_as_null=False, keep_nulls=False).to_numpy().astype(TOKENS)
-    train = Sequences(flat, np.concatenate([[0], np.cumsum(lengths)]))
-    return Dataset(directory, vocabulary, tuple(train_table["user_id"].to_list()), train, fingerprint, manifest)
+    user_ids, train = _read_train(directory / "train.parquet")
+    return Dataset(directory, vocabulary, user_ids, train, fingerprint, manifest)
 
 
 def sha256_of(path: Path) -> str:
@@ -153,8 +154,22 @@ def pad_right(sequences: Iterable[TokenArray], length: int | None = None) -> tor
     return torch.from_numpy(padded)
 
 
+def _read_train(path: Path) -> tuple[tuple[str, ...], Sequences]:
+    try:
+        table = pl.read_parquet(path)
+        lengths = table["token_ids"].list.len().to_numpy().astype(np.int64)
+        flat = table["token_ids"].explode(empty_as_null=False, keep_nulls=False).to_numpy().astype(TOKENS)
+        user_ids = tuple(table["user_id"].to_list())
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DatasetFormatError(f"{path}: not a readable table of sequences: {error}") from error
+    return user_ids, Sequences(flat, np.concatenate([[0], np.cumsum(lengths)]))
+
+
 def _read_held_out(path: Path, user_ids: tuple[str, ...]) -> TokenArray:
-    table = pl.read_parquet(path)
+    try:
+        table = pl.read_parquet(path, columns=["user_id", "token_id"])
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DatasetFormatError(f"{path}: not a readable table of held-out items: {error}") from error
     if tuple(table["user_id"].to_list()) != user_ids:
         raise DatasetFormatError(f"{path}: its users differ from train.parquet's")
     return table["token_id"].to_numpy().astype(TOKENS)

@@ -14,7 +14,9 @@ Shapes: N = rows, in the order of the file.
 from __future__ import annotations
 
 import csv
+import gzip
 import io
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,9 +210,9 @@ def _read_text(
     broken: list[BadRow] = []
 
     def skip(row: pa_csv.InvalidRow) -> str:
-        reason = f"{row.actual_columns} fields instead of {row.expected_columns}"
-        broken.append(BadRow(row.number, reason))
-        return "skip"
+        broken.append(BadRow(row.number, f"{row.actual_columns} fields instead of {row.expected_columns}"))
+        # With a line break in it, it has swallowed other rows: skipping would drop those in silence.
+        return "error" if "\n" in row.text else "skip"
 
     try:
         header = _header(path, delimiter, quote)
@@ -238,16 +240,22 @@ def _read_text(
             )
     except UnicodeDecodeError as error:
         raise InputFormatError(f"{path}: the header is not UTF-8: {error}") from error
-    except (OSError, EOFError, pa.ArrowException) as error:
-        raise InputFormatError(f"{path}: not readable as delimited text: {error}") from error
-    return _raw([table.column(positions[index]) for index in kept], names, tuple(broken), first_line=2)
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        hint = f"; line {broken[-1].line}: is a quote left open?" if broken else ""
+        raise InputFormatError(f"{path}: not readable as delimited text: {error}{hint}") from error
+    raw = _raw([table.column(positions[index]) for index in kept], names, tuple(broken), first_line=2)
+    for column in (raw.user, raw.item, raw.domain):
+        for value in column.values.filter(column.values.str.contains("\n", literal=True)).head(1):
+            raise InputFormatError(
+                f"{path}: {column.name} {value[:SHOWN_CHARACTERS]!r} runs over a line break: is a quote left open?"
+            )
+    return raw
 
 
 def _header(path: Path, delimiter: str, quote: str | bool) -> list[str]:
     """Column names of the first line, without RecBole's ``:type`` where the text is tab separated."""
-    with pa.input_stream(str(path)) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-        first = text.readline()
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        first = file.readline().decode("utf-8-sig")
     if not first.strip():
         raise InputFormatError(f"{path}: empty, or its first line is; expected a header")
     if quote is False:
