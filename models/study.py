@@ -110,7 +110,7 @@ def run_study(
     """
     started = time.perf_counter()
     composite = None if study.composite is None else load_composite(study.composite, dataset, study.target)
-    wanted = ("original", *(arm for arm in study.arms if arm != "original"))
+    wanted: tuple[ArmName, ...] = ("original", *(arm for arm in study.arms if arm != "original"))
     if composite is None and set(wanted) & set(COMPOSITE_ARMS):
         raise ConfigurationError(f"arms {', '.join(COMPOSITE_ARMS)} need a composite dataset or a bundle to make one")
     arms = tuple(build_arm(dataset, study.target, name, composite) for name in wanted)
@@ -207,7 +207,8 @@ def _mapping_views(
         return (), ()
     table_VD = item_table_VD.detach().cpu()
     mapping = pl.read_parquet(composite.directory / MAPPING)
-    correspondences, projections = [], []
+    correspondences: list[Correspondence] = []
+    projections: list[ProjectedItems] = []
     for source in dataset.vocabulary.domains:
         top = top_mappings(mapping, dataset.vocabulary, source, target)
         judged = correspondence(top, table_VD, dataset.vocabulary, source, target, seed=ANALYSIS_SEED)
