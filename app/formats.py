@@ -1,0 +1,436 @@
+"""
+The formats of a job's input, read row by row in bounded memory.
+
+Formats (docs/jobs.md):
+    ndjson   one sequence per line, shaped like a sequence of POST /regenerate
+    csv      one interaction per line: user_id,item_id,domain[,timestamp]; header required
+    inter    the same with tabs and RecBole's typed header: user_id:token, item_id:token, domain:token, ...
+    parquet  interactions as in csv, or sequences: user_id, item_ids: list, domains: list
+The text formats may be gzip-compressed. The interactions of one user stand next to one another; with a timestamp they
+are sorted by it (stable), without one their order counts.
+
+A row that cannot be used becomes a ``BadRow``; a file that is not what it claims to be raises; so does one that grows
+over a limit, compressed or not, while it is read: a small file cannot make much memory or work.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import posixpath
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Literal, cast, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from app.errors import RequestTooLargeError, UnsupportedFormatError
+from app.schemas import MixedSequence
+from models.errors import InputFormatError
+
+SourceFormat = Literal["ndjson", "csv", "inter", "parquet"]
+FORMATS: tuple[SourceFormat, ...] = get_args(SourceFormat)
+
+GZIP_MAGIC = b"\x1f\x8b"
+PARQUET_MAGIC = b"PAR1"
+MAX_NAME = 512
+MAX_LINE_BYTES = 4 * 1024 * 1024
+PARQUET_BATCH_ROWS = 256
+PARQUET_SOURCE = pa.schema(
+    [
+        ("line", pa.int64()),
+        ("user_id", pa.string()),
+        ("item_ids", pa.list_(pa.string())),
+        ("domains", pa.list_(pa.string())),
+    ]
+)
+
+_SUFFIXES: dict[str, SourceFormat] = {
+    ".ndjson": "ndjson",
+    ".jsonl": "ndjson",
+    ".csv": "csv",
+    ".inter": "inter",
+    ".parquet": "parquet",
+}
+_ARCHIVES = {
+    b"PK\x03\x04": "a zip archive",
+    b"\xfd7zXZ": "an xz file",
+    b"BZh": "a bzip2 file",
+    b"\x28\xb5\x2f\xfd": "a zstd file",
+    PARQUET_MAGIC: "a Parquet file",
+}
+
+
+@dataclass(frozen=True)
+class SourceLimits:
+    """
+    What one input may hold.
+
+    Args:
+        max_bytes: of the file as stored; TAESAR_MAX_INPUT_BYTES.
+        max_expanded_bytes: after decompression and decoding; TAESAR_MAX_EXPANDED_BYTES.
+        max_items: of one sequence; a longer one is a bad row.
+    """
+
+    max_bytes: int
+    max_expanded_bytes: int
+    max_items: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """
+    One mixed sequence.
+
+    Args:
+        line: 1-based line (Parquet: row) where it begins; a CSV header is line 1.
+        num_rows: input rows that it was made of.
+    """
+
+    line: int
+    user_id: str
+    item_ids: Sequence[str]
+    domains: Sequence[str]
+    num_rows: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """An input row that cannot be used, and why."""
+
+    line: int
+    reason: str
+
+
+def format_of(name: str, stated: str | None) -> SourceFormat:
+    """
+    The format that was *stated*, else the one that the file's *name* ends with (``.gz`` aside).
+
+    Raises:
+        UnsupportedFormatError: neither says one that is known.
+    """
+    if stated is not None:
+        if stated not in FORMATS:
+            raise UnsupportedFormatError(f"unknown format {stated!r}; known: {', '.join(FORMATS)}")
+        return stated
+    suffix = posixpath.splitext(name.lower().removesuffix(".gz"))[1]
+    if suffix not in _SUFFIXES:
+        raise UnsupportedFormatError(f"{name!r} does not end with {', '.join(_SUFFIXES)}; state the format")
+    return _SUFFIXES[suffix]
+
+
+def check_format(file: BinaryIO, source_format: SourceFormat, limits: SourceLimits) -> None:
+    """Read the beginning of *file* and raise what ``read_rows`` would raise at once; leaves it at its start."""
+    next(read_rows(file, source_format, limits), None)
+    file.seek(0)
+
+
+def read_rows(file: BinaryIO, source_format: SourceFormat, limits: SourceLimits) -> Iterator[Row | BadRow]:
+    """
+    Every row of *file* in its order, good or bad.
+
+    Raises:
+        InputFormatError: the file is not of this format, or damaged.
+        RequestTooLargeError: it expands to more bytes than the limit.
+    """
+    if source_format == "parquet":
+        return _read_parquet(file, limits)
+    lines = _text_lines(file, source_format, limits)
+    if source_format == "ndjson":
+        return (_parse_sequence(line, text, limits) for line, text in lines)
+    return _read_interactions(_split_lines(lines, delimiter="," if source_format == "csv" else "\t"), limits)
+
+
+class _Expanding(io.RawIOBase):
+    """What decompression yields, counted: raises once it is more than the limit."""
+
+    def __init__(self, file: BinaryIO, limits: SourceLimits) -> None:
+        self._file = file
+        self._left = limits.max_expanded_bytes
+        self._limit = limits.max_expanded_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            content = self._file.read(len(buffer))
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputFormatError(f"damaged gzip data: {error}") from error
+        self._left -= len(content)
+        if self._left < 0:
+            raise _expands_over(self._limit)
+        buffer[: len(content)] = content
+        return len(content)
+
+
+def _expands_over(limit: int) -> RequestTooLargeError:
+    return RequestTooLargeError("the input expands to more bytes", limit, "TAESAR_MAX_EXPANDED_BYTES")
+
+
+def _text_lines(file: BinaryIO, source_format: str, limits: SourceLimits) -> Iterator[tuple[int, str | BadRow]]:
+    """(line number, text without its end); empty lines are passed over; a line that is no text is a BadRow."""
+    head = file.read(8)
+    file.seek(0)
+    kind = next((kind for magic, kind in _ARCHIVES.items() if head.startswith(magic)), None)
+    if kind is not None:
+        raise InputFormatError(f"the file is {kind}, not {source_format}")
+    raw = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if head.startswith(GZIP_MAGIC) else file
+    expanded = io.BufferedReader(_Expanding(raw, limits), buffer_size=1 << 18)
+    line = 0
+    while content := expanded.readline(MAX_LINE_BYTES):
+        line += 1
+        if len(content) == MAX_LINE_BYTES and not content.endswith(b"\n"):
+            while (rest := expanded.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                pass
+            yield line, BadRow(line, f"longer than {MAX_LINE_BYTES} bytes")
+            continue
+        content = content.rstrip(b"\r\n")
+        if line == 1:
+            content = content.removeprefix(b"\xef\xbb\xbf")
+        if not content.strip():
+            continue
+        try:
+            yield line, content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            yield line, BadRow(line, f"not UTF-8: byte {error.start} of the line")
+
+
+def _parse_sequence(line: int, text: str | BadRow, limits: SourceLimits) -> Row | BadRow:
+    if isinstance(text, BadRow):
+        return text
+    try:
+        sequence = MixedSequence.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        return BadRow(line, f"{place}: {first['msg']}" if place else first["msg"])
+    item_ids = [item.item_id for item in sequence.items]
+    return _checked(Row(line, sequence.user_id or "", item_ids, [item.domain for item in sequence.items]), limits)
+
+
+def _checked(row: Row, limits: SourceLimits) -> Row | BadRow:
+    problem = _name_problem("user_id", row.user_id)
+    if problem is None and len(row.item_ids) > limits.max_items:
+        problem = f"{len(row.item_ids)} items; the limit is {limits.max_items}"
+    return row if problem is None else BadRow(row.line, problem)
+
+
+def _name_problem(column: str, value: str | None) -> str | None:
+    if not value:
+        return f"{column} is missing"
+    if len(value) > MAX_NAME:
+        return f"{column} is longer than {MAX_NAME} characters"
+    if not value.isprintable():  # a tab or line end could not be written to CSV and .inter again
+        return f"{column} holds a control character"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Interaction:
+    line: int
+    user_id: str
+    item_id: str
+    domain: str
+    timestamp: float
+
+
+@dataclass
+class _UserRows:
+    """The interactions of the user that is being read."""
+
+    user_id: str
+    interactions: list[_Interaction] = field(default_factory=list)
+    num_rows: int = 0
+
+
+def _split_lines(
+    lines: Iterable[tuple[int, str | BadRow]], *, delimiter: str
+) -> Iterator[tuple[int, list[str]] | BadRow]:
+    for line, text in lines:
+        if isinstance(text, BadRow):
+            yield text
+            continue
+        try:
+            # One line at a time: an open quote costs that line, not the rest of the file.
+            cells = next(csv.reader((text,), delimiter=delimiter, strict=True))
+        except csv.Error as error:
+            yield BadRow(line, f"not a valid row: {error}")
+            continue
+        yield line, cells
+
+
+def _read_interactions(lines: Iterator[tuple[int, list[str]] | BadRow], limits: SourceLimits) -> Iterator[Row | BadRow]:
+    header = next(lines, None)
+    if header is None:
+        return
+    if isinstance(header, BadRow):
+        raise InputFormatError(f"line {header.line}: the header cannot be read: {header.reason}")
+    names = [name.partition(":")[0].strip() for name in header[1]]
+    columns = _columns_of(names)
+
+    def parsed() -> Iterator[_Interaction | BadRow]:
+        for entry in lines:
+            if isinstance(entry, BadRow):
+                yield entry
+                continue
+            line, cells = entry
+            if len(cells) != len(names):
+                yield BadRow(line, f"{len(cells)} cells; the header has {len(names)}")
+                continue
+            yield _parse_interaction(line, [None if c is None else cells[c] for c in columns])
+
+    yield from _group_users(parsed(), limits)
+
+
+def _columns_of(names: Sequence[str]) -> tuple[int | None, ...]:
+    """Positions of user_id, item_id, domain and timestamp (None: there is none)."""
+    missing = [name for name in ("user_id", "item_id", "domain") if name not in names]
+    if missing:
+        raise InputFormatError(f"no column {', '.join(missing)}; the columns are {', '.join(names)[:200]}")
+    positions = [names.index(name) for name in ("user_id", "item_id", "domain")]
+    return (*positions, names.index("timestamp") if "timestamp" in names else None)
+
+
+def _parse_interaction(line: int, cells: Sequence[Any]) -> _Interaction | BadRow:
+    user_id, item_id, domain = (None if cell is None else str(cell) for cell in cells[:3])
+    for column, value in (("user_id", user_id), ("item_id", item_id), ("domain", domain)):
+        problem = _name_problem(column, value)
+        if problem is not None:
+            return BadRow(line, problem)
+    timestamp = 0.0
+    if cells[3] is not None:
+        try:
+            timestamp = float(cells[3])
+        except (TypeError, ValueError):
+            return BadRow(line, "timestamp is not a number")
+        if timestamp != timestamp:
+            return BadRow(line, "timestamp is not a number")
+    return _Interaction(line, str(user_id), str(item_id), str(domain), timestamp)
+
+
+def _group_users(interactions: Iterable[_Interaction | BadRow], limits: SourceLimits) -> Iterator[Row | BadRow]:
+    """One row per user; a bad interaction is left out of its user's sequence and reported by itself."""
+    seen: set[str] = set()  # every user id of the file: about 100 bytes each
+    current: _UserRows | None = None
+    for entry in interactions:
+        if isinstance(entry, BadRow):
+            yield entry
+            continue
+        if current is None or entry.user_id != current.user_id:
+            if entry.user_id in seen:
+                yield BadRow(entry.line, f"user {entry.user_id!r} came before; a user's rows stand next to one another")
+                continue
+            if current is not None:
+                yield _row_of(current, limits)
+            seen.add(entry.user_id)
+            current = _UserRows(entry.user_id)
+        current.num_rows += 1
+        if current.num_rows <= limits.max_items + 1:  # one too many is enough to know
+            current.interactions.append(entry)
+    if current is not None:
+        yield _row_of(current, limits)
+
+
+def _row_of(rows: _UserRows, limits: SourceLimits) -> Row | BadRow:
+    first = rows.interactions[0].line
+    if rows.num_rows > limits.max_items:
+        return BadRow(first, f"user {rows.user_id!r} has {rows.num_rows} items; the limit is {limits.max_items}")
+    ordered = sorted(rows.interactions, key=lambda i: i.timestamp)
+    return Row(first, rows.user_id, [i.item_id for i in ordered], [i.domain for i in ordered], rows.num_rows)
+
+
+def _read_parquet(file: BinaryIO, limits: SourceLimits) -> Iterator[Row | BadRow]:
+    try:
+        parquet = pq.ParquetFile(file)
+        names = parquet.schema_arrow.names
+        interactions = "item_id" in names
+        if interactions:
+            columns = ["user_id", "item_id", "domain", *(["timestamp"] if "timestamp" in names else [])]
+            _columns_of(names)
+        else:
+            columns = ["user_id", "item_ids", "domains"]
+            _check_list_columns(parquet.schema_arrow)
+        _check_parquet_size(parquet, columns, limits)
+        batches = _decoded(parquet, columns, limits)
+        if interactions:
+            yield from _group_users(_batch_interactions(batches), limits)
+        else:
+            yield from _batch_sequences(batches, limits)
+    except (pa.ArrowException, OSError, OverflowError) as error:
+        raise InputFormatError(f"not a readable Parquet file: {error}") from error
+
+
+def _check_list_columns(schema: pa.Schema) -> None:
+    for name in ("user_id", "item_ids", "domains"):
+        if name not in schema.names:
+            raise InputFormatError(
+                f"no column {name}; a Parquet input holds user_id, item_id, domain or user_id, item_ids, domains; "
+                f"the columns are {', '.join(schema.names)[:200]}"
+            )
+        kind = schema.field(name).type
+        if name != "user_id" and not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+            raise InputFormatError(f"column {name} is {kind}, not a list")
+
+
+def _check_parquet_size(parquet: pq.ParquetFile, columns: Sequence[str], limits: SourceLimits) -> None:
+    """Believe the footer when it says too much; what it hides is counted while decoding."""
+    declared, values = 0, 0
+    for group in range(parquet.metadata.num_row_groups):
+        row_group = parquet.metadata.row_group(group)
+        for index in range(row_group.num_columns):
+            column = row_group.column(index)
+            if column.path_in_schema.split(".")[0] in columns:
+                declared += column.total_uncompressed_size
+                values += column.num_values
+    # A repeated value takes almost no space in the file and an offset of 4 bytes or more once decoded.
+    if max(declared, 4 * values) > limits.max_expanded_bytes:
+        raise _expands_over(limits.max_expanded_bytes)
+
+
+def _decoded(parquet: pq.ParquetFile, columns: Sequence[str], limits: SourceLimits) -> Iterator[pa.RecordBatch]:
+    left = limits.max_expanded_bytes
+    for batch in parquet.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=list(columns), use_threads=False):
+        left -= batch.nbytes
+        if left < 0:
+            raise _expands_over(limits.max_expanded_bytes)
+        yield batch
+
+
+def _batch_interactions(batches: Iterable[pa.RecordBatch]) -> Iterator[_Interaction | BadRow]:
+    line = 0
+    for batch in batches:
+        columns = [batch.column(name).to_pylist() for name in batch.schema.names]
+        names = batch.schema.names
+        places = [columns[names.index(n)] for n in ("user_id", "item_id", "domain")]
+        times = columns[names.index("timestamp")] if "timestamp" in names else [None] * batch.num_rows
+        for cells in zip(*places, times, strict=True):
+            line += 1
+            yield _parse_interaction(line, cells)
+
+
+def _batch_sequences(batches: Iterable[pa.RecordBatch], limits: SourceLimits) -> Iterator[Row | BadRow]:
+    line = 0
+    for batch in batches:
+        users, items, domains = (batch.column(name).to_pylist() for name in ("user_id", "item_ids", "domains"))
+        for user_id, item_ids, item_domains in zip(users, items, domains, strict=True):
+            line += 1
+            yield _parse_lists(line, user_id, item_ids, item_domains, limits)
+
+
+def _parse_lists(
+    line: int, user_id: object, item_ids: list[object] | None, domains: list[object] | None, limits: SourceLimits
+) -> Row | BadRow:
+    if item_ids is None or domains is None or len(item_ids) != len(domains):
+        return BadRow(line, "item_ids and domains are not two lists of the same length")
+    for column, values in (("item_ids", item_ids), ("domains", domains)):
+        for position, value in enumerate(values):
+            problem = _name_problem(column, None if value is None else str(value))
+            if problem is not None:
+                return BadRow(line, f"position {position}: {problem}")
+    user = "" if user_id is None else str(user_id)
+    return _checked(Row(line, user, [str(i) for i in item_ids], [str(d) for d in domains]), limits)

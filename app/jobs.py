@@ -1,0 +1,338 @@
+"""
+Jobs: records, states, and what clients do to them. Their SQL is here and, for the workers' side, in ``app.chunks``.
+
+    queued -> running -> succeeded | failed | cancelled
+
+Order of locks, which keeps transactions from deadlocking: one job's row, then its chunks, then dictionaries.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, Engine, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from app.errors import IdempotencyConflictError, JobStateError, QueueFullError, ResultGoneError, UnknownJobError
+from app.formats import BadRow, SourceFormat
+from app.mappings import DictionaryKey, drop, take_back
+from app.tables import bad_rows, chunks, jobs, now_ms, reading, writing
+
+RETRY_AFTER_SECONDS = 30
+MAX_REASON = 500
+STREAM_ROWS = 1000
+
+
+class JobState(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+ACTIVE = tuple(sorted(state for state in JobState if state not in TERMINAL))
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """
+    What a client asks for.
+
+    Args:
+        source_uri: the input, or None when it was uploaded to the job's storage.
+        request_digest: hash of everything that makes the request what it is, uploaded content included.
+    """
+
+    target_domain: str
+    model_version: str
+    rule: str
+    on_unknown: str
+    source_uri: str | None
+    source_name: str
+    source_format: SourceFormat
+    request_digest: str
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as SQL holds it; see ``app.tables`` for what is not said by the names."""
+
+    job_id: str
+    state: JobState
+    target_domain: str
+    model_version: str
+    rule: str
+    on_unknown: str
+    source_uri: str | None
+    source_name: str
+    source_format: SourceFormat
+    created_at_ms: int
+    started_at_ms: int | None
+    finished_at_ms: int | None
+    pruned_at_ms: int | None
+    num_chunks: int | None
+    chunks_done: int
+    rows_read: int
+    rows_bad: int
+    sequences: int
+    kept: int
+    replaced: int
+    deleted: int
+    unknown: int
+    truncated: int
+    reason: str | None
+
+    @property
+    def dictionary(self) -> DictionaryKey:
+        """The key of the job's own dictionary."""
+        return DictionaryKey(self.target_domain, self.model_version, self.rule, self.job_id)
+
+
+@dataclass(frozen=True)
+class ChunkCounts:
+    """What became of the items of a chunk's sequences."""
+
+    sequences: int = 0
+    kept: int = 0
+    replaced: int = 0
+    deleted: int = 0
+    unknown: int = 0
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
+class JobLimits:
+    """The settings of the same names."""
+
+    max_unfinished_jobs: int
+    max_chunk_attempts: int
+    max_bad_row_share: float
+
+
+def new_job_id() -> str:
+    """32 hexadecimal digits that begin with the present instant, so ids sort by age."""
+    return f"{now_ms():012x}{secrets.token_hex(10)}"
+
+
+def created_at_ms_of(job_id: str) -> int | None:
+    """The instant that ``new_job_id`` wrote into *job_id*; None when it is no job id."""
+    try:
+        return int(job_id[:12], 16) if len(job_id) == 32 and int(job_id, 16) >= 0 else None
+    except ValueError:
+        return None
+
+
+class JobStore:
+    """What clients ask of jobs; every method is one transaction."""
+
+    def __init__(self, engine: Engine, limits: JobLimits) -> None:
+        self.engine = engine
+        self._limits = limits
+
+    # Clients
+
+    def submit(self, job_id: str, new: NewJob) -> tuple[Job, bool]:
+        """
+        Record a job; (the job, whether it is new). An idempotency key that came before returns the job of then.
+
+        Raises:
+            IdempotencyConflictError: the key came before with another request.
+            QueueFullError: too many jobs are unfinished.
+        """
+        try:
+            with writing(self.engine) as connection:
+                known = self._find_key(connection, new)
+                if known is not None:
+                    return known, False
+                unfinished = connection.execute(
+                    select(func.count()).select_from(jobs).where(jobs.c.state.in_(ACTIVE))
+                ).scalar_one()
+                if unfinished >= self._limits.max_unfinished_jobs:
+                    raise QueueFullError(
+                        waiting=unfinished,
+                        capacity=self._limits.max_unfinished_jobs,
+                        retry_after_seconds=RETRY_AFTER_SECONDS,
+                    )
+                zeros = dict.fromkeys((*_COUNTS, "attempts", "chunks_done", "rows_read", "rows_bad"), 0)
+                now = now_ms()
+                connection.execute(
+                    insert(jobs).values(
+                        **asdict(new),
+                        **zeros,
+                        job_id=job_id,
+                        state=JobState.QUEUED,
+                        created_at_ms=now,
+                        queued_at_ms=now,
+                    )
+                )
+                return get_job(connection, job_id), True
+        except IntegrityError:  # the same key, at the same time
+            with reading(self.engine) as connection:
+                known = self._find_key(connection, new)
+                assert known is not None
+                return known, False
+
+    def get(self, job_id: str) -> Job:
+        """The job; raises UnknownJobError."""
+        with reading(self.engine) as connection:
+            return get_job(connection, job_id)
+
+    def page(self, *, state: JobState | None, before: str | None, limit: int) -> list[Job]:
+        """Up to *limit* jobs, newest first, older than the job *before*."""
+        statement = select(*_JOB_COLUMNS).order_by(jobs.c.job_id.desc()).limit(limit)
+        if state is not None:
+            statement = statement.where(jobs.c.state == state)
+        if before is not None:
+            statement = statement.where(jobs.c.job_id < before)
+        with reading(self.engine) as connection:
+            return [_job(row) for row in connection.execute(statement)]
+
+    def cancel(self, job_id: str) -> Job:
+        """
+        Stop the job and forget its counts; a chunk that is being worked on will not be added. Again: no change.
+
+        Raises:
+            UnknownJobError: there is none.
+            JobStateError: it has succeeded or failed.
+        """
+        with writing(self.engine) as connection:
+            job = get_job(connection, job_id, lock=True)
+            if job.state in (JobState.SUCCEEDED, JobState.FAILED):
+                raise JobStateError(f"job {job_id} has {job.state} already; remove=true removes it")
+            if job.state != JobState.CANCELLED:
+                end_job(connection, job, JobState.CANCELLED, None)
+            return get_job(connection, job_id)
+
+    def remove(self, job_id: str) -> None:
+        """Forget the job, running or not, and take its counts back; raises UnknownJobError."""
+        with writing(self.engine) as connection:
+            job = get_job(connection, job_id, lock=True)
+            if job.state == JobState.SUCCEEDED:
+                take_back(connection, job.dictionary)
+            drop(connection, job_id=job_id)
+            connection.execute(delete(jobs).where(jobs.c.job_id == job_id))
+
+    def output_names(self, job_id: str) -> list[str]:
+        """
+        Names of the chunks' outputs, in input order.
+
+        Raises:
+            UnknownJobError: there is no such job.
+            JobStateError: it has not succeeded.
+            ResultGoneError: the result was pruned.
+        """
+        with reading(self.engine) as connection:
+            job = get_job(connection, job_id)
+            if job.state != JobState.SUCCEEDED:
+                raise JobStateError(f"job {job_id} is {job.state}; only a succeeded job has a result")
+            if job.pruned_at_ms is not None:
+                raise ResultGoneError(f"the result of job {job_id} is past its retention and was removed")
+            statement = select(chunks.c.output_name).where(chunks.c.job_id == job_id).order_by(chunks.c.chunk_index)
+            return list(connection.execute(statement).scalars())
+
+    def bad_rows(self, job_id: str) -> Iterator[BadRow]:
+        """The bad rows found so far, by line; raises UnknownJobError before the first."""
+        self.get(job_id)
+        return self._bad_rows(job_id)
+
+    def _bad_rows(self, job_id: str) -> Iterator[BadRow]:
+        statement = select(bad_rows.c.line, bad_rows.c.reason).where(bad_rows.c.job_id == job_id)
+        with reading(self.engine) as connection:
+            streaming = connection.execution_options(yield_per=STREAM_ROWS)
+            for row in streaming.execute(statement.order_by(bad_rows.c.line)):
+                yield BadRow(row.line, row.reason)
+
+    def prune(self, *, finished_before_ms: int) -> list[str]:
+        """Forget the results of jobs that succeeded before the instant; the ids whose files may go. Counts stay."""
+        with writing(self.engine) as connection:
+            pruned = (
+                connection.execute(
+                    update(jobs)
+                    .where(
+                        jobs.c.state == JobState.SUCCEEDED,
+                        jobs.c.finished_at_ms < finished_before_ms,
+                        jobs.c.pruned_at_ms.is_(None),
+                    )
+                    .values(pruned_at_ms=now_ms())
+                    .returning(jobs.c.job_id)
+                )
+                .scalars()
+                .all()
+            )
+            for job_id in pruned:
+                connection.execute(delete(chunks).where(chunks.c.job_id == job_id))
+                connection.execute(delete(bad_rows).where(bad_rows.c.job_id == job_id))
+            return sorted(pruned)
+
+    def keeps_files(self, job_id: str) -> bool:
+        """Whether the files of *job_id* are still needed."""
+        with reading(self.engine) as connection:
+            job = find_job(connection, job_id)
+        ended = job is None or job.state in (JobState.FAILED, JobState.CANCELLED) or job.pruned_at_ms is not None
+        return not ended
+
+    def _find_key(self, connection: Connection, new: NewJob) -> Job | None:
+        if new.idempotency_key is None:
+            return None
+        row = connection.execute(
+            select(jobs.c.job_id, jobs.c.request_digest).where(jobs.c.idempotency_key == new.idempotency_key)
+        ).one_or_none()
+        if row is None:
+            return None
+        if row.request_digest != new.request_digest:
+            raise IdempotencyConflictError(f"the key {new.idempotency_key!r} came before, with another request")
+        return get_job(connection, row.job_id)
+
+
+_COUNTS = tuple(field.name for field in fields(ChunkCounts))
+_JOB_COLUMNS = tuple(jobs.c[field.name] for field in fields(Job))
+
+
+def _job(row: Any) -> Job:
+    values = dict(row._mapping)
+    return Job(**{**values, "state": JobState(values["state"])})
+
+
+def find_job(connection: Connection, job_id: str, *, lock: bool = False) -> Job | None:
+    """The job or None; *lock* holds its row until the transaction ends."""
+    statement = select(*_JOB_COLUMNS).where(jobs.c.job_id == job_id)
+    row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
+    return None if row is None else _job(row)
+
+
+def get_job(connection: Connection, job_id: str, *, lock: bool = False) -> Job:
+    """``find_job`` that raises UnknownJobError."""
+    job = find_job(connection, job_id, lock=lock)
+    if job is None:
+        raise UnknownJobError(job_id)
+    return job
+
+
+def end_job(connection: Connection, job: Job, state: JobState, reason: str | None) -> None:
+    """
+    Give a job whose row is locked its last state; its counts and chunks go, its bad rows stay to be read.
+
+    Not for success: ``ChunkStore.finish`` keeps what this removes.
+    """
+    assert state in (JobState.FAILED, JobState.CANCELLED)
+    drop(connection, job_id=job.job_id)
+    connection.execute(delete(chunks).where(chunks.c.job_id == job.job_id))
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.job_id == job.job_id)
+        .values(state=state, finished_at_ms=now_ms(), reason=None if reason is None else printable(reason))
+    )
+
+
+def printable(reason: str) -> str:
+    """PostgreSQL refuses NUL in text; a reason is one short line."""
+    return "".join(c if c.isprintable() else " " for c in reason)[:MAX_REASON]

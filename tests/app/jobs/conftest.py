@@ -1,0 +1,143 @@
+"""Real databases and queues for the tests of jobs: SQLite, and PostgreSQL and Redis that the suite starts itself."""
+
+import itertools
+import json
+import random
+
+import psycopg
+import pytest
+
+from app import schema
+from app.settings import Settings
+from app.tables import open_engine
+from app.worker import job_parts
+from tests.services import PostgresServer, RedisServer, ServiceMissingError, reachable_folder, require
+
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def redis_server():
+    """A Redis of our own, running."""
+    with reachable_folder() as folder:
+        server = RedisServer(folder / "redis")
+        try:
+            server.start()
+        except ServiceMissingError as error:
+            require(error)
+        yield server
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """A PostgreSQL of our own, running, with a migrated database ``template`` to copy."""
+    with reachable_folder() as folder:
+        server = PostgresServer(folder / "postgres")
+        try:
+            server.start()
+        except ServiceMissingError as error:
+            require(error)
+        engine = open_engine(server.create_database("migrated"))
+        schema.upgrade(engine)
+        engine.dispose()
+        yield server
+        server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database(request, tmp_path):
+    """URL of a database without any table, once for each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'empty.db'}"
+    return request.getfixturevalue("postgres_server").create_database(f"empty{next(NUMBERS)}")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request, tmp_path):
+    """URL of a migrated database, once for each kind."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'taesar.db'}"
+        engine = open_engine(url)
+        schema.upgrade(engine)
+        engine.dispose()
+        return url
+    return copy_database(request.getfixturevalue("postgres_server"))
+
+
+def copy_database(server):
+    """A fresh copy of the migrated database; its URL."""
+    name = f"test{next(NUMBERS)}"
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE migrated")
+    return server.url(name)
+
+
+@pytest.fixture
+def engine(database):
+    engine = open_engine(database)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def job_settings(tmp_path, bundle):
+    """A function that makes settings for jobs: small chunks, files under the test's folder."""
+
+    def make(**changes):
+        inputs = tmp_path / "inputs"
+        inputs.mkdir(exist_ok=True)
+        defaults = {
+            "bundle": bundle.directory,
+            "device": "cpu",
+            "data": tmp_path / "data",
+            "input_roots": (f"file://{inputs}",),
+            "chunk_sequences": 8,
+        }
+        return Settings(**defaults | changes)
+
+    return make
+
+
+@pytest.fixture
+def parts(job_settings, database):
+    """What jobs need, on each kind of database; no worker runs."""
+    parts = job_parts(job_settings(database_url=database))
+    yield parts
+    parts.close()
+
+
+@pytest.fixture
+def inputs(job_settings, tmp_path):
+    """The folder that jobs may read."""
+    job_settings()
+    return tmp_path / "inputs"
+
+
+def sequences(num_sequences, *, seed=3, domains=("books", "food", "kitchen"), num_items=20):
+    """Mixed sequences of the test bundle's items, as POST /regenerate takes them."""
+    source = random.Random(seed)
+    made = []
+    for user in range(num_sequences):
+        items = []
+        for _ in range(source.randint(1, 14)):
+            domain = source.choice(domains)
+            items.append({"item_id": f"{domain[0]}{source.randrange(num_items):02d}", "domain": domain})
+        made.append({"user_id": f"user-{user}", "items": items})
+    return made
+
+
+def write_ndjson(path, rows):
+    """One JSON object per line."""
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(name="sequences")
+def sequences_fixture():
+    return sequences
+
+
+@pytest.fixture(name="write_ndjson")
+def write_ndjson_fixture():
+    return write_ndjson

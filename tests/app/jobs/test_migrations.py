@@ -1,0 +1,93 @@
+"""Migrations run forwards and backwards on both databases and end at the tables that the code uses."""
+
+import concurrent.futures
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, text
+
+from app import schema
+from app.tables import metadata, open_engine, reading, writing
+
+OURS = {"jobs", "chunks", "bad_rows", "dictionaries", "mapping_pairs", "mapping_sources"}
+
+
+@pytest.fixture
+def empty(empty_database):
+    engine = open_engine(empty_database)
+    yield engine
+    engine.dispose()
+
+
+def test_up_down_and_up_again_leaves_the_same_tables(empty):
+    schema.upgrade(empty)
+    first = {name: columns_of(empty, name) for name in inspect(empty).get_table_names()}
+    schema.downgrade(empty, schema.BASE)
+    between = set(inspect(empty).get_table_names())
+    schema.upgrade(empty)
+
+    assert between == {"alembic_version"}
+    assert {name: columns_of(empty, name) for name in inspect(empty).get_table_names()} == first
+    assert set(first) == OURS | {"alembic_version"}
+
+
+def columns_of(engine, table):
+    return [(column["name"], str(column["type"]), column["nullable"]) for column in inspect(engine).get_columns(table)]
+
+
+def test_the_migrated_tables_are_the_ones_that_the_code_declares(empty):
+    """Nothing for Alembic to generate: columns, types, indexes, keys and their names agree."""
+    schema.upgrade(empty)
+    with reading(empty) as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        differences = compare_metadata(context, metadata)
+
+    assert differences == []
+
+
+def test_every_constraint_is_named_by_the_convention(empty):
+    schema.upgrade(empty)
+    inspector = inspect(empty)
+    names = []
+    for table in OURS:
+        names.append(inspector.get_pk_constraint(table)["name"])
+        names += [key["name"] for key in inspector.get_foreign_keys(table)]
+        names += [key["name"] for key in inspector.get_unique_constraints(table)]
+        names += [index["name"] for index in inspector.get_indexes(table)]
+
+    assert all(name is not None and name[:3] in ("pk_", "fk_", "uq_", "ix_") for name in names), names
+
+
+def test_a_database_that_was_not_migrated_is_not_current(empty):
+    before = schema.is_current(empty)
+    schema.upgrade(empty)
+
+    assert (before, schema.is_current(empty)) == (False, True)
+
+
+def test_several_processes_may_migrate_at_once(empty_database):
+    """Started together, as containers are: one runs the revisions, the others find them done."""
+
+    def migrate(_):
+        engine = open_engine(empty_database)
+        schema.upgrade(engine)
+        current = schema.is_current(engine)
+        engine.dispose()
+        return current
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(migrate, range(4))) == [True] * 4
+
+
+def test_text_is_ordered_by_code_point_on_both_databases(engine):
+    """Pages end at the same row whatever the database's locale says."""
+    with writing(engine) as connection:
+        for item in ("b", "B", "a-c", "ab", "ä", "Z"):
+            connection.execute(
+                text("INSERT INTO mapping_sources VALUES (1, 'books', :item, 1, 0)"), {"item": item}
+            )
+    with reading(engine) as connection:
+        found = connection.execute(text("SELECT source_item FROM mapping_sources ORDER BY source_item")).scalars().all()
+
+    assert found == sorted(("b", "B", "a-c", "ab", "ä", "Z"))
