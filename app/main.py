@@ -159,15 +159,16 @@ def create_app(
     app.state.startup_error = None
     install_error_handlers(app)
     app.include_router(health.router)
-    # Declares the scheme in the OpenAPI document; ApiKeyMiddleware is what checks, before a body is read
-    bearer = Depends(HTTPBearer(auto_error=False, description="One of the accepted API keys."))
+    # Only declares the scheme in the OpenAPI document; ApiKeyMiddleware is what checks, before a body is read
+    bearer = [Depends(HTTPBearer(auto_error=False, description="One of the accepted API keys."))]
+    keys = settings.accepted_keys()
     common = problem_responses(UnauthorizedError, RequestTooLargeError, Exception)
     for part in built:
         for router in part.routers:
-            app.include_router(router, dependencies=[bearer], responses=common)
+            app.include_router(router, dependencies=bearer if keys else [], responses=common)
     # The last added is the outermost
     app.add_middleware(BodyLimitMiddleware, limit=(settings.max_body_bytes, "TAESAR_MAX_BODY_BYTES"))
-    app.add_middleware(ApiKeyMiddleware, keys=settings.accepted_keys())
+    app.add_middleware(ApiKeyMiddleware, keys=keys)
     app.add_middleware(RequestMiddleware, metrics=metrics)
     return app
 
@@ -197,6 +198,11 @@ def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=settings.shutdown_seconds,
         )
     )
-    server.run()
+    try:
+        server.run()
+    except SystemExit:
+        if app.state.startup_error is None:
+            raise
     if isinstance(app.state.startup_error, Exception):
+        # What uvicorn only logs and turns into an exit code is told to the caller, who can say it in a line
         raise app.state.startup_error

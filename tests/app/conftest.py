@@ -86,13 +86,14 @@ class Client:
 
 
 @pytest.fixture
-def serving(bundle):
+def serving(bundle, tmp_path):
     """A function settings -> running client; ``parts`` replaces the application's parts."""
     with contextlib.ExitStack() as stack:
         portal = stack.enter_context(anyio.from_thread.start_blocking_portal())
 
         def start(parts=PARTS, **settings):
-            app = create_app(Settings(**{"bundle": bundle.directory, "device": "cpu"} | settings), parts=parts)
+            defaults = {"bundle": bundle.directory, "device": "cpu", "data": tmp_path / "data"}
+            app = create_app(Settings(**(defaults | settings)), parts=parts)
             stack.enter_context(portal.wrap_async_context_manager(app.router.lifespan_context(app)))
             return Client(portal, app)
 

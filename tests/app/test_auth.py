@@ -79,8 +79,8 @@ def test_keys_come_from_the_environment_and_never_show(monkeypatch):
     assert "two" not in repr(settings)
 
 
-def test_the_description_of_the_api_says_which_routes_ask(client):
-    paths = client.get("/openapi.json").json()["paths"]
+def test_the_description_of_the_api_says_which_routes_ask(serving):
+    paths = serving(api_keys="first").get("/openapi.json").json()["paths"]
 
     assert [path for path, methods in paths.items() if not all("security" in op for op in methods.values())] == [
         "/healthz",
