@@ -6,7 +6,7 @@ from math import inf, log
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.contrastive import (
