@@ -152,6 +152,7 @@ def test_no_positions_give_no_decisions(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 1_000), num_positions=st.integers(1, 70), block_elements=st.sampled_from([1, 1_000, 1 << 21])
 )
