@@ -1,6 +1,7 @@
 # make demo    prepare, train, serve and regenerate on the bundled sample of real data
 # make test    the whole test suite
 # make check   linting, formatting, strict typing, and that everything imports
+# make docs    docs/reference.md and the README's file tree, written from the code
 # make bench   every benchmark; the last line of each is its result as JSON
 #
 # On a fresh machine each of them first builds .venv; only Python >= 3.11 with venv is needed. PYTHON names another
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test check docs bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -49,6 +50,9 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/python -W error -c 'import pkgutil, importlib, app, models; \
 	  [importlib.import_module(m.name) for p in (app, models) for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")]'
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/write_reference.py
 
 bench: $(INSTALLED)
 	@shopt -s nullglob; benches=(benchmarks/bench_*.py); \

@@ -49,10 +49,15 @@ cli = typer.Typer(
 
 
 DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto takes CUDA when there is one.")
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(help="Where to compute; auto takes CUDA when there is one: it is faster."),
 ]
 RuleOption = Annotated[
-    Literal["paper", "reference"], typer.Option(help="The paper's equations, or what the released code does.")
+    Literal["paper", "reference", "reference-corrected"],
+    typer.Option(
+        help="The paper's equations, as readers expect; what the authors' released code does, off-by-one included; "
+        "or the latter without its off-by-one."
+    ),
 ]
 
 
@@ -61,37 +66,71 @@ def prepare(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Interactions: .csv, .inter (.gz too), .parquet.")],
     out: Annotated[Path, typer.Option(help="Dataset folder to write.")],
     min_user_interactions: Annotated[
-        int | None, typer.Option(min=1, help="Drop users with fewer.", show_default="3")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Drop users with fewer: 3 leave one to train on beside a validation and a test item.",
+            show_default="3",
+        ),
     ] = None,
     min_item_interactions: Annotated[
-        int | None, typer.Option(min=1, help="Drop items with fewer.", show_default="3")
+        int | None,
+        typer.Option(
+            min=1, help="Drop items with fewer: an item met once or twice cannot be learned.", show_default="3"
+        ),
     ] = None,
     user_threshold: Annotated[
         Literal["per_domain", "total"] | None,
-        typer.Option(help="Count a user's rows in each domain or in all.", show_default="per_domain"),
+        typer.Option(
+            help="Count a user's rows in each domain, as the paper does, or in all together.", show_default="per_domain"
+        ),
     ] = None,
     overlap: Annotated[
         Literal["all", "any"] | None,
-        typer.Option(help="Keep users present in every domain, or in any.", show_default="all"),
+        typer.Option(help="Keep users present in every domain, who link the domains, or in any.", show_default="all"),
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(min=3, help="Latest interactions kept per user.", show_default="128")
+        int | None,
+        typer.Option(
+            min=3,
+            help="Latest interactions kept per user; the decoder's positions, 128 in the paper.",
+            show_default="128",
+        ),
     ] = None,
     ties: Annotated[
         Literal["hash", "input"] | None,
-        typer.Option(help="Order rows of equal time by a seeded hash, or as in the input.", show_default="hash"),
+        typer.Option(
+            help="Order rows of equal time by a seeded hash, as file order may carry the answer, or as in the input.",
+            show_default="hash",
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of ties and item numbers.", show_default="2025")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Of ties and item numbers; any number, fixed so that a repetition is equal.",
+            show_default="2025",
+        ),
+    ] = None,
     numbering_seed: Annotated[
-        int | None, typer.Option(min=0, help="Of the item numbers alone.", show_default="the seed")
+        int | None,
+        typer.Option(
+            min=0, help="Of the item numbers alone, to renumber items and change nothing else.", show_default="the seed"
+        ),
     ] = None,
     max_bad_row_share: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Refuse an input with more bad rows.", show_default="0.01")
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Refuse an input with more bad rows: one in a hundred says that it is not what it claims to be.",
+            show_default="0.01",
+        ),
     ] = None,
-    user_column: Annotated[str | None, typer.Option(help="Name of a column.", show_default="user")] = None,
-    item_column: Annotated[str | None, typer.Option(help="Name of a column.", show_default="item")] = None,
-    domain_column: Annotated[str | None, typer.Option(help="Name of a column.", show_default="domain")] = None,
-    timestamp_column: Annotated[str | None, typer.Option(help="Name of a column.", show_default="timestamp")] = None,
+    user_column: Annotated[str | None, typer.Option(help="Name of the column.", show_default="user")] = None,
+    item_column: Annotated[str | None, typer.Option(help="Name of the column.", show_default="item")] = None,
+    domain_column: Annotated[str | None, typer.Option(help="Name of the column.", show_default="domain")] = None,
+    timestamp_column: Annotated[str | None, typer.Option(help="Name of the column.", show_default="timestamp")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is already there.")] = False,
 ) -> None:
     """
@@ -126,24 +165,72 @@ def train(
     dataset: Annotated[Path, typer.Argument(help="Folder that `taesar prepare` wrote.")],
     out: Annotated[Path, typer.Option(help="Bundle folder to write; a bundle already there is replaced.")],
     device: DeviceOption = "auto",
-    seed: Annotated[int | None, typer.Option(help="Of weights, shuffling and dropout.", show_default="2025")] = None,
-    epochs: Annotated[int | None, typer.Option(min=0, help="Most epochs of the base.", show_default="300")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Of weights, shuffling and dropout; any number, fixed so that a repetition is equal.",
+            show_default="2025",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Most epochs of the base, as in the released code; early stopping ends it sooner.",
+            show_default="300",
+        ),
+    ] = None,
     patience: Annotated[
-        int | None, typer.Option(min=1, help="Epochs without a better NDCG@10 that end the base.", show_default="10")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Epochs without a better NDCG@10 that end the base: the metric wavers for a few.",
+            show_default="10",
+        ),
     ] = None,
     expert_epochs: Annotated[
-        int | None, typer.Option(min=0, help="Most epochs of each expert.", show_default="20")
+        int | None, typer.Option(min=0, help="Most epochs of each expert, as in the released code.", show_default="20")
     ] = None,
     expert_patience: Annotated[
-        int | None, typer.Option(min=1, help="The same patience, for an expert.", show_default="5")
+        int | None,
+        typer.Option(
+            min=1, help="The same patience, for an expert: experts peak within a few epochs.", show_default="5"
+        ),
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(min=0.0, help="Of Adam.", show_default="0.0003")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Sequences per step.", show_default="128")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Embedding and hidden size.", show_default="128")] = None,
-    layers: Annotated[int | None, typer.Option(min=1, help="Decoder blocks.", show_default="2")] = None,
-    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads.", show_default="2")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0.0, help="Of Adam, as in the released code.", show_default="0.0003")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Sequences per step, as in the released code.", show_default="128")
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Size of embeddings, hidden states and feed-forward layers, as in the released code.",
+            show_default="128",
+        ),
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Decoder blocks, as in the released code.", show_default="2")
+    ] = None,
+    heads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Attention heads, as in the released code; must divide the width.", show_default="2"),
+    ] = None,
     dropout: Annotated[
-        float | None, typer.Option(min=0.0, max=0.95, help="Of embeddings and sublayers.", show_default="0.2")
+        float | None,
+        typer.Option(
+            min=0.0, max=0.95, help="Of embeddings and sublayers, as in the released code.", show_default="0.2"
+        ),
+    ] = None,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"] | None,
+        typer.Option(
+            help="Of the products in training; auto is bfloat16 on CUDA and float32 on the CPU, where few processors "
+            "multiply bfloat16 natively (those that do train about twice as fast with it).",
+            show_default="auto",
+        ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget a run that was interrupted; start anew.")] = False,
 ) -> None:
@@ -161,7 +248,7 @@ def train(
     from models.training import resolve_device
 
     defaults = PipelineConfig()
-    schedule = {"seed": seed, "learning_rate": learning_rate, "batch_size": batch_size}
+    schedule = {"seed": seed, "learning_rate": learning_rate, "batch_size": batch_size, "precision": precision}
     config = PipelineConfig(
         network=_given(
             defaults.network, width=width, inner_width=width, num_layers=layers, num_heads=heads, dropout=dropout
@@ -227,17 +314,29 @@ def regenerate(
 @cli.command()
 def serve(
     bundle: Annotated[
-        Path | None, typer.Option(help="Bundle folder to serve.", show_default="TAESAR_BUNDLE, or none")
+        Path | None,
+        typer.Option(
+            help="Bundle folder to serve; without one the service waits for an activation.",
+            show_default="TAESAR_BUNDLE, or none",
+        ),
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="Address to listen on; local, so that exposing the service is a choice.", show_default="127.0.0.1"
+        ),
+    ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65_535, help="Port to listen on; 0: any free.", show_default="8000")
+        int | None,
+        typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes any free one.", show_default="8000"),
     ] = None,
     rule: Annotated[
-        Literal["paper", "reference"] | None, typer.Option(help="Decoding rule.", show_default="paper")
+        Literal["paper", "reference"] | None,
+        typer.Option(help="Decoding rule; the paper's is what readers expect.", show_default="paper"),
     ] = None,
     device: Annotated[
-        Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where to compute.", show_default="auto")
+        Literal["auto", "cpu", "cuda"] | None,
+        typer.Option(help="Where to compute; auto takes CUDA when there is one.", show_default="auto"),
     ] = None,
 ) -> None:
     """

@@ -1,0 +1,266 @@
+"""The command line: its defaults, its errors in one line, and training that survives a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import typer.main
+
+from app.cli import cli, main
+from app.settings import Settings
+from models.checkpoint import load_bundle
+from models.dataset import Dataset
+from models.pipeline import PipelineConfig
+from models.preparation import PreparationConfig
+
+COMMAND = [sys.executable, "-c", "from app.cli import main; main()"]
+TINY = ("--width", "16", "--heads", "2", "--layers", "1", "--batch-size", "8", "--device", "cpu")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run ``taesar`` in this process: (exit code, standard output, standard error)."""
+
+    def run_command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["taesar", *map(str, arguments)])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, " ".join(out.split()), err
+
+    for name in [name for name in os.environ if name.startswith("TAESAR_")]:
+        monkeypatch.delenv(name)
+    return run_command
+
+
+def options_of(command: str) -> dict[str, Any]:
+    group: Any = typer.main.get_command(cli)
+    return {parameter.name: parameter for parameter in group.commands[command].params}
+
+
+PREPARATION = PreparationConfig()
+PIPELINE = PipelineConfig()
+SETTINGS = Settings.model_construct()
+DEFAULTS = [
+    ("prepare", "min_user_interactions", PREPARATION.min_user_interactions),
+    ("prepare", "min_item_interactions", PREPARATION.min_item_interactions),
+    ("prepare", "user_threshold", PREPARATION.user_threshold),
+    ("prepare", "overlap", PREPARATION.overlap),
+    ("prepare", "max_length", PREPARATION.max_length),
+    ("prepare", "ties", PREPARATION.ties),
+    ("prepare", "seed", PREPARATION.seed),
+    ("prepare", "max_bad_row_share", PREPARATION.max_bad_row_share),
+    *[
+        ("prepare", f"{name}_column", usual)
+        for name, usual in zip(
+            ("user", "item", "domain", "timestamp"), PREPARATION.columns.named(recbole=False), strict=True
+        )
+    ],
+    ("train", "seed", PIPELINE.base.seed),
+    ("train", "seed", PIPELINE.expert.seed),
+    ("train", "learning_rate", PIPELINE.base.learning_rate),
+    ("train", "learning_rate", PIPELINE.expert.learning_rate),
+    ("train", "batch_size", PIPELINE.base.batch_size),
+    ("train", "batch_size", PIPELINE.expert.batch_size),
+    ("train", "epochs", PIPELINE.base.max_epochs),
+    ("train", "patience", PIPELINE.base.patience),
+    ("train", "expert_epochs", PIPELINE.expert.max_epochs),
+    ("train", "expert_patience", PIPELINE.expert.patience),
+    ("train", "width", PIPELINE.network.width),
+    ("train", "width", PIPELINE.network.inner_width),
+    ("train", "layers", PIPELINE.network.num_layers),
+    ("train", "heads", PIPELINE.network.num_heads),
+    ("train", "dropout", PIPELINE.network.dropout),
+    ("serve", "host", SETTINGS.host),
+    ("serve", "port", SETTINGS.port),
+    ("serve", "rule", SETTINGS.rule),
+    ("serve", "device", SETTINGS.device),
+]
+
+
+@pytest.mark.parametrize(("command", "option", "default"), DEFAULTS)
+def test_the_default_that_help_shows_is_the_one_in_the_config(command, option, default) -> None:
+    """An option left out takes its config's default, so what --help prints is only a copy; this keeps it true."""
+    shown = options_of(command)[option]
+
+    assert shown.default is None
+    assert shown.show_default == str(default)
+
+
+@pytest.mark.parametrize("command", sorted(typer.main.get_command(cli).commands))
+def test_every_option_says_what_it_does(command) -> None:
+    silent = [name for name, option in options_of(command).items() if not option.help]
+
+    assert silent == []
+
+
+@pytest.mark.parametrize("command", sorted(typer.main.get_command(cli).commands))
+def test_every_command_has_help(run, command) -> None:
+    code, out, _ = run(command, "--help")
+
+    assert code == 0
+    assert f"taesar {command}" in out
+
+
+def test_version_is_the_packages(run) -> None:
+    import importlib.metadata
+
+    assert run("version") == (0, importlib.metadata.version("taesar"), "")
+
+
+def test_settings_lists_every_setting_with_its_default(run) -> None:
+    code, out, _ = run("settings")
+
+    assert code == 0
+    assert f"TAESAR_PORT={SETTINGS.port}" in out
+    assert all(f"TAESAR_{name.upper()}=" in out for name in Settings.model_fields)
+
+
+def test_an_unknown_dataset_is_one_line_and_exit_code_2(run, tmp_path) -> None:
+    code, out, err = run("train", tmp_path / "nothing", "--out", tmp_path / "bundle")
+
+    assert (code, out) == (2, "")
+    assert err == (f"taesar: {tmp_path}/nothing/dataset.json: not found; not a folder that `taesar prepare` wrote\n")
+
+
+def test_thresholds_that_empty_the_input_are_named_in_one_line(run, tmp_path) -> None:
+    (tmp_path / "rows.csv").write_text("user,item,domain,timestamp\nu,i,food,1\nu,j,kitchen,2\n")
+    code, _, err = run("prepare", tmp_path / "rows.csv", "--out", tmp_path / "dataset")
+
+    assert code == 2
+    assert "at least 3 interactions per item" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_written_is_one_line(run, tmp_path, dataset) -> None:
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = run("train", dataset.directory, "--out", tmp_path / "file" / "bundle", *TINY, "--epochs", "0")
+
+    assert code == 2
+    assert len(err.splitlines()) == 1
+
+
+def test_a_setting_out_of_range_is_one_line_with_its_name(run, monkeypatch) -> None:
+    monkeypatch.setenv("TAESAR_LOG_LEVEL", "loud")
+    code, _, err = run("serve")
+
+    assert code == 2
+    assert err.startswith("taesar: TAESAR_LOG_LEVEL: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_width_that_the_heads_do_not_divide_is_refused_before_anything_is_read(run, tmp_path) -> None:
+    code, _, err = run("train", tmp_path / "nothing", "--out", tmp_path / "bundle", "--width", "7")
+
+    assert code == 2
+    assert "--width 7 is not a multiple of --heads 2" in err
+
+
+def test_prepare_reports_where_every_row_went(run, tmp_path) -> None:
+    rows = [f"u,{domain}{n % 3},{domain},{n}" for n in range(9) for domain in ("food", "kitchen")]
+    bad, duplicate = "u,food0,food,noon", rows[0]
+    text = "\n".join(["user,item,domain,timestamp", *rows, bad, duplicate])
+    (tmp_path / "rows.csv").write_text(text + "\n")
+    code, out, _ = run("prepare", tmp_path / "rows.csv", "--out", tmp_path / "dataset", "--max-bad-row-share", "0.1")
+
+    assert code == 0
+    assert "20 rows read; left out: 1 bad, 1 duplicate" in out
+    assert "line 20: " in out
+    assert "together 1 6 18 18.00" in out
+
+
+def test_options_reach_the_preparation(run, tmp_path) -> None:
+    rows = [f"{n},u,food{n % 3},food" for n in range(9)]
+    (tmp_path / "rows.csv").write_text("\n".join(["when,who,what,domain", *rows]) + "\n")
+    columns = ("--timestamp-column", "when", "--user-column", "who", "--item-column", "what")
+    code, out, _ = run(
+        "prepare", tmp_path / "rows.csv", "--out", tmp_path / "dataset", *columns, "--max-length", "4",
+        "--min-item-interactions", "1",
+    )  # fmt: skip
+
+    assert code == 0
+    assert "5 beyond the maximum length" in out
+
+
+def test_train_and_regenerate_write_what_they_say(run, tmp_path, dataset: Dataset) -> None:
+    """The whole path on a small dataset; the counts of the summary are those of the files."""
+    trained, out, _ = run(
+        "train", dataset.directory, "--out", tmp_path / "bundle", *TINY, "--epochs", "2", "--expert-epochs", "1"
+    )
+    bundle = load_bundle(tmp_path / "bundle")
+
+    assert trained == 0
+    assert "base, epoch 2/2: loss" in out
+    assert "expert kitchen, epoch 1/1: loss" in out
+    assert f"bundle {bundle.version} written to" in out
+    assert bundle.config.width == bundle.config.inner_width == 16
+    assert not (tmp_path / "bundle.run").exists()
+
+    regenerated, out, _ = run(
+        "regenerate", tmp_path / "bundle", dataset.directory, "--target", "food", "--out", tmp_path / "food"
+    )
+    counts = pl.read_parquet(tmp_path / "food" / "counts.parquet").sum()
+
+    assert regenerated == 0
+    assert f"{counts['kept'][0]:,} interactions kept, {counts['replaced'][0]:,} replaced" in out
+    assert (tmp_path / "food" / "food.inter").is_file()
+
+
+def test_an_unknown_target_names_the_domains_there_are(run, tmp_path, dataset: Dataset) -> None:
+    run("train", dataset.directory, "--out", tmp_path / "bundle", *TINY, "--epochs", "0", "--expert-epochs", "0")
+    code, _, err = run(
+        "regenerate", tmp_path / "bundle", dataset.directory, "--target", "toys", "--out", tmp_path / "x"
+    )
+
+    assert code == 2
+    assert err == "taesar: unknown domain 'toys'; known domains: books, food, kitchen\n"
+
+
+def kill_after_first_epoch(dataset: Dataset, bundle: Path, options: tuple[str, ...]) -> None:
+    """Start training in a process of its own and kill -9 it once the first epoch is on disk."""
+    command = [*COMMAND, "train", str(dataset.directory), "--out", str(bundle), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as training:
+        assert training.stdout is not None
+        for line in training.stdout:
+            if line.startswith("base, epoch 1/"):
+                training.send_signal(signal.SIGKILL)
+                break
+        training.stdout.read()
+    assert training.returncode == -signal.SIGKILL
+    assert bundle.with_name(f"{bundle.name}.run").is_dir()
+    assert not bundle.exists()
+
+
+def test_training_goes_on_after_a_kill_and_ends_with_the_same_bundle(run, tmp_path, dataset: Dataset) -> None:
+    options = (*TINY, "--epochs", "40", "--patience", "40", "--expert-epochs", "1")
+    run("train", dataset.directory, "--out", tmp_path / "undisturbed", *options)
+    kill_after_first_epoch(dataset, tmp_path / "bundle", options)
+    code, out, _ = run("train", dataset.directory, "--out", tmp_path / "bundle", *options)
+
+    assert code == 0
+    assert out.startswith("going on with the run in ")
+    assert load_bundle(tmp_path / "bundle").version == load_bundle(tmp_path / "undisturbed").version
+
+
+def test_a_run_of_another_configuration_is_refused_and_fresh_starts_anew(run, tmp_path, dataset: Dataset) -> None:
+    options = (*TINY, "--epochs", "40", "--patience", "40", "--expert-epochs", "1")
+    kill_after_first_epoch(dataset, tmp_path / "bundle", options)
+    other = (*TINY, "--epochs", "1", "--expert-epochs", "1")
+    refused, _, err = run("train", dataset.directory, "--out", tmp_path / "bundle", *other)
+    code, out, _ = run("train", dataset.directory, "--out", tmp_path / "bundle", *other, "--fresh")
+
+    assert refused == 2
+    assert "belongs to another run" in err
+    assert code == 0
+    assert not out.startswith("going on")
+    assert load_bundle(tmp_path / "bundle").version

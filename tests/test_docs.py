@@ -1,0 +1,141 @@
+"""Docs as tests: what the code says of itself stands in docs/reference.md and in the README, to the letter."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer.main
+
+import app.errors
+import models.errors
+from app.cli import cli
+from app.main import create_app
+from app.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+REFERENCE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def writer() -> ModuleType:
+    """docs/write_reference.py, which no package holds."""
+    spec = importlib.util.spec_from_file_location("write_reference", ROOT / "docs" / "write_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def documented(text: str) -> bool:
+    """Whether a row of a table of the reference begins with *text*."""
+    return f"\n| `{text}` |" in REFERENCE
+
+
+def test_the_reference_is_what_the_code_says(writer) -> None:
+    """`make docs` writes it again."""
+    assert writer.reference() == REFERENCE, "docs/reference.md is out of date: run `make docs`"
+
+
+def test_the_file_tree_of_the_readme_is_the_disks(writer) -> None:
+    """One line per file; `make docs` writes it again."""
+    assert writer.with_tree(README) == README, "the README's file tree is out of date: run `make docs`"
+
+
+def test_every_module_has_its_line_in_the_readme() -> None:
+    """Checked without the writer: its own mistakes would not show in the test above."""
+    tree = README.split("```text\n")[1].split("```")[0]
+    for package in ("app", "models"):
+        block = re.search(rf"^{package}/\n((?:  .*\n)*)", tree, re.MULTILINE)
+        assert block
+        listed = [line.split()[0] for line in block.group(1).splitlines()]
+        on_disk = [p.relative_to(ROOT / package).as_posix() for p in (ROOT / package).rglob("*.py")]
+
+        assert sorted(listed) == sorted(name for name in on_disk if not name.endswith("__init__.py"))
+        assert all(len(line.split()) > 1 for line in block.group(1).splitlines())
+
+
+def test_every_setting_is_documented_with_its_reason() -> None:
+    for name, field in Settings.model_fields.items():
+        assert documented(f"TAESAR_{name.upper()}")
+        assert field.description
+        assert len(field.description.split()) > 5, f"{name}: say what it does and why its default is what it is"
+
+
+def test_every_command_and_option_is_documented() -> None:
+    group = typer.main.get_command(cli)
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        assert f"\n### `taesar {name}`\n" in REFERENCE
+        for option in (parameter for parameter in command.params if parameter.param_type_name == "option"):
+            assert documented(option.opts[0])
+
+
+def test_every_route_is_documented() -> None:
+    paths = create_app(Settings()).openapi()["paths"]
+    operations = [f"{method.upper()} {path}" for path, methods in paths.items() for method in methods]
+
+    assert "POST /regenerate" in operations
+    assert [operation for operation in operations if not documented(operation)] == []
+
+
+def test_every_metric_is_documented() -> None:
+    """Read from the text that Prometheus would scrape."""
+    from prometheus_client import generate_latest
+
+    exposition = generate_latest(create_app(Settings()).state.metrics.registry).decode()
+    names = re.findall(r"^# TYPE (taesar_\w+) (?!gauge\n.*_created)", exposition, re.MULTILINE)
+    names = [name for name in names if not name.endswith("_created")]
+
+    assert "taesar_http_requests_total" in names
+    assert [name for name in names if not documented(name)] == []
+
+
+@pytest.mark.parametrize("module", [models.errors, app.errors])
+def test_every_error_type_is_documented_and_drawn_in_the_tree_atop_its_file(module) -> None:
+    kinds = [
+        name
+        for name, kind in inspect.getmembers(module, inspect.isclass)
+        if issubclass(kind, Exception) and kind.__module__ == module.__name__
+    ]
+    roots = {"ModelError", "ServiceError"}
+
+    assert [name for name in kinds if name not in roots and not documented(name)] == []
+    assert [name for name in kinds if name not in module.__doc__] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_relative_links_lead_to_files_that_are_there(document) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text(encoding="utf-8"))
+
+    assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    prose = README.split("<!-- tree:")[0]
+    named = re.findall(r"`((?:examples|docs|tests|benchmarks|app|models)/[\w./-]+)`", prose)
+
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_changelog_has_a_place_for_the_next_release() -> None:
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert headings[0] == "Unreleased"
+
+
+def test_the_makefile_has_the_commands_that_the_readme_names() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    # "make docs" in a comment of the README is a command too; PYTHON=... before a target is not one.
+    named = set(re.findall(r"`make (?:\w+=\S+ )?([a-z-]+)`", README)) | set(
+        re.findall(r"^make ([a-z-]+)", README, re.M)
+    )
+
+    assert {"demo", "test", "check", "bench"} <= named
+    assert [target for target in sorted(named) if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
