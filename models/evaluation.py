@@ -34,6 +34,7 @@ from torch import Tensor
 
 from models.arms import Arm, ArmName, Queries, picked
 from models.dataset import pad_right
+from models.errors import DatasetFormatError
 from models.metrics import ndcg_at_k, pessimistic_ranks
 from models.recommenders.base import Recommender, RecommenderConfig, Scorer
 from models.recommenders.popularity import Popularity
@@ -179,13 +180,21 @@ class Grid:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def finished(self, recommender: str, arm: Arm, seed: int) -> Cell | None:
-        """The cell from disk, or None where it has not been run."""
+        """
+        The cell from disk, or None where it has not been run.
+
+        Raises:
+            DatasetFormatError: its file is damaged.
+        """
         path = self._cell_file(self.key(recommender, arm, seed))
         if not path.is_file():
             return None
-        content = json.loads(path.read_text(encoding="utf-8"))
-        # Two arms of equal content share one cell; each reads it under its own name.
-        return Cell(**{**content, "ranks": tuple(content["ranks"]), "arm": arm.name})
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            # Two arms of equal content share one cell; each reads it under its own name.
+            return Cell(**{**content, "ranks": tuple(content["ranks"]), "arm": arm.name})
+        except (ValueError, KeyError, TypeError) as error:
+            raise DatasetFormatError(f"{path}: a damaged cell ({error}); delete it to compute it anew") from error
 
     def run(self, recommender: str, arm: Arm, seed: int, progress: Progress | None = None) -> Cell:
         """One cell: from disk where it is finished, trained (or trained on) and written otherwise."""

@@ -122,24 +122,24 @@ def summarise(cells: Iterable[Cell], queries: Queries, *, leak_hits: Sequence[in
     by_run: dict[tuple[str, ArmName], list[Cell]] = {}
     for cell in cells:
         by_run.setdefault((cell.recommender, cell.arm), []).append(cell)
-    values = {run: _values_SNM(group) for run, group in by_run.items()}
+    values = {run: {cell.seed: _values_NM(cell) for cell in group} for run, group in by_run.items()}
     clean_N = ~np.isin(queries.users, np.asarray(leak_hits, dtype=np.int64))
     return Results(
         scores=tuple(
-            _score(recommender, arm, group, values_SNM, queries)
-            for (recommender, arm), values_SNM in values.items()
+            _score(recommender, arm, group, np.stack([*per_seed.values()]), queries)
+            for (recommender, arm), per_seed in values.items()
             for group in (MAIN, *GROUPS)
             if group.members(queries.num_target_items).any()
         ),
         comparisons=tuple(
             comparison
-            for (recommender, arm), values_SNM in values.items()
+            for (recommender, arm), per_seed in values.items()
             for baseline in BASELINE_ARMS
             if arm not in ("original", baseline) and (recommender, baseline) in values
             for without_leak_hits in ((False, True) if leak_hits and arm == "regenerated" else (False,))
             for comparison in _compare(
                 (recommender, arm, baseline),
-                values_SNM,
+                per_seed,
                 values[recommender, baseline],
                 MAIN.members(queries.num_target_items) & (clean_N if without_leak_hits else True),
                 without_leak_hits=without_leak_hits,
@@ -151,13 +151,14 @@ def summarise(cells: Iterable[Cell], queries: Queries, *, leak_hits: Sequence[in
             f"{cell.recommender}, {cell.arm}, seed {cell.seed}: {broken}"
             for group in by_run.values()
             for cell in group
-            for broken in broken_inequalities(_means(_values_SNM([cell])[0]))
+            for broken in broken_inequalities(_means(_values_NM(cell)))
         ),
     )
 
 
-def _values_SNM(cells: Sequence[Cell]) -> npt.NDArray[np.float64]:
-    return np.stack([per_row_metrics(torch.tensor(cell.ranks)).numpy() for cell in cells])
+def _values_NM(cell: Cell) -> npt.NDArray[np.float64]:
+    values_NM: npt.NDArray[np.float64] = per_row_metrics(torch.tensor(cell.ranks)).numpy()
+    return values_NM
 
 
 def _means(values_NM: npt.NDArray[np.float64]) -> dict[str, float]:
@@ -182,19 +183,20 @@ def _score(
 
 def _compare(
     names: tuple[str, ArmName, ArmName],
-    values_SNM: npt.NDArray[np.float64],
-    baseline_SNM: npt.NDArray[np.float64],
+    values: Mapping[int, npt.NDArray[np.float64]],
+    baseline_values: Mapping[int, npt.NDArray[np.float64]],
     members_N: npt.NDArray[np.bool_],
     *,
     without_leak_hits: bool,
     seed: int,
 ) -> list[Comparison]:
-    if not members_N.any():
+    seeds = sorted(values.keys() & baseline_values.keys())  # a seed is compared with itself only
+    if not members_N.any() or not seeds:
         return []
-    seeds = min(len(values_SNM), len(baseline_SNM))  # counted recommenders have one cell
-    difference_SNM = values_SNM[:seeds, members_N] - baseline_SNM[:seeds, members_N]
+    baseline_SNM = np.stack([baseline_values[one][members_N] for one in seeds])
+    difference_SNM = np.stack([values[one][members_N] for one in seeds]) - baseline_SNM
     intervals = bootstrap_means(difference_SNM.mean(axis=0), seed=seed)
-    base_M = baseline_SNM[:seeds, members_N].mean(axis=(0, 1))
+    base_M = baseline_SNM.mean(axis=(0, 1))
     recommender, arm, baseline = names
     return [
         Comparison(

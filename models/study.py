@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import polars as pl
 import torch
@@ -163,13 +163,16 @@ def load_config(path: Path) -> EvaluationConfig:
 def _overridden(path: Path, defaults: Any, table: str, values: Any) -> Any:
     if not isinstance(values, Mapping):
         raise ConfigurationError(f"{path}: {table} is not a table")
-    known = {field.name: type(getattr(defaults, field.name)) for field in dataclasses.fields(defaults)}
+    known: dict[str, Any] = get_type_hints(type(defaults))
     if isinstance(defaults, TrainingConfig):
         del known["seed"]  # every cell has its own
     for key, value in values.items():
         if key not in known:
             raise ConfigurationError(f"{path}: unknown key {table}.{key}; known: {', '.join(known)}")
-        fits = isinstance(value, known[key]) or (known[key] is float and isinstance(value, int))
+        choices = get_args(known[key])
+        if choices and value not in choices:
+            raise ConfigurationError(f"{path}: {table}.{key} = {value!r} is none of {', '.join(map(repr, choices))}")
+        fits = bool(choices) or isinstance(value, known[key]) or (known[key] is float and isinstance(value, int))
         if not fits or isinstance(value, bool):
             raise ConfigurationError(f"{path}: {table}.{key} = {value!r} is not of type {known[key].__name__}")
     return dataclasses.replace(defaults, **values)

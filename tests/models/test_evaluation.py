@@ -1,0 +1,264 @@
+"""Cells: equal budgets, honest ranking, reuse by content, and going on after a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.arms import ARM_NAMES, Arm, build_arm, load_composite
+from models.errors import DatasetFormatError
+from models.evaluation import EvaluationConfig, Grid, RowObjective, build_seeded, rank_queries
+from models.metrics import per_row_metrics
+from models.recommenders.base import RecommenderConfig
+from models.recommenders.registry import TRAINED
+from models.training import TrainingConfig
+
+TARGET = "food"
+CPU = torch.device("cpu")
+SMALL = EvaluationConfig(
+    training=TrainingConfig(learning_rate=3e-3, batch_size=16, max_epochs=3, patience=10),
+    recommender=RecommenderConfig(width=16, inner_width=16, gru4rec_hidden_width=16),
+)
+
+
+@pytest.fixture(scope="module")
+def arms(dataset, composite_folder) -> dict[str, Arm]:
+    composite = load_composite(composite_folder, dataset, TARGET)
+    return {name: build_arm(dataset, TARGET, name, composite) for name in ARM_NAMES}
+
+
+def grid_of(arms: dict[str, Arm], folder: Path, config: EvaluationConfig = SMALL) -> Grid:
+    return Grid(tuple(arms.values()), config, folder, CPU)
+
+
+class Epochs:
+    """Remembers what ``fit`` reports; raises after *most* epochs, as a kill between epochs would end it."""
+
+    def __init__(self, most: int | None = None) -> None:
+        self.most = most
+        self.steps = 0
+        self.epochs: list[int] = []
+
+    def on_step(self, report):
+        self.steps += 1
+
+    def on_epoch(self, report):
+        if self.most is not None and report.epoch >= self.most:
+            raise KeyboardInterrupt
+        self.epochs.append(report.epoch)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_arm_takes_as_many_steps_per_epoch_as_one_pass_over_the_original_rows(name, arms, tmp_path):
+    """The composite has more rows and no more steps."""
+    grid = grid_of(arms, tmp_path)
+    steps = {}
+    for arm in arms.values():
+        counter = Epochs()
+        cell = grid.run(name, arm, 1, counter)
+        assert counter.steps == cell.epochs * cell.steps_per_epoch > 0
+        steps[arm.name] = cell.steps_per_epoch
+
+    module = build_seeded(name, arms["original"], SMALL.recommender, 1)
+    assert set(steps.values()) == {module.num_batches(arms["original"].rows, 16)}
+
+
+def test_an_arm_of_more_rows_sees_all_of_them_over_its_passes(arms):
+    """Epochs of fixed length walk an endless stream of whole passes: two original-sized epochs cover the composite."""
+    arm = arms["regenerated"]
+    module = build_seeded("sasrec", arm, SMALL.recommender, 1)
+    objective = RowObjective(module, arm, steps_per_epoch=1, batch_size=16, seed=1)
+    per_pass = objective.batches_per_pass
+    tokens = [sum(len(b.targets_N) for b in objective.batches(epoch)) for epoch in range(1, 2 * per_pass + 1)]
+
+    assert per_pass > 1
+    assert sum(tokens[:per_pass]) == sum(tokens[per_pass:]) == int((arm.rows.lengths - 1).sum())
+
+
+def test_epochs_are_a_function_of_seed_and_number_alone(arms):
+    """Asked out of order, or by another objective, an epoch holds the same batches."""
+    arm = arms["duplicated"]
+    module = build_seeded("sasrec", arm, SMALL.recommender, 1)
+    first, second = (RowObjective(module, arm, steps_per_epoch=3, batch_size=16, seed=1) for _ in range(2))
+    in_order = [[b.targets_N.tolist() for b in first.batches(epoch)] for epoch in (1, 2, 3)]
+
+    assert [[b.targets_N.tolist() for b in second.batches(epoch)] for epoch in (3, 2, 1)] == in_order[::-1]
+    assert in_order[0] != in_order[1]
+
+
+@pytest.mark.parametrize("name", ["sasrec", "gcegnn"])
+def test_equal_seeds_start_from_equal_weights_in_every_arm_of_one_vocabulary(name, arms):
+    """Arms differ in rows, not in luck; and global random state is left alone."""
+    before = torch.get_rng_state()
+    weights = [
+        dict(build_seeded(name, arms[arm], SMALL.recommender, 7).named_parameters())
+        for arm in ("original", "duplicated", "regenerated")
+    ]
+    other = dict(build_seeded(name, arms["original"], SMALL.recommender, 8).named_parameters())
+
+    assert torch.equal(torch.get_rng_state(), before)
+    for key, value in weights[0].items():
+        assert torch.equal(value, weights[1][key])
+        assert torch.equal(value, weights[2][key])
+    assert any(not torch.equal(value, other[key]) for key, value in weights[0].items())
+
+
+def test_a_finished_cell_is_read_back_and_a_changed_one_is_computed_anew(arms, tmp_path):
+    """The key follows content: seed, hyper-parameters, rows, held-out items."""
+    grid = grid_of(arms, tmp_path)
+    cell = grid.run("sasrec", arms["original"], 1)
+    again = Epochs()
+
+    assert grid.run("sasrec", arms["original"], 1, again) == cell
+    assert again.epochs == []
+    assert grid.finished("sasrec", arms["original"], 2) is None
+    assert grid.finished("sasrec", arms["regenerated"], 1) is None
+    wider = dataclasses.replace(SMALL, recommender=dataclasses.replace(SMALL.recommender, width=8))
+    assert grid_of(arms, tmp_path, wider).finished("sasrec", arms["original"], 1) is None
+    held_out = dataclasses.replace(arms["original"].test, targets=arms["original"].test.targets[::-1].copy())
+    changed = dataclasses.replace(arms["original"], test=held_out)
+    assert Grid((changed,), SMALL, tmp_path, CPU).finished("sasrec", changed, 1) is None
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_cell_that_was_interrupted_ends_with_the_same_ranks(name, arms, tmp_path):
+    """Killed after two epochs and called again: equal to the cell that was never stopped."""
+    arm = arms["regenerated"]
+    whole = grid_of(arms, tmp_path / "whole").run(name, arm, 3)
+    stopped = grid_of(arms, tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run(name, arm, 3, Epochs(most=2))
+    assert stopped.finished(name, arm, 3) is None
+    resumed = stopped.run(name, arm, 3)
+
+    ignored = {"seconds": 0.0}
+    assert dataclasses.replace(resumed, **ignored) == dataclasses.replace(whole, **ignored)
+
+
+def test_a_damaged_cell_file_never_passes_for_a_result(arms, tmp_path):
+    """Cells are replaced whole, so a truncated one means a damaged disk: an error, not a number."""
+    grid = grid_of(arms, tmp_path)
+    cell = grid.run("markov", arms["original"], 1)
+    path = tmp_path / f"{cell.key}.json"
+    path.write_text(path.read_text()[:-20])
+
+    with pytest.raises(DatasetFormatError, match=cell.key):
+        grid.finished("markov", arms["original"], 1)
+
+
+class Oracle:
+    """Scores the answer highest; it is told the answers in the order of the histories' text."""
+
+    def __init__(self, queries, *, shuffle_seed: int | None = None) -> None:
+        targets = queries.targets.copy()
+        if shuffle_seed is not None:
+            np.random.default_rng(shuffle_seed).shuffle(targets)
+        self.answers = {
+            tuple(queries.histories[row].tolist()): int(target) for row, target in enumerate(targets.tolist())
+        }
+
+    def scores(self, item_ids_BT, candidates):
+        scores = torch.zeros(len(item_ids_BT), len(candidates))
+        for row, items in enumerate(item_ids_BT.tolist()):
+            answer = self.answers[tuple(item for item in items if item)]
+            scores[row, answer - candidates.first] = 1.0
+        return scores
+
+
+class Constant:
+    def scores(self, item_ids_BT, candidates):
+        return torch.zeros(len(item_ids_BT), len(candidates))
+
+
+def with_history(arm: Arm):
+    queries = arm.test
+    assert (queries.num_target_items > 0).all()
+    histories = [tuple(history.tolist()) for history in queries.histories]
+    assert len(set(histories)) == len(histories)
+    return queries
+
+
+def test_a_scorer_that_knows_the_label_scores_one_and_a_constant_scores_zero(arms):
+    """Through the whole ranking: batching, sorting by length, candidate columns."""
+    for name in ("original", "mixed"):
+        queries = with_history(arms[name])
+        knowing = rank_queries(Oracle(queries), queries, arms[name], CPU)
+        constant = rank_queries(Constant(), queries, arms[name], CPU)
+
+        assert (knowing == 1).all()
+        assert (constant == len(arms[name].candidates)).all()
+
+
+def test_random_scores_rank_the_held_out_items_at_chance(arms):
+    """HR@10 among X items is 10 / X, within five standard errors over 100 draws."""
+    queries = with_history(arms["original"])
+
+    class Random:
+        def __init__(self, seed):
+            self.generator = torch.Generator().manual_seed(seed)
+
+        def scores(self, item_ids_BT, candidates):
+            return torch.rand(len(item_ids_BT), len(candidates), generator=self.generator)
+
+    hits = [
+        per_row_metrics(torch.from_numpy(rank_queries(Random(seed), queries, arms["original"], CPU)))[:, 0].mean()
+        for seed in range(100)
+    ]
+    chance = 10 / len(arms["original"].candidates)
+    rows = 100 * len(queries)
+
+    assert abs(float(torch.stack(hits).mean()) - chance) < 5 * (chance * (1 - chance) / rows) ** 0.5
+
+
+def test_shuffled_labels_score_at_chance(arms):
+    """A scorer that knows other users' labels is right as often as two users' labels agree by chance."""
+    queries = with_history(arms["original"])
+    shuffles = 200
+    ranks = [
+        rank_queries(Oracle(queries, shuffle_seed=seed), queries, arms["original"], CPU) for seed in range(shuffles)
+    ]
+    right = float(np.mean(np.stack(ranks) == 1))
+    label_shares = np.unique(queries.targets, return_counts=True)[1] / len(queries)
+    chance = float((label_shares**2).sum())
+
+    assert abs(right - chance) < 5 * (chance * (1 - chance) / (shuffles * len(queries))) ** 0.5
+
+
+def test_an_empty_history_is_ranked_by_popularity_in_the_arms_rows(arms):
+    """A sequential model has nothing to say there; it is not asked."""
+    arm = arms["original"]
+    queries = arm.test
+    nothing = type(queries)(
+        queries.users,
+        type(queries.histories)(np.zeros(0, np.int32), np.zeros(len(queries) + 1, np.int64)),
+        queries.targets,
+        np.zeros(len(queries), np.int64),
+    )
+    counts = np.bincount(arm.rows.token_ids, minlength=arm.num_items + 1)
+
+    class Unasked:
+        def scores(self, item_ids_BT, candidates):
+            raise AssertionError("asked about an empty history")
+
+    ranks = rank_queries(Unasked(), nothing, arm, CPU)
+
+    assert ranks.tolist() == [int((counts[1:] >= counts[target]).sum()) for target in queries.targets]
+
+
+def test_a_recommender_learns_the_next_item_that_the_data_hold(arms, tmp_path):
+    """On data whose next item follows from the last, training beats popularity by far."""
+    config = dataclasses.replace(
+        SMALL, training=TrainingConfig(learning_rate=1e-2, batch_size=16, max_epochs=40, patience=40)
+    )
+    grid = grid_of(arms, tmp_path, config)
+    ndcg = {
+        name: float(per_row_metrics(torch.tensor(grid.run(name, arms["original"], 1).ranks))[:, 1].mean())
+        for name in ("sasrec", "popularity")
+    }
+
+    assert ndcg["sasrec"] > ndcg["popularity"] + 0.1
