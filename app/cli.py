@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
+from app.commands_evaluate import evaluate
 from models.errors import ModelError
 
 if TYPE_CHECKING:
@@ -309,6 +310,9 @@ def regenerate(
         markup=False,
         highlight=False,
     )
+
+
+cli.command()(evaluate)
 
 
 @cli.command()
