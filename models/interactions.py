@@ -241,7 +241,9 @@ def _read_text(
     except UnicodeDecodeError as error:
         raise InputFormatError(f"{path}: the header is not UTF-8: {error}") from error
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        hint = f"; line {broken[-1].line}: is a quote left open?" if broken else ""
+        hint = (
+            f"; line {broken[-1].line}: is a quote left open?" if broken and isinstance(error, pa.ArrowInvalid) else ""
+        )
         raise InputFormatError(f"{path}: not readable as delimited text: {error}{hint}") from error
     raw = _raw([table.column(positions[index]) for index in kept], names, tuple(broken), first_line=2)
     for column in (raw.user, raw.item, raw.domain):

@@ -540,6 +540,10 @@ def test_line_numbers_hold_when_bad_rows_of_all_kinds_mix(tmp_path):
     assert lines == [6, 7, 8, 9, 10, 11]
 
 
+def test_bad_rows_with_windows_line_ends_are_named_like_any_other(tmp_path):
+    assert bad_rows_of(tmp_path, b"u,x\r\n,x,a,1\r\n") == [(6, "2 fields instead of 4"), (7, "missing user")]
+
+
 def test_line_numbers_hold_across_the_blocks_of_a_large_file(tmp_path, monkeypatch):
     monkeypatch.setattr("models.interactions.BLOCK_BYTES", 1024)
     lines = [f"user{n % 50},item{n % 70},a,{n}" for n in range(2_000)]
