@@ -4,9 +4,8 @@ Raw interactions: CSV, Parquet or RecBole ``.inter`` -> integer codes, with ever
 A row says that a user met an item of a domain at a time. Identifiers are exact strings (an empty one is missing);
 times are numbers, of which only the order counts. They are kept as float64, exact for whole numbers up to 2**53.
 
-Memory is in proportion to the rows, about 90 bytes each at the peak of reading, plus the distinct strings: identifiers become
-int32 codes while the file is parsed. Codes follow the sorted order of the strings, so nothing depends on the order of
-the rows.
+Memory is in proportion to the rows, about 90 bytes each at the peak of reading: identifiers become int32 codes while
+the file is parsed. Codes follow the sorted order of the strings, so nothing depends on the order of the rows.
 
 Shapes: N = rows, in the order of the file.
 """
