@@ -6,7 +6,8 @@ In the order of a request's life:
 1. ``submit`` admits all rows of a request, or none (QueueFullError).
 2. An idle thread takes what is there at once. A row that came while the thread was computing is given at most
    ``window_seconds`` since its arrival to gather company.
-3. All waiting rows make one window. ``plan_batches`` sorts a window by length inside each key and cuts it where rows x
+3. ``fair_window`` takes a few batches' worth of rows, one of each request in turn, so that a small request never waits
+   for the whole of a large one. ``plan_batches`` sorts the window by length inside each key and cuts it where rows x
    longest length would pass the cap. A window is finished before the next is taken, so no row starves.
 4. Rows whose client has left are filtered once, before inputs are paired with results.
 5. A batch that raises gives its exception to every waiter in it; the thread goes on.
@@ -48,6 +49,10 @@ class BatchingConfig:
     window_seconds: float
     max_queued_rows: int
     retry_after_seconds: int
+
+
+# Enough rows for sorting by length to pay, few enough that a newcomer's turn comes soon
+WINDOW_BATCHES = 4
 
 
 class _Ticket(Generic[ResultT]):
@@ -203,7 +208,7 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
             self._die(error, window)
 
     def _take_window(self) -> list[Row[KeyT, RowT, ResultT]]:
-        """All waiting rows, as soon as point 2 of the module's list allows; empty when closed and drained."""
+        """The next rows, as soon as point 2 of the module's list allows; empty when closed and drained."""
         with self._changed:
             while not self._waiting:
                 if self._closing:
@@ -216,8 +221,9 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
                     if remaining <= 0:
                         break
                     self._changed.wait(remaining)
-            window = list(self._waiting)
-            self._waiting.clear()
+            window = fair_window(self._waiting, WINDOW_BATCHES * self._config.max_batch_positions)
+            taken = set(window)
+            self._waiting = deque(row for row in self._waiting if row not in taken)
             self._busy = True
             return window
 
@@ -262,6 +268,23 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
             death = ModelThreadDiedError(f"the model's thread ended: {error!r}")
             death.__cause__ = error
             ticket.fail(death)
+
+
+def fair_window(waiting: Iterable[Row[KeyT, RowT, ResultT]], max_positions: int) -> list[Row[KeyT, RowT, ResultT]]:
+    """The first row of each request, then the second of each, and so on, until their lengths reach *max_positions*."""
+    by_request: dict[_Ticket[ResultT], deque[Row[KeyT, RowT, ResultT]]] = {}
+    for row in waiting:
+        by_request.setdefault(row.ticket, deque()).append(row)
+    turns = deque(by_request.values())
+    window: list[Row[KeyT, RowT, ResultT]] = []
+    positions = 0
+    while turns and positions < max_positions:
+        rows = turns.popleft()
+        window.append(rows.popleft())
+        positions += window[-1].length
+        if rows:
+            turns.append(rows)
+    return window
 
 
 def plan_batches(

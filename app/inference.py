@@ -40,7 +40,7 @@ from app.telemetry import Metrics, logger
 from models.checkpoint import Bundle, load_bundle, read_version
 from models.contrastive import DELETED
 from models.dataset import TOKENS, TokenArray
-from models.errors import BundleError, VocabularyError
+from models.errors import BundleError, BundleMissingFileError, VocabularyError
 from models.regenerate import LENGTH_STEP, Regenerated, Regenerator
 from models.vocabulary import Vocabulary
 
@@ -184,11 +184,14 @@ class ModelRegistry:
     def _versions_on_disk(self) -> dict[str, Path]:
         folders = [] if self._bundle is None else [self._bundle]
         if self._root is not None and self._root.is_dir():
-            folders += sorted(path for path in self._root.iterdir() if path.is_dir())
+            # Hidden folders are bundles still being written
+            folders += sorted(path for path in self._root.iterdir() if path.is_dir() and path.name[0] != ".")
         versions: dict[str, Path] = {}
         for folder in folders:
             try:
                 versions.setdefault(read_version(folder), folder)
+            except BundleMissingFileError:
+                continue  # no manifest: some other folder
             except BundleError as error:
                 log.warning("bundle_skipped", folder=str(folder), reason=str(error))
         return versions

@@ -55,10 +55,10 @@ class Settings(BaseSettings):
 
     # Limits of one request
     max_sequences_per_request: int = Field(
-        default=512,
+        default=128,
         ge=1,
-        description="Sequences in one POST /regenerate; more is 413. About one second of work on two cores; larger "
-        "inputs belong in a job.",
+        description="Sequences in one POST /regenerate; more is 413. At full length they are about 20 s of work for "
+        "two cores and 15,000 items (400 items per core and second); larger inputs belong in a job.",
     )
     max_items_per_sequence: int = Field(
         default=4096,
@@ -67,18 +67,18 @@ class Settings(BaseSettings):
         "longer histories only cost transfer and parsing.",
     )
     max_body_bytes: int = Field(
-        default=16 * 1024 * 1024,
+        default=8 * 1024 * 1024,
         ge=1024,
-        description="Bytes of a request body, counted as they arrive; more is 413. 512 sequences of 128 items with "
-        "40-byte names need about 7 MiB; the bound keeps one client from filling memory.",
+        description="Bytes of a request body, counted as they arrive; more is 413. 128 sequences of 128 items take "
+        "under 1 MiB; the bound keeps one client from filling memory.",
     )
 
     # Online batching
     max_batch_positions: int = Field(
-        default=16_384,
+        default=2048,
         ge=128,
-        description="Rows x padded length of one batch: 128 sequences of 128 items. Larger batches no longer raise "
-        "throughput on a CPU and delay whoever waits behind them.",
+        description="Rows x padded length of one call of the model: 16 sequences of 128 items. On a CPU throughput is "
+        "flat from a quarter of that, and a larger call delays whoever waits behind it; a GPU gains from more.",
     )
     batch_window_milliseconds: float = Field(
         default=3.0,
@@ -88,37 +88,39 @@ class Settings(BaseSettings):
         "milliseconds are small beside a batch's own time.",
     )
     max_queued_sequences: int = Field(
-        default=2048,
+        default=512,
         ge=1,
         description="Sequences admitted and not yet answered; more is 429. Four full requests: what waits longer "
         "would time out at the client anyway.",
     )
     retry_after_seconds: int = Field(
-        default=1, ge=1, description="Retry-After of a 429: about the time in which a full queue drains by one request."
+        default=1,
+        ge=1,
+        description="Retry-After of a 429: short, since places free up with every answer and a refusal costs little.",
     )
 
     # Jobs and mappings
     data: Path = Field(
         Path("taesar-data"),
-        description="Folder of the embedded database and of jobs' files, unless the next settings place them elsewhere.",
+        description="Folder of the embedded database and of jobs' files; the next settings can place them elsewhere.",
     )
     database_url: SecretStr | None = Field(
-        None,
+        default=None,
         description="sqlite:///path or postgresql://user:password@host/name. Unset: an SQLite file in TAESAR_DATA, "
         "which needs nothing installed and serves one process.",
     )
     redis_url: SecretStr | None = Field(
-        None,
+        default=None,
         description="redis://host:port/number of the queue that API and workers share. Unset: the API process works "
         "on jobs itself.",
     )
     storage: str | None = Field(
-        None,
+        default=None,
         description="Path or fsspec URI (s3://bucket/prefix) of jobs' files; every worker must reach it. Unset: the "
         "folder jobs of TAESAR_DATA.",
     )
     input_roots: Annotated[tuple[str, ...], NoDecode] = Field(
-        (),
+        default=(),
         description="URIs of folders that jobs may read, comma-separated, e.g. file:///data/in,s3://bucket/logs. None "
         "by default: no client should choose what the server reads; uploads are always possible.",
     )
@@ -186,7 +188,8 @@ class Settings(BaseSettings):
         "nor in TAESAR_API_KEYS_FILE turns authentication off, for local trials only.",
     )
     api_keys_file: Path | None = Field(
-        None, description="File with one accepted key per line, for secrets that are mounted rather than exported."
+        default=None,
+        description="File with one accepted key per line, for secrets that are mounted rather than exported.",
     )
     probe_timeout_seconds: float = Field(
         default=2.0,

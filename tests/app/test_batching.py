@@ -163,6 +163,25 @@ def test_a_window_is_sorted_by_length_and_cut_at_the_cap():
     assert [rows for _, rows in recorder.calls[1:]] == [[2, 3, 4], [6], [99]]
 
 
+def test_a_small_request_does_not_wait_for_the_whole_of_a_large_one():
+    recorder = Recorder()
+
+    async def scenario():
+        async with busy(recorder, max_batch_positions=2) as batcher:
+            large = asyncio.create_task(batcher.submit("a", list(range(1, 41)), [1] * 40))
+            await queued(batcher, 41)
+            small = asyncio.create_task(batcher.submit("a", [99], [1]))
+            await queued(batcher, 42)
+            recorder.gate.set()
+            return await small, await large
+
+    small, large = asyncio.run(scenario())
+
+    assert small == [198]
+    assert large == [2 * n for n in range(1, 41)]
+    assert next(n for n, (_, rows) in enumerate(recorder.calls) if 99 in rows) <= 4
+
+
 def test_no_planned_batch_of_several_rows_is_over_the_cap():
     class Ticket:
         pass

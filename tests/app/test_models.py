@@ -113,9 +113,11 @@ def test_a_damaged_bundle_is_409_naming_the_file_and_the_running_model_serves_on
     assert answer_of(client, payload)["model_version"] == first
 
 
-def test_a_folder_that_is_no_bundle_is_passed_over(serving, root):
+def test_a_folder_that_is_no_bundle_is_passed_over(serving, root, make_bundle):
     folder, versions = root
     (folder / "notes").mkdir()
+    shutil.copytree(folder / "a", folder / ".d-being-written")
+    make_bundle(folder / ".e-being-written", seed=8)
     (folder / "b" / "manifest.json").write_text("{")
     models = serving(bundle=folder / "a", bundle_root=folder).get("/models").json()
 

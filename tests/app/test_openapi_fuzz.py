@@ -1,4 +1,4 @@
-"""Requests drawn from the OpenAPI document, valid and not: no 5xx, and every answer is one that the document declares."""
+"""Requests drawn from the OpenAPI document, valid and not: no 5xx, and every answer is one that it declares."""
 
 import threading
 import time
