@@ -2,6 +2,7 @@
 # make test    the whole test suite
 # make check   linting, formatting, strict typing, and that everything imports
 # make docs    docs/reference.md and the README's file tree, written from the code
+# make interop  RecBole and RecTools as oracles and as consumers of the exports, in .venv-interop
 # make bench   every benchmark; the last line of each is its result as JSON
 #
 # On a fresh machine each of them first builds .venv; only Python >= 3.11 with venv is needed. PYTHON names another
@@ -14,13 +15,14 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
+INTEROP ?= .venv-interop
 ARGS ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install demo test check docs bench clean
+.PHONY: help install demo test check docs interop bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -53,6 +55,17 @@ check: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/write_reference.py
+
+# Their pins are years old; without dependencies they run next to ours (tests/interop/requirements.txt).
+$(INTEROP)/.installed: pyproject.toml constraints.txt tests/interop/requirements.txt
+	@test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --quiet -c constraints.txt $(TORCH)
+	$(INTEROP)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(INTEROP)/bin/python -m pip install --quiet --no-deps -r tests/interop/requirements.txt
+	@touch $@
+
+interop: $(INTEROP)/.installed
+	$(INTEROP)/bin/python -m pytest tests/interop $(ARGS)
 
 bench: $(INSTALLED)
 	@shopt -s nullglob; benches=(benchmarks/bench_*.py); \
