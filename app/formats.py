@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal, cast, get_args
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
@@ -395,10 +396,23 @@ def _check_parquet_size(parquet: pq.ParquetFile, columns: Sequence[str], limits:
 def _decoded(parquet: pq.ParquetFile, columns: Sequence[str], limits: SourceLimits) -> Iterator[pa.RecordBatch]:
     left = limits.max_expanded_bytes
     for batch in parquet.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=list(columns), use_threads=False):
-        left -= batch.nbytes
+        left -= sum(_dense_bytes(column) for column in batch.columns)
         if left < 0:
             raise _expands_over(limits.max_expanded_bytes)
         yield batch
+
+
+def _dense_bytes(column: pa.Array) -> int:
+    """Bytes of *column* with every value written out: a dictionary may repeat one long value many times."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return _dense_bytes(column.flatten())
+    if pa.types.is_dictionary(column.type) and _is_text(column.type.value_type):
+        return int(pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0)
+    return int(column.nbytes)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
 
 
 def _batch_interactions(batches: Iterable[pa.RecordBatch]) -> Iterator[_Interaction | BadRow]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
@@ -29,9 +29,10 @@ from app.errors import (
     problem_responses,
 )
 from app.inference import FATAL_ERRORS, Inference, ModelRegistry, RegenerationBatcher, run_batch
+from app.job_service import JobService
 from app.middleware import ApiKeyMiddleware, BodyLimitMiddleware, RequestMiddleware
 from app.readiness import Probe
-from app.routes import health, models, regenerate
+from app.routes import health, jobs, mappings, models, regenerate
 from app.settings import Settings
 from app.telemetry import Metrics, configure_logging, logger
 from models.training import resolve_device
@@ -47,6 +48,7 @@ class Part:
     Args:
         routers: its routes; all of them ask for a key when keys are set.
         probes: its readiness checks.
+        path_limits: paths whose bodies have a limit of their own -> (bytes, the setting that says so).
         lifespan: entered before the first request with the application, left after the last; parts are left in the
             reverse order. Puts what its routes need on ``app.state``.
     """
@@ -54,6 +56,7 @@ class Part:
     routers: tuple[APIRouter, ...]
     probes: tuple[Probe, ...]
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]
+    path_limits: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
 
 PartBuilder = Callable[[Settings, Metrics], Part]
@@ -100,7 +103,18 @@ def inference_part(settings: Settings, metrics: Metrics) -> Part:
     )
 
 
-PARTS: tuple[PartBuilder, ...] = (inference_part,)
+def jobs_part(settings: Settings, _metrics: Metrics) -> Part:
+    """Bulk jobs and the mappings that they record."""
+    service = JobService(settings)
+    return Part(
+        routers=(jobs.router, mappings.router),
+        probes=service.probes,
+        lifespan=service.lifespan,
+        path_limits={"/jobs": (settings.max_input_bytes, "TAESAR_MAX_INPUT_BYTES")},
+    )
+
+
+PARTS: tuple[PartBuilder, ...] = (inference_part, jobs_part)
 
 
 class Application(FastAPI):
@@ -167,7 +181,11 @@ def create_app(
         for router in part.routers:
             app.include_router(router, dependencies=bearer if keys else [], responses=common)
     # The last added is the outermost
-    app.add_middleware(BodyLimitMiddleware, limit=(settings.max_body_bytes, "TAESAR_MAX_BODY_BYTES"))
+    app.add_middleware(
+        BodyLimitMiddleware,
+        limit=(settings.max_body_bytes, "TAESAR_MAX_BODY_BYTES"),
+        path_limits={path: limit for part in built for path, limit in part.path_limits.items()},
+    )
     app.add_middleware(ApiKeyMiddleware, keys=keys)
     app.add_middleware(RequestMiddleware, metrics=metrics)
     return app

@@ -84,9 +84,7 @@ def test_text_is_ordered_by_code_point_on_both_databases(engine):
     """Pages end at the same row whatever the database's locale says."""
     with writing(engine) as connection:
         for item in ("b", "B", "a-c", "ab", "ä", "Z"):
-            connection.execute(
-                text("INSERT INTO mapping_sources VALUES (1, 'books', :item, 1, 0)"), {"item": item}
-            )
+            connection.execute(text("INSERT INTO mapping_sources VALUES (1, 'books', :item, 1, 0)"), {"item": item})
     with reading(engine) as connection:
         found = connection.execute(text("SELECT source_item FROM mapping_sources ORDER BY source_item")).scalars().all()
 

@@ -1,0 +1,215 @@
+"""What clients send and receive about jobs and mappings, as pydantic models with examples."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.formats import SourceFormat
+from app.jobs import Job, JobState
+from app.mappings import DictionaryKey, MappingRow
+from app.schemas import Name, OnUnknown
+from app.tables import ALL_JOBS
+
+_JOB_ID = "019a1b2c3d4e5f60718293a4b5c6d7e8"
+_JOB_EXAMPLE: dict[str, Any] = {
+    "job_id": _JOB_ID,
+    "state": "running",
+    "target_domain": "kitchen",
+    "model_version": "4f0c2a9be1d7",
+    "rule": "paper",
+    "on_unknown": "skip",
+    "source": "file:///data/in/mixed.ndjson.gz",
+    "format": "ndjson",
+    "created_at": "2026-01-05T10:00:00Z",
+    "started_at": "2026-01-05T10:00:00.120000Z",
+    "finished_at": None,
+    "progress": {"num_chunks": 20, "chunks_done": 7, "share": 0.35},
+    "counts": {
+        "rows_read": 10_240,
+        "rows_bad": 3,
+        "sequences": 3584,
+        "kept": 40_211,
+        "replaced": 37_404,
+        "deleted": 12_870,
+        "unknown": 12,
+        "truncated": 0,
+    },
+    "reason": None,
+}
+
+
+class JobOptions(BaseModel):
+    """What is asked of a job, whatever its input."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    target_domain: Name = Field(description="The domain whose items the result holds.")
+    on_unknown: OnUnknown = Field(
+        "skip",
+        description="Items (or their domains) that the model does not know: 'skip' drops and counts them, 'error' "
+        "makes their row a bad row.",
+    )
+    format: SourceFormat | None = Field(
+        None, description="Of the input; without it, the ending of its name says so (.ndjson, .csv, .inter, .parquet)."
+    )
+
+
+class JobRequest(JobOptions):
+    """A job whose input lies at a URI that the server may read."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={"examples": [{"target_domain": "kitchen", "source_uri": "file:///data/in/mixed.ndjson.gz"}]},
+    )
+
+    source_uri: Annotated[str, Field(min_length=1, max_length=4096)] = Field(
+        description="Under one of the places that TAESAR_INPUT_ROOTS allows."
+    )
+
+
+class JobProgress(BaseModel):
+    """How far a job is."""
+
+    num_chunks: int | None = Field(description="Parts of the input; null until it has been read to its end.")
+    chunks_done: int
+    share: float | None = Field(description="chunks_done / num_chunks, in [0, 1].")
+
+
+class JobCounts(BaseModel):
+    """What was read, and what became of it so far; sequences counts the rows of the result."""
+
+    rows_read: int
+    rows_bad: int = Field(description="GET /jobs/{id}/errors lists them.")
+    sequences: int
+    kept: int
+    replaced: int
+    deleted: int
+    unknown: int
+    truncated: int
+
+
+class JobBody(BaseModel):
+    """A job."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_JOB_EXAMPLE]})
+
+    job_id: str
+    state: JobState
+    target_domain: str
+    model_version: str = Field(description="The bundle that was active when the job was submitted; it does all of it.")
+    rule: str
+    on_unknown: str
+    source: str = Field(description="The input's URI, or the name of the uploaded file.")
+    format: str
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    progress: JobProgress
+    counts: JobCounts
+    reason: str | None = Field(description="Why it failed.")
+
+    @classmethod
+    def of(cls, job: Job) -> JobBody:
+        """The job as clients see it."""
+        share = None if not job.num_chunks else job.chunks_done / job.num_chunks
+        return cls(
+            job_id=job.job_id,
+            state=job.state,
+            target_domain=job.target_domain,
+            model_version=job.model_version,
+            rule=job.rule,
+            on_unknown=job.on_unknown,
+            source=job.source_uri or job.source_name,
+            format=job.source_format,
+            created_at=_instant(job.created_at_ms),
+            started_at=None if job.started_at_ms is None else _instant(job.started_at_ms),
+            finished_at=None if job.finished_at_ms is None else _instant(job.finished_at_ms),
+            progress=JobProgress(num_chunks=job.num_chunks, chunks_done=job.chunks_done, share=share),
+            counts=JobCounts(**{name: getattr(job, name) for name in JobCounts.model_fields}),
+            reason=job.reason,
+        )
+
+
+class JobPage(BaseModel):
+    """Jobs, newest first."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"jobs": [_JOB_EXAMPLE], "next": None}]})
+
+    jobs: list[JobBody]
+    next: str | None = Field(description="Cursor of the next page; null on the last.")
+
+
+class MappingLine(BaseModel):
+    """How often a source item became this target item."""
+
+    source_domain: str
+    source_item: str
+    target_item: str | None = Field(description="null: the line that counts the source item's deletions.")
+    count: int
+    share: float = Field(description="count / all decisions of the source item; its lines sum to 1.")
+    mean_score: float | None = Field(description="Mean contrastive score of these decisions; null for deletions.")
+    decisions: int = Field(description="All decisions of the source item.")
+    deletions: int = Field(description="Those that deleted it.")
+
+    @classmethod
+    def of(cls, row: MappingRow) -> MappingLine:
+        """The row as clients see it."""
+        return cls(**{name: getattr(row, name) for name in cls.model_fields})
+
+
+class MappingPage(BaseModel):
+    """Lines of a dictionary, ordered by source domain, source item and target item."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "target_domain": "kitchen",
+                    "model_version": "4f0c2a9be1d7",
+                    "rule": "paper",
+                    "job_id": None,
+                    "mappings": [
+                        {
+                            "source_domain": "food",
+                            "source_item": "B000",
+                            "target_item": "K007",
+                            "count": 31,
+                            "share": 0.62,
+                            "mean_score": 7.1,
+                            "decisions": 50,
+                            "deletions": 4,
+                        }
+                    ],
+                    "next": None,
+                }
+            ]
+        }
+    )
+
+    target_domain: str
+    model_version: str
+    rule: str
+    job_id: str | None = Field(description="The job whose decisions these are; null: all finished jobs.")
+    mappings: list[MappingLine]
+    next: str | None = Field(description="Cursor of the next page; null on the last.")
+
+    @classmethod
+    def of(cls, key: DictionaryKey, lines: list[MappingRow], following: str | None) -> MappingPage:
+        """One page of the dictionary of *key*."""
+        return cls(
+            target_domain=key.target_domain,
+            model_version=key.model_version,
+            rule=key.rule,
+            job_id=None if key.job_id == ALL_JOBS else key.job_id,
+            mappings=[MappingLine.of(line) for line in lines],
+            next=following,
+        )
+
+
+def _instant(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -1,0 +1,274 @@
+"""Reading a job's input: every format, every bad row with its line and reason, every limit."""
+
+import csv
+import gzip
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from app.errors import RequestTooLargeError, UnsupportedFormatError
+from app.formats import MAX_LINE_BYTES, BadRow, Row, SourceLimits, check_format, format_of, read_rows
+from models.errors import InputFormatError
+
+LIMITS = SourceLimits(max_bytes=1 << 20, max_expanded_bytes=32 << 20, max_items=5)
+GOOD = {"user_id": "A1", "items": [{"item_id": "b1", "domain": "books"}, {"item_id": "f1", "domain": "food"}]}
+ROW = Row(1, "A1", ["b1", "f1"], ["books", "food"])
+
+
+def read(content, source_format, limits=LIMITS):
+    return list(read_rows(io.BytesIO(content), source_format, limits))
+
+
+def lines(*rows):
+    return "".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows).encode()
+
+
+def parquet(columns, **options):
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink, **options)
+    return sink.getvalue()
+
+
+INTERACTIONS = "user_id,item_id,domain,timestamp\nA1,b1,books,10\nA1,f1,food,20\nA2,k1,kitchen,5\n"
+TWO_USERS = [Row(2, "A1", ["b1", "f1"], ["books", "food"], 2), Row(4, "A2", ["k1"], ["kitchen"], 1)]
+
+
+def test_ndjson_lines_are_sequences():
+    assert read(lines(GOOD), "ndjson") == [ROW]
+
+
+def test_a_last_line_without_its_end_an_empty_line_and_a_byte_order_mark_change_nothing():
+    assert read(b"\xef\xbb\xbf" + lines(GOOD).rstrip() + b"\r\n\n", "ndjson") == [ROW]
+
+
+def test_csv_rows_of_one_user_are_one_sequence():
+    assert read(INTERACTIONS.encode(), "csv") == TWO_USERS
+
+
+def test_inter_is_csv_with_tabs_and_types():
+    header = "user_id:token\titem_id:token\tdomain:token\ttimestamp:float\n"
+    body = INTERACTIONS.split("\n", 1)[1].replace(",", "\t")
+
+    assert read((header + body).encode(), "inter") == TWO_USERS
+
+
+def test_parquet_interactions_equal_csv_but_for_the_header_line():
+    rows = list(csv.DictReader(io.StringIO(INTERACTIONS)))
+    found = read(parquet({name: [row[name] for row in rows] for name in rows[0]}), "parquet")
+
+    assert [(row.user_id, row.item_ids, row.domains, row.line) for row in found] == [
+        (row.user_id, row.item_ids, row.domains, row.line - 1) for row in TWO_USERS
+    ]
+
+
+def test_parquet_sequences_are_two_lists():
+    content = parquet({"user_id": ["A1"], "item_ids": [["b1", "f1"]], "domains": [["books", "food"]]})
+
+    assert read(content, "parquet") == [ROW]
+
+
+def test_timestamps_sort_a_users_rows_and_equal_ones_keep_their_order():
+    content = "user_id,item_id,domain,timestamp\nA,late,d,9\nA,first,d,1\nA,second,d,1\n"
+    [row] = read(content.encode(), "csv")
+
+    assert row.item_ids == ["first", "second", "late"]
+
+
+def test_without_timestamps_the_order_of_the_file_counts():
+    [row] = read(b"domain,item_id,user_id,extra\nd,z,A,1\nd,a,A,2\n", "csv")
+
+    assert row.item_ids == ["z", "a"]
+
+
+@pytest.mark.parametrize("source_format", ["ndjson", "csv"])
+def test_gzip_is_seen_by_its_content(source_format):
+    content = lines(GOOD) if source_format == "ndjson" else INTERACTIONS.encode()
+
+    assert read(gzip.compress(content), source_format) == read(content, source_format)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("{", "Invalid JSON"),
+        ('{"items": []}', "user_id is missing"),
+        ('{"user_id": 7, "items": []}', "user_id: Input should be a valid string"),
+        ('{"user_id": "A", "items": [{"item_id": "", "domain": "d"}]}', "items.0.item_id"),
+        ('{"user_id": "A", "items": [{"item_id": "x"}]}', "items.0.domain: Field required"),
+        ('{"user_id": "A", "items": [], "extra": 1}', "extra"),
+        ('{"user_id": "a\\tb", "items": []}', "user_id holds a control character"),
+        (json.dumps({"user_id": "A", "items": [GOOD["items"][0]] * 6}), "6 items; the limit is 5"),
+        ("[1]", "Input should be an object"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_reason_and_the_others_are_read(bad, reason):
+    first, second, third = read(lines(GOOD, bad, GOOD), "ndjson")
+
+    assert (first.line, third.line) == (1, 3)
+    assert second == BadRow(2, second.reason)
+    assert reason in second.reason
+
+
+def test_a_line_that_is_no_text_or_too_long_is_one_bad_row():
+    content = b"\xff\xfe\n" + b"x" * (MAX_LINE_BYTES + 10) + b"\n" + lines(GOOD)
+    first, second, third = read(content, "ndjson")
+
+    assert (first.line, second.line, third.line) == (1, 2, 3)
+    assert "UTF-8" in first.reason
+    assert "longer than" in second.reason
+    assert isinstance(third, Row)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("A,x", "2 cells; the header has 4"),
+        ("A,,d,1", "item_id is missing"),
+        (",x,d,1", "user_id is missing"),
+        ("A,x,d,noon", "timestamp is not a number"),
+        ("A,x,d,nan", "timestamp is not a number"),
+        ('A,"x,d,1', "not a valid row"),
+        (f"A,{'x' * 513},d,1", "item_id is longer than 512"),
+    ],
+)
+def test_a_bad_interaction_is_left_out_of_its_users_sequence(row, reason):
+    bad, good = read(f"user_id,item_id,domain,timestamp\nA,a,d,1\n{row}\nA,b,d,2\n".encode(), "csv")
+
+    assert bad == BadRow(3, bad.reason)
+    assert reason in bad.reason
+    assert good == Row(2, "A", ["a", "b"], ["d", "d"], 2)
+
+
+def test_a_user_whose_rows_stand_apart_is_reported_not_split():
+    found = read(b"user_id,item_id,domain\nA,a,d\nB,b,d\nA,c,d\n", "csv")
+
+    assert [row.user_id for row in found if isinstance(row, Row)] == ["A", "B"]
+    assert [(row.line, "came before" in row.reason) for row in found if isinstance(row, BadRow)] == [(4, True)]
+
+
+def test_a_user_with_too_many_interactions_is_one_bad_row():
+    content = "user_id,item_id,domain\n" + "A,x,d\n" * 6 + "B,y,d\n"
+    bad, good = read(content.encode(), "csv")
+
+    assert bad == BadRow(2, "user 'A' has 6 items; the limit is 5")
+    assert good.user_id == "B"
+
+
+def test_parquet_lists_that_do_not_fit_are_bad_rows():
+    content = parquet(
+        {
+            "user_id": ["A", "B", "C", None],
+            "item_ids": [["x"], ["x", "y"], None, ["x"]],
+            "domains": [["d"], ["d"], ["d"], ["d"]],
+        }
+    )
+    found = read(content, "parquet")
+
+    assert [type(row) for row in found] == [Row, BadRow, BadRow, BadRow]
+    assert [row.line for row in found] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("content", "source_format", "reason"),
+    [
+        (b"PK\x03\x04rest", "ndjson", "a zip archive"),
+        (b"PAR1rest", "csv", "a Parquet file"),
+        (b"BZh91AY", "ndjson", "a bzip2 file"),
+        (b'{"user_id": "A"}\n', "csv", "no column"),
+        (b"user_id,item_id\nA,x\n", "csv", "no column domain"),
+        (b"no parquet at all", "parquet", "not a readable Parquet file"),
+        (b"", "parquet", "not a readable Parquet file"),
+    ],
+)
+def test_a_file_of_another_format_is_refused_as_a_whole(content, source_format, reason):
+    with pytest.raises(InputFormatError, match=reason):
+        check_format(io.BytesIO(content), source_format, LIMITS)
+
+
+def test_parquet_without_the_columns_is_refused_and_says_which():
+    with pytest.raises(InputFormatError, match="the columns are a, b"):
+        read(parquet({"a": [1], "b": [2]}), "parquet")
+
+
+def test_parquet_whose_lists_are_none_is_refused():
+    with pytest.raises(InputFormatError, match="item_ids is string, not a list"):
+        read(parquet({"user_id": ["A"], "item_ids": ["x"], "domains": ["d"]}), "parquet")
+
+
+def test_damaged_gzip_and_parquet_are_refused():
+    with pytest.raises(InputFormatError, match="gzip"):
+        read(gzip.compress(lines(*[GOOD] * 1000))[:-20], "ndjson")
+    whole = parquet({"user_id": ["A"] * 9000, "item_id": [str(i) for i in range(9000)], "domain": ["d"] * 9000})
+    with pytest.raises(InputFormatError):
+        read(whole[:100] + bytes(2000) + whole[2100:], "parquet")
+
+
+def test_checking_the_format_leaves_the_file_at_its_start():
+    file = io.BytesIO(lines(GOOD))
+    check_format(file, "ndjson", LIMITS)
+
+    assert file.tell() == 0
+
+
+def test_a_gzip_bomb_stops_at_the_limit():
+    """64 MiB of blanks in 64 KiB: read until the limit, not to its end."""
+    bomb = gzip.compress(b" " * (64 << 20))
+    assert len(bomb) < 1 << 17
+    with pytest.raises(RequestTooLargeError, match="TAESAR_MAX_EXPANDED_BYTES"):
+        read(bomb, "ndjson")
+
+
+def test_a_gzip_bomb_of_one_line_costs_no_memory():
+    limits = SourceLimits(max_bytes=1 << 20, max_expanded_bytes=256 << 20, max_items=5)
+    [bad] = read(gzip.compress(b"x" * (64 << 20)), "ndjson", limits)
+
+    assert "longer than" in bad.reason
+
+
+def test_a_parquet_bomb_is_refused_by_what_its_footer_says():
+    """20 million equal values take a few kilobytes in the file."""
+    count = 20_000_000
+    values = pa.DictionaryArray.from_arrays(_zeros(count), ["x"])
+    content = parquet({"user_id": values, "item_id": values, "domain": values})
+
+    assert len(content) < 1 << 18
+    with pytest.raises(RequestTooLargeError, match="TAESAR_MAX_EXPANDED_BYTES"):
+        read(content, "parquet")
+
+
+def _zeros(count):
+    return pa.Array.from_buffers(pa.int32(), count, [None, pa.py_buffer(bytes(4 * count))])
+
+
+def test_a_parquet_bomb_of_long_values_stops_while_it_is_decoded():
+    """One long value, repeated: the footer counts it once, decoding would repeat it 10,000 times."""
+    indices = _zeros(10_000)
+    values = pa.DictionaryArray.from_arrays(indices, ["x" * 100_000])
+    content = parquet({"user_id": values, "item_id": values, "domain": values})
+
+    with pytest.raises(RequestTooLargeError, match="TAESAR_MAX_EXPANDED_BYTES"):
+        read(content, "parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "stated", "expected"),
+    [
+        ("a.ndjson", None, "ndjson"),
+        ("a.JSONL.gz", None, "ndjson"),
+        ("a.csv.gz", None, "csv"),
+        ("a.inter", None, "inter"),
+        ("a.parquet", None, "parquet"),
+        ("whatever", "csv", "csv"),
+    ],
+)
+def test_the_format_is_stated_or_in_the_name(name, stated, expected):
+    assert format_of(name, stated) == expected
+
+
+@pytest.mark.parametrize(("name", "stated"), [("a.zip", None), ("a", None), ("a.csv", "xlsx")])
+def test_other_formats_are_not_supported(name, stated):
+    with pytest.raises(UnsupportedFormatError):
+        format_of(name, stated)

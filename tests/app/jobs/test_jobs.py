@@ -1,0 +1,521 @@
+"""Jobs on both databases, carried out step by step by the real runner: nothing lost, nothing doubled."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from app.chunks import InputChangedError
+from app.errors import (
+    IdempotencyConflictError,
+    JobStateError,
+    QueueFullError,
+    ResultGoneError,
+    UnknownJobError,
+    UnknownModelError,
+)
+from app.formats import BadRow
+from app.intake import JobIntake
+from app.job_schemas import JobRequest
+from app.jobs import ChunkCounts, JobState, created_at_ms_of, new_job_id
+from app.mappings import DictionaryKey, Increment, MappingFilter, find_dictionary, stream
+from app.results import encode_results, read_output_file
+from app.runner import JobRunner
+from app.tables import now_ms, reading
+from app.tasks import Step, Task
+from app.worker import job_parts, prune
+from models.regenerate import Regenerator
+
+
+class OneModel:
+    """The test's bundle, under its own version only."""
+
+    def __init__(self, bundle):
+        self.bundle = bundle
+        self.calls = 0
+
+    def regenerator(self, version, rule):
+        self.calls += 1
+        if version != self.bundle.version:
+            raise UnknownModelError(version)
+        return Regenerator(self.bundle, rule)
+
+
+class Harness:
+    """A runner whose tasks the test takes from the queue by hand, in the order and as often as it likes."""
+
+    def __init__(self, parts, bundle):
+        self.parts = parts
+        self.bundle = bundle
+        self.models = OneModel(bundle)
+        self.tasks = []
+        self.parts.queue.put = self.tasks.append
+        self.runner = JobRunner(
+            parts.chunks,
+            parts.queue,
+            parts.storage,
+            roots=parts.roots,
+            limits=parts.limits,
+            chunk_sequences=8,
+            models=self.models,
+        )
+        self.intake = JobIntake(parts)
+
+    def submit(self, path, *, key=None, version=None, **options):
+        request = JobRequest(target_domain="kitchen", source_uri=f"file://{path}", **options)
+        version = version or self.bundle.version
+        return self.intake.accept_uri(request, model_version=version, rule="paper", key=key).job
+
+    def drain(self):
+        while self.tasks:
+            self.runner.run(self.tasks.pop(0))
+
+    def run(self, path, **options):
+        job = self.submit(path, **options)
+        self.drain()
+        return self.parts.jobs.get(job.job_id)
+
+    def result(self, job, result_format="ndjson"):
+        names = self.parts.jobs.output_names(job.job_id)
+        tables = (read_output_file(self.parts.storage.read(f"{job.job_id}/{name}")) for name in names)
+        return b"".join(encode_results(tables, result_format))
+
+    def mapping(self, job=None):
+        key = DictionaryKey("kitchen", self.bundle.version, "paper")
+        if job is not None:
+            key = job.dictionary
+        with reading(self.parts.engine) as connection:
+            found = find_dictionary(connection, key)
+            blocks = [] if found is None else stream(connection, found, MappingFilter())
+            return [row for block in blocks for row in block]
+
+
+@pytest.fixture
+def harness(parts, bundle):
+    return Harness(parts, bundle)
+
+
+@pytest.fixture
+def mixed(inputs, sequences, write_ndjson):
+    """27 sequences: three chunks of 8 and one of 3."""
+    return write_ndjson(inputs / "mixed.ndjson", sequences(27))
+
+
+def test_a_job_gives_what_the_model_gives_in_the_order_of_the_input(harness, mixed, bundle, sequences):
+    job = harness.run(mixed)
+    expected = []
+    vocabulary = bundle.vocabulary
+    for sequence in sequences(27):
+        tokens = [vocabulary.token_id(item["domain"], item["item_id"]) for item in sequence["items"]]
+        [alone] = Regenerator(bundle).regenerate([tokens], "kitchen")
+        expected.append((sequence["user_id"], vocabulary.item_ids_of(alone.token_ids), alone.kept, alone.deleted))
+    found = [json.loads(line) for line in harness.result(job).splitlines()]
+
+    assert job.state == JobState.SUCCEEDED
+    assert [(row["user_id"], row["items"], row["kept"], row["deleted"]) for row in found] == expected
+    assert (job.num_chunks, job.chunks_done, job.rows_read, job.sequences) == (4, 4, 27, 27)
+    assert sum(row["kept"] for row in found) == job.kept
+
+
+def test_the_mapping_counts_every_decision_of_the_job_once(harness, mixed):
+    job = harness.run(mixed)
+    lines = harness.mapping()
+
+    assert sum(line.count for line in lines if line.target_item is not None) == job.replaced
+    assert sum(line.count for line in lines if line.target_item is None) == job.deleted
+    assert harness.mapping(job) == lines
+
+
+@pytest.mark.parametrize("order", ["repeated", "reversed", "twice whole"])
+def test_tasks_that_come_twice_or_in_another_order_change_nothing(harness, mixed, order):
+    undisturbed = harness.run(mixed)
+    expected = (harness.result(undisturbed), harness.mapping(undisturbed))
+    job = harness.submit(mixed)
+    harness.runner.run(harness.tasks.pop(0))
+    tasks = list(harness.tasks)
+    if order == "repeated":
+        tasks = [task for task in tasks for _ in range(3)]
+    elif order == "reversed":
+        tasks.reverse()
+    else:
+        tasks = [Task(Step.CUT, job.job_id), *tasks, Task(Step.FINISH, job.job_id), *tasks]
+    for task in tasks:
+        harness.runner.run(task)
+    job = harness.parts.jobs.get(job.job_id)
+
+    assert job.state == JobState.SUCCEEDED
+    assert (harness.result(job), harness.mapping(job)) == expected
+    assert (job.chunks_done, job.sequences) == (4, 27)
+    assert {line.key: line.count for line in harness.mapping()} == {line.key: 2 * line.count for line in expected[1]}
+
+
+def test_workers_that_do_the_same_tasks_at_the_same_time_count_once(harness, mixed):
+    expected = harness.run(mixed)
+    job = harness.submit(mixed)
+    harness.runner.run(harness.tasks.pop(0))
+    tasks, failures = list(harness.tasks), []
+
+    def work():
+        try:
+            for task in tasks:
+                harness.runner.run(task)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    job = harness.parts.jobs.get(job.job_id)
+
+    assert failures == []
+    assert job.state == JobState.SUCCEEDED
+    assert harness.result(job) == harness.result(expected)
+    assert harness.mapping(job) == harness.mapping(expected)
+
+
+def test_cutting_that_was_interrupted_begins_again_and_knows_its_chunks(harness, mixed, monkeypatch):
+    expected = harness.run(mixed)
+    job = harness.submit(mixed)
+    add_chunk, calls = harness.parts.chunks.add_chunk, []
+
+    def dies_at_the_third(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return add_chunk(*arguments, **options)
+
+    monkeypatch.setattr(harness.parts.chunks, "add_chunk", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        harness.runner.run(harness.tasks[0])
+    halfway = harness.parts.jobs.get(job.job_id)
+    harness.drain()
+    job = harness.parts.jobs.get(job.job_id)
+
+    assert (halfway.num_chunks, halfway.rows_read) == (None, 16)
+    assert (job.state, job.rows_read) == (JobState.SUCCEEDED, 27)
+    assert harness.result(job) == harness.result(expected)
+
+
+def test_an_input_that_changes_while_it_is_cut_fails_the_job(harness, mixed, write_ndjson, sequences, monkeypatch):
+    job = harness.submit(mixed)
+    monkeypatch.setattr(harness.parts.chunks, "end_cutting", _interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        harness.runner.run(harness.tasks[0])
+    monkeypatch.undo()
+    write_ndjson(mixed, sequences(27, seed=99))
+    harness.runner.run(Task(Step.CUT, job.job_id))
+    job = harness.parts.jobs.get(job.job_id)
+
+    assert job.state == JobState.FAILED
+    assert job.reason == str(InputChangedError("the input changed while the job was reading it"))
+
+
+def _interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_a_chunk_that_always_fails_ends_its_job_with_the_reason_and_other_jobs_go_on(harness, mixed):
+    poisoned = harness.submit(mixed, version="gone")
+    healthy = harness.submit(mixed)
+    failures = 0
+    while harness.tasks:
+        task = harness.tasks.pop(0)
+        try:
+            harness.runner.run(task)
+        except UnknownModelError:  # the broker delivers again what raised
+            failures += 1
+            harness.tasks.append(task)
+    poisoned, healthy = (harness.parts.jobs.get(job.job_id) for job in (poisoned, healthy))
+
+    assert healthy.state == JobState.SUCCEEDED
+    assert poisoned.state == JobState.FAILED
+    assert "failed in 5 attempts, the last: UnknownModelError: no model of version 'gone'" in poisoned.reason
+    assert failures >= 4
+    assert harness.mapping(poisoned) == []
+
+
+def test_a_chunk_that_kills_its_worker_is_given_up_after_the_stated_attempts(harness, mixed, monkeypatch):
+    job = harness.submit(mixed)
+    harness.runner.run(harness.tasks.pop(0))
+    monkeypatch.setattr(harness.runner, "_regenerate", _interrupt)
+    begun = 0
+    for _ in range(8):
+        try:
+            harness.runner.run(Task(Step.CHUNK, job.job_id, 2))
+        except KeyboardInterrupt:
+            begun += 1
+    job = harness.parts.jobs.get(job.job_id)
+
+    assert begun == 5
+    assert (job.state, job.reason) == (JobState.FAILED, "chunk 2 failed in 5 attempts, the last: its worker died")
+
+
+def test_cancelling_stops_within_a_chunk_and_leaves_no_count(harness, mixed):
+    job = harness.submit(mixed)
+    harness.runner.run(harness.tasks.pop(0))
+    harness.runner.run(harness.tasks.pop(0))
+    work = harness.parts.chunks.begin_chunk(job.job_id, 1)
+    before = harness.mapping(job)
+    cancelled = harness.parts.jobs.cancel(job.job_id)
+    added = harness.parts.chunks.commit_chunk(
+        work, output_name="x", counts=ChunkCounts(), bad=[], increments=[Increment("food", "f01", "k01", 1, 1)]
+    )
+    calls = harness.models.calls
+    harness.drain()
+
+    assert before != []
+    assert (cancelled.state, added) == (JobState.CANCELLED, False)
+    assert harness.models.calls == calls
+    assert harness.mapping(job) == []
+    assert harness.mapping() == []
+    assert harness.parts.jobs.get(job.job_id).state == JobState.CANCELLED
+
+
+def test_cancelling_twice_changes_nothing_and_an_ended_job_cannot_be_cancelled(harness, mixed):
+    ended = harness.run(mixed)
+    job = harness.submit(mixed)
+    first = harness.parts.jobs.cancel(job.job_id)
+    second = harness.parts.jobs.cancel(job.job_id)
+
+    assert first == second
+    with pytest.raises(JobStateError, match="succeeded already"):
+        harness.parts.jobs.cancel(ended.job_id)
+
+
+def test_removing_a_job_takes_its_counts_back(harness, mixed, write_ndjson, inputs, sequences):
+    first = harness.run(mixed)
+    alone = harness.mapping()
+    second = harness.run(write_ndjson(inputs / "second.ndjson", sequences(12, seed=5)))
+    both = harness.mapping()
+    harness.parts.jobs.remove(second.job_id)
+
+    assert both != alone
+    assert harness.mapping() == alone == harness.mapping(first)
+    with pytest.raises(UnknownJobError):
+        harness.parts.jobs.get(second.job_id)
+    with pytest.raises(UnknownJobError):
+        harness.parts.jobs.remove(second.job_id)
+
+
+def test_bad_rows_are_counted_and_listed_and_the_others_are_done(harness, inputs, sequences):
+    good = [json.dumps(row) for row in sequences(30)]
+    lines = [*good[:5], "{", *good[5:], '{"user_id": "x"}']
+    path = inputs / "some-bad.ndjson"
+    path.write_text("\n".join(lines) + "\n")
+    parts = harness.parts
+    job = harness.submit(path)
+    object.__setattr__(parts.chunks._limits, "max_bad_row_share", 0.1)
+    harness.drain()
+    job = parts.jobs.get(job.job_id)
+
+    assert (job.state, job.rows_read, job.rows_bad, job.sequences) == (JobState.SUCCEEDED, 32, 2, 30)
+    assert [row.line for row in parts.jobs.bad_rows(job.job_id)] == [6, 32]
+
+
+def test_more_bad_rows_than_the_stated_share_fail_the_job(harness, inputs, sequences):
+    path = inputs / "bad.ndjson"
+    path.write_text("\n".join([*(json.dumps(row) for row in sequences(10)), "{"]) + "\n")
+    job = harness.run(path)
+
+    assert job.state == JobState.FAILED
+    assert job.reason.startswith("1 of 11 rows are bad; at most a share of 0.05")
+    assert list(harness.parts.jobs.bad_rows(job.job_id)) == [
+        BadRow(11, "Invalid JSON: EOF while parsing an object at line 1 column 1")
+    ]
+    assert harness.mapping() == []
+
+
+def test_unknown_items_are_skipped_and_counted_or_make_the_row_bad(harness, inputs, sequences, write_ndjson):
+    rows = sequences(30)
+    rows[7]["items"][0:0] = [{"item_id": "b99", "domain": "books"}, {"item_id": "x", "domain": "garden"}]
+    path = write_ndjson(inputs / "unknown.ndjson", rows)
+    skipped = harness.run(path)
+    refused = harness.run(path, on_unknown="error")
+
+    assert (skipped.state, skipped.unknown, skipped.sequences, skipped.rows_bad) == (JobState.SUCCEEDED, 2, 30, 0)
+    assert (refused.state, refused.unknown, refused.sequences, refused.rows_bad) == (JobState.SUCCEEDED, 0, 29, 1)
+    assert list(harness.parts.jobs.bad_rows(refused.job_id)) == [
+        BadRow(8, "position 0: unknown item 'b99' of domain 'books'")
+    ]
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_an_input_without_sequences_fails(harness, inputs, content):
+    path = inputs / "empty.ndjson"
+    path.write_text(content)
+    job = harness.run(path)
+
+    assert (job.state, job.reason) == (JobState.FAILED, "the input holds no sequence")
+
+
+def test_an_input_that_vanishes_fails_the_job_with_the_reason(harness, mixed):
+    job = harness.submit(mixed)
+    mixed.unlink()
+    harness.drain()
+
+    assert harness.parts.jobs.get(job.job_id).reason == f"file://{mixed}: no such file"
+
+
+def test_an_unknown_target_fails_at_once(harness, mixed):
+    request = JobRequest(target_domain="garden", source_uri=f"file://{mixed}")
+    job = harness.intake.accept_uri(request, model_version=harness.bundle.version, rule="paper", key=None).job
+    harness.drain()
+    job = harness.parts.jobs.get(job.job_id)
+
+    assert job.state == JobState.FAILED
+    assert "unknown domain 'garden'" in job.reason
+
+
+def test_an_idempotency_key_returns_the_first_job_and_refuses_another_request(harness, mixed):
+    first = harness.submit(mixed, key="k")
+    again = harness.submit(mixed, key="k")
+
+    assert again.job_id == first.job_id
+    assert len(harness.tasks) == 1
+    with pytest.raises(IdempotencyConflictError):
+        harness.submit(mixed, key="k", on_unknown="error")
+
+
+def test_the_same_key_sent_at_the_same_time_makes_one_job(harness, mixed):
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(harness.submit(mixed, key="k").job_id)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(found) == 6
+    assert len(set(found)) == 1
+
+
+def test_too_many_unfinished_jobs_are_refused(job_settings, database, bundle, mixed):
+    parts = job_parts(job_settings(database_url=database, max_unfinished_jobs=2))
+    harness = Harness(parts, bundle)
+    harness.submit(mixed)
+    harness.submit(mixed)
+    with pytest.raises(QueueFullError):
+        harness.submit(mixed)
+    harness.drain()
+    harness.submit(mixed)
+    parts.close()
+
+
+def test_jobs_are_listed_newest_first_in_pages(harness, mixed):
+    made = []
+    for _ in range(5):
+        made.append(harness.submit(mixed).job_id)
+        time.sleep(0.002)
+    jobs = harness.parts.jobs
+    first = jobs.page(state=None, before=None, limit=2)
+    rest = jobs.page(state=None, before=first[-1].job_id, limit=10)
+    jobs.cancel(made[0])
+
+    assert [job.job_id for job in [*first, *rest]] == made[::-1]
+    assert [job.job_id for job in jobs.page(state=JobState.CANCELLED, before=None, limit=10)] == [made[0]]
+
+
+def test_an_id_begins_with_its_instant():
+    before = now_ms()
+    job_id = new_job_id()
+
+    assert before <= created_at_ms_of(job_id) <= now_ms()
+    assert created_at_ms_of("not-an-id") is None
+
+
+def test_tasks_that_no_queue_holds_are_told_once(harness, mixed):
+    """What unfinished jobs need is found in SQL: a job to cut, chunks to do, a job to finish."""
+    lost = harness.parts.chunks.lost_tasks
+    job = harness.submit(mixed)
+    future = now_ms() + 1000
+    cut = lost(older_than_ms=future, queue_is_empty=True)
+    harness.runner.run(cut[0])
+    chunks = lost(older_than_ms=now_ms() + 1, queue_is_empty=True)
+    again = lost(older_than_ms=now_ms() - 1000, queue_is_empty=True)
+
+    assert cut == [Task(Step.CUT, job.job_id)]
+    assert chunks == [Task(Step.CHUNK, job.job_id, index) for index in range(4)]
+    assert again == []
+
+
+def test_waiting_tasks_are_not_lost_while_the_queue_holds_any(harness, mixed):
+    harness.submit(mixed)
+    harness.runner.run(harness.tasks.pop(0))
+
+    assert harness.parts.chunks.lost_tasks(older_than_ms=now_ms() + 1, queue_is_empty=False) == []
+
+
+def test_a_task_that_later_ones_have_overtaken_is_lost(harness, mixed):
+    first = harness.submit(mixed)
+    harness.runner.run(harness.tasks.pop(0))
+    harness.tasks.clear()
+    time.sleep(0.01)
+    harness.submit(mixed)
+    harness.runner.run(harness.tasks.pop(0))
+    harness.runner.run(harness.tasks.pop(0))
+    found = harness.parts.chunks.lost_tasks(older_than_ms=now_ms() + 1, queue_is_empty=False)
+
+    assert {task.job_id for task in found} == {first.job_id}
+
+
+def test_pruning_removes_old_results_and_keeps_records_and_counts(harness, mixed):
+    job = harness.run(mixed)
+    counts = harness.mapping()
+    kept = prune(harness.parts, retention_days=1)
+    time.sleep(0.01)
+    pruned = prune(harness.parts, retention_days=0)
+
+    assert (kept, pruned) == ([], [job.job_id])
+    assert harness.parts.storage.folders() == []
+    assert harness.mapping() == counts
+    assert harness.parts.jobs.get(job.job_id).sequences == 27
+    with pytest.raises(ResultGoneError):
+        harness.parts.jobs.output_names(job.job_id)
+
+
+def test_pruning_removes_old_files_that_no_job_needs(harness, mixed):
+    old = "0" * 32
+    harness.parts.storage.write(f"{old}/input/upload", b"left behind")
+    harness.parts.storage.write(f"{new_job_id()}/input/upload", b"just arriving")
+    harness.parts.storage.write("not-a-job/x", b"somebody else's")
+    prune(harness.parts, retention_days=1)
+
+    assert len(harness.parts.storage.folders()) == 2
+    assert old not in harness.parts.storage.folders()
+
+
+def test_the_staged_input_goes_when_the_job_has_succeeded(harness, mixed):
+    job = harness.run(mixed)
+    name = harness.parts.jobs.output_names(job.job_id)[0]
+
+    assert harness.parts.storage.read(f"{job.job_id}/{name}")
+    with pytest.raises(FileNotFoundError):
+        harness.parts.storage.read(f"{job.job_id}/input/00000000")
+
+
+@pytest.mark.parametrize("result_format", ["parquet", "ndjson", "csv", "inter"])
+def test_every_format_is_the_same_bytes_whatever_was_repeated(harness, mixed, result_format):
+    first, second = harness.run(mixed), harness.run(mixed)
+
+    assert harness.result(first, result_format) == harness.result(second, result_format)
+
+
+def test_the_formats_hold_the_same_sequences(harness, mixed):
+    import io
+
+    import pyarrow.parquet as pq
+
+    job = harness.run(mixed)
+    rows = [json.loads(line) for line in harness.result(job).splitlines()]
+    table = pq.read_table(io.BytesIO(harness.result(job, "parquet")))
+    header, *lines = harness.result(job, "inter").decode().splitlines()
+    csv_header, *csv_lines = harness.result(job, "csv").decode().splitlines()
+    long = [(row["user_id"], item, str(n)) for row in rows for n, item in enumerate(row["items"], start=1)]
+
+    assert table.to_pylist() == rows
+    assert header == "user_id:token\titem_id:token\ttimestamp:float"
+    assert [tuple(line.split("\t")) for line in lines] == long
+    assert csv_header == "user_id,item_id,timestamp"
+    assert [tuple(line.split(",")) for line in csv_lines] == long
