@@ -144,7 +144,7 @@ def drawings(report: Report) -> list[str]:
         ]
         parts.append(plots.bar_chart(f"{metric}, mean ± sd over seeds", recommenders, series, y_label=metric))
         compared = [
-            (f"{c.recommender}: {c.arm} - {c.baseline}", c.interval)
+            (f"{c.recommender}: {_difference(c)}", c.interval)
             for c in report.results.comparisons
             if c.metric == metric and not c.without_leak_hits
         ]
@@ -208,7 +208,7 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> Table:
         tuple(
             (
                 c.recommender,
-                f"{c.arm} - {c.baseline}" + (", leak hits left out" if c.without_leak_hits else ""),
+                _difference(c) + (", leak hits left out" if c.without_leak_hits else ""),
                 c.metric,
                 f"{c.users:,}",
                 f"{c.interval.mean:+.4f}",
@@ -336,6 +336,12 @@ def _correspondence_table(correspondences: Sequence[Correspondence]) -> Table:
             for c in correspondences
         ),
     )
+
+
+def _difference(comparison: Comparison) -> str:
+    if comparison.recommender != comparison.baseline_recommender:
+        return f"{comparison.arm}, minus {comparison.baseline_recommender}"
+    return f"{comparison.arm} - {comparison.baseline}"
 
 
 def _title(report: Report) -> str:

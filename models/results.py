@@ -8,7 +8,7 @@ Shapes: N = test users, M = metrics, S = seeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from models.arms import ArmName, Queries
 from models.evaluation import Cell
 from models.metrics import METRICS, broken_inequalities, per_row_metrics
+from models.recommenders.registry import COUNTED
 from models.significance import Interval, bootstrap_means
 
 # What each arm is compared with: a gain over ``original`` counts only if ``duplicated`` does not show it too.
@@ -64,9 +65,11 @@ class Score:
 @dataclass(frozen=True)
 class Comparison:
     """
-    Paired difference of two arms of one recommender in one metric, over the main population.
+    Paired difference in one metric, over the main population: of two arms of one recommender, or of a trained
+    recommender and a counted one on the original rows.
 
     Args:
+        baseline_recommender, baseline: what is subtracted.
         without_leak_hits: True where users that the leak audit hit are left out.
         interval: of the mean difference over users (arm minus baseline).
         relative: difference over the baseline's mean; NaN-free: None where that mean is 0.
@@ -75,6 +78,7 @@ class Comparison:
 
     recommender: str
     arm: ArmName
+    baseline_recommender: str
     baseline: ArmName
     metric: str
     without_leak_hits: bool
@@ -109,6 +113,18 @@ class Results:
     broken_checks: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Pair:
+    recommender: str
+    arm: ArmName
+    baseline_recommender: str
+    baseline: ArmName
+
+
+# Per (recommender, arm), per seed: metrics [N, M].
+_Values = Mapping[tuple[str, ArmName], Mapping[int, npt.NDArray[np.float64]]]
+
+
 def summarise(cells: Iterable[Cell], queries: Queries, *, leak_hits: Sequence[int], seed: int) -> Results:
     """
     State what the cells say.
@@ -123,7 +139,6 @@ def summarise(cells: Iterable[Cell], queries: Queries, *, leak_hits: Sequence[in
     for cell in cells:
         by_run.setdefault((cell.recommender, cell.arm), []).append(cell)
     values = {run: {cell.seed: _values_NM(cell) for cell in group} for run, group in by_run.items()}
-    clean_N = ~np.isin(queries.users, np.asarray(leak_hits, dtype=np.int64))
     return Results(
         scores=tuple(
             _score(recommender, arm, group, np.stack([*per_seed.values()]), queries)
@@ -131,21 +146,7 @@ def summarise(cells: Iterable[Cell], queries: Queries, *, leak_hits: Sequence[in
             for group in (MAIN, *GROUPS)
             if group.members(queries.num_target_items).any()
         ),
-        comparisons=tuple(
-            comparison
-            for (recommender, arm), per_seed in values.items()
-            for baseline in BASELINE_ARMS
-            if arm not in ("original", baseline) and (recommender, baseline) in values
-            for without_leak_hits in ((False, True) if leak_hits and arm == "regenerated" else (False,))
-            for comparison in _compare(
-                (recommender, arm, baseline),
-                per_seed,
-                values[recommender, baseline],
-                MAIN.members(queries.num_target_items) & (clean_N if without_leak_hits else True),
-                without_leak_hits=without_leak_hits,
-                seed=seed,
-            )
-        ),
+        comparisons=(*_floor_comparisons(values, queries, seed), *_arm_comparisons(values, queries, leak_hits, seed)),
         runs=tuple(_run(group) for group in by_run.values()),
         broken_checks=tuple(
             f"{cell.recommender}, {cell.arm}, seed {cell.seed}: {broken}"
@@ -154,6 +155,34 @@ def summarise(cells: Iterable[Cell], queries: Queries, *, leak_hits: Sequence[in
             for broken in broken_inequalities(_means(_values_NM(cell)))
         ),
     )
+
+
+def _arm_comparisons(values: _Values, queries: Queries, leak_hits: Sequence[int], seed: int) -> Iterator[Comparison]:
+    main_N = MAIN.members(queries.num_target_items)
+    clean_N = ~np.isin(queries.users, np.asarray(leak_hits, dtype=np.int64))
+    for (recommender, arm), per_seed in values.items():
+        for baseline in BASELINE_ARMS:
+            if arm in ("original", baseline) or (recommender, baseline) not in values:
+                continue
+            pair = _Pair(recommender, arm, recommender, baseline)
+            baseline_values = values[recommender, baseline]
+            yield from _compare(pair, per_seed, baseline_values, main_N, seed=seed)
+            if leak_hits and arm == "regenerated":
+                yield from _compare(
+                    pair, per_seed, baseline_values, main_N & clean_N, without_leak_hits=True, seed=seed
+                )
+
+
+def _floor_comparisons(values: _Values, queries: Queries, seed: int) -> Iterator[Comparison]:
+    """Is a trained recommender worth its training? Popularity and a Markov chain say so."""
+    main_N = MAIN.members(queries.num_target_items)
+    for (recommender, arm), per_seed in values.items():
+        for floor in COUNTED:
+            if arm != "original" or recommender in COUNTED or (floor, arm) not in values:
+                continue
+            (counted_NM,) = values[floor, arm].values()  # no seed changes it
+            pair = _Pair(recommender, arm, floor, arm)
+            yield from _compare(pair, per_seed, dict.fromkeys(per_seed, counted_NM), main_N, seed=seed)
 
 
 def _values_NM(cell: Cell) -> npt.NDArray[np.float64]:
@@ -182,12 +211,12 @@ def _score(
 
 
 def _compare(
-    names: tuple[str, ArmName, ArmName],
+    pair: _Pair,
     values: Mapping[int, npt.NDArray[np.float64]],
     baseline_values: Mapping[int, npt.NDArray[np.float64]],
     members_N: npt.NDArray[np.bool_],
     *,
-    without_leak_hits: bool,
+    without_leak_hits: bool = False,
     seed: int,
 ) -> list[Comparison]:
     seeds = sorted(values.keys() & baseline_values.keys())  # a seed is compared with itself only
@@ -197,12 +226,12 @@ def _compare(
     difference_SNM = np.stack([values[one][members_N] for one in seeds]) - baseline_SNM
     intervals = bootstrap_means(difference_SNM.mean(axis=0), seed=seed)
     base_M = baseline_SNM.mean(axis=(0, 1))
-    recommender, arm, baseline = names
     return [
         Comparison(
-            recommender,
-            arm,
-            baseline,
+            pair.recommender,
+            pair.arm,
+            pair.baseline_recommender,
+            pair.baseline,
             metric,
             without_leak_hits,
             int(members_N.sum()),

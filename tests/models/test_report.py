@@ -75,6 +75,20 @@ def test_means_groups_and_differences_by_arithmetic():
     assert results.broken_checks == ()
 
 
+def test_a_trained_recommender_is_compared_with_the_counted_ones_on_the_original_rows():
+    """Every seed against the one counted cell; counted recommenders are not compared with each other."""
+    floor = dataclasses.replace(cell("original", 1, [4, 4]), recommender="markov")
+    cells = [cell("original", 1, [1, 4]), cell("original", 2, [4, 4]), floor]
+    compared = summarise(cells, queries([1, 1]), leak_hits=(), seed=0).comparisons
+    by_metric = {c.metric: c for c in compared}
+
+    assert {(c.recommender, c.baseline_recommender, c.arm, c.baseline) for c in compared} == {
+        ("sasrec", "markov", "original", "original")
+    }
+    assert by_metric["MRR@10"].per_seed == pytest.approx(((1 - 1 / 4) / 2, 0))
+    assert by_metric["MRR@10"].interval.mean == pytest.approx((1 - 1 / 4) / 4)
+
+
 def test_differences_pair_the_same_seeds_whatever_the_order_of_the_cells():
     """Seed 1 is compared with seed 1; a seed that only one arm has is left out."""
     cells = [
