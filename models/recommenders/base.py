@@ -148,7 +148,7 @@ class Recommender(nn.Module, ABC, Generic[BatchT]):
         """Inner products [B, X] of session vectors with the candidates' embeddings."""
         assert 1 <= candidates.first <= candidates.last <= self.num_items
         columns = slice(candidates.first - 1, candidates.last)
-        return self.encode(item_ids_BT[:, -self.max_length :]) @ self.item_table_XD[columns].T
+        return self.encode(most_recent(item_ids_BT, self.max_length)) @ self.item_table_XD[columns].T
 
     @property
     def device(self) -> torch.device:
@@ -180,6 +180,19 @@ class CausalRecommender(Recommender[BatchT]):
         hidden_BTD = self.encode_all(batch.item_ids_BT.to(self.device))
         hidden_ND = hidden_BTD.flatten(0, 1)[batch.positions_N.to(self.device)]
         return batch.weight * linear_cross_entropy(hidden_ND, self.item_table_XD, batch.targets_N.to(self.device) - 1)
+
+
+def most_recent(item_ids_BT: Tensor, length: int) -> Tensor:
+    """
+    The last *length* items of each right-padded history, T = *length* at most.
+
+    >>> most_recent(torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]]), 3).tolist()
+    [[2, 3, 4], [5, 6, 0]]
+    """
+    if item_ids_BT.shape[1] <= length:
+        return item_ids_BT
+    dropped_B1 = ((item_ids_BT != PADDING).sum(dim=1, keepdim=True) - length).clamp(min=0)
+    return item_ids_BT.gather(1, dropped_B1 + torch.arange(length, device=item_ids_BT.device))
 
 
 def sequence_batches(

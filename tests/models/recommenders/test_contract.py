@@ -62,11 +62,13 @@ def test_a_history_scores_the_same_alone_and_in_a_batch(name):
 
 @every_trained
 def test_a_longer_history_than_the_model_holds_keeps_its_last_items(name):
-    """max_length + 4 items score as the last max_length do."""
+    """max_length + 4 items score as the last max_length do, and a short history beside them loses nothing."""
     model = build(name)
-    history = np.arange(1, SMALL.max_length + 5, dtype=np.int32)
+    long, short = np.arange(1, SMALL.max_length + 5, dtype=np.int32), np.asarray([3, 1, 2], dtype=np.int32)
+    together = model.scores(pad_right([long, short]), ALL)
 
-    torch.testing.assert_close(model.scores(pad_right([history]), ALL), model.scores(pad_right([history[4:]]), ALL))
+    torch.testing.assert_close(together[:1], model.scores(pad_right([long[4:]]), ALL))
+    torch.testing.assert_close(together[1:], model.scores(pad_right([short]), ALL))
 
 
 @every_trained
