@@ -126,7 +126,7 @@ def test_weights_survive_a_round_trip(name):
 
 @every_trained
 def test_fifty_users_on_a_cycle_are_learnt(name):
-    """Every model can overfit: the next item of a deterministic cycle over 30 items is in the top 3 for > 90 % (chance: 10 %)."""
+    """Every model can overfit: the next item of a deterministic cycle over 30 items is in the top 3 for > 90 %."""
     generator = np.random.default_rng(1)
     starts, lengths = generator.integers(NUM_ITEMS, size=50), generator.integers(4, 12, size=50)
     rows = Sequences.from_lists(
