@@ -120,6 +120,7 @@ def service(bundle: Path, *, log: Path) -> Iterator[httpx.Client]:
     console.print(f"[bold]$ taesar {shlex.join(command)}[/bold]", soft_wrap=True, highlight=False)
     # A setting of the reader's own service, a key for instance, is not for this one.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TAESAR_")}
+    environment["TAESAR_DATA"] = str(bundle.parent / "service")
     with log.open("w") as output:
         server = subprocess.Popen([executable(), *command], stdout=output, stderr=output, env=environment)
     try:
