@@ -190,6 +190,8 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     missing = {"decoder", "domains", "vocabulary_fingerprint", "files", "provenance"} - set(manifest)
     if missing:
         raise BundleCorruptError(f"{path}: lacks {', '.join(sorted(missing))}")
+    if not isinstance(manifest["domains"], list) or not isinstance(manifest["files"], dict):
+        raise BundleCorruptError(f"{path}: its domains are not a list or its files not a table")
     expected = {VOCABULARY, BASE, *(expert_file(index) for index in range(len(manifest["domains"])))}
     if set(manifest["files"]) != expected:
         raise BundleMismatchError(f"{path}: lists {sorted(manifest['files'])}, expected {sorted(expected)}")

@@ -34,6 +34,9 @@ class DecoderConfig:
         attention_dropout: probability on attention weights, in [0, 1).
         layer_norm_epsilon: added to the variance.
         init_std: standard deviation of the normal that fills matrices and tables.
+
+    Raises:
+        ValueError: a size is not a whole number above 0, or the heads do not divide the width.
     """
 
     num_items: int
@@ -48,6 +51,9 @@ class DecoderConfig:
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
+        sizes = (self.num_items, self.width, self.inner_width, self.num_layers, self.num_heads, self.max_length)
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError("every size must be a whole number above 0")
         if self.width % self.num_heads:
             raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
 

@@ -106,6 +106,20 @@ def test_a_foreign_manifest_is_refused(copied: Path, text: str) -> None:
         load_bundle(copied)
 
 
+@pytest.mark.parametrize("change", [{"domains": 3}, {"files": ["base.safetensors"]}])
+def test_a_manifest_with_parts_of_another_kind_is_refused(copied: Path, change: dict[str, Any]) -> None:
+    edit_manifest(copied, **change)
+    with pytest.raises(BundleCorruptError, match="its domains are not a list or its files not a table"):
+        load_bundle(copied)
+
+
+@pytest.mark.parametrize("decoder", [7, [], {"num_items": "many"}, {"num_items": 60, "num_heads": 0}])
+def test_a_decoder_configuration_of_another_kind_is_refused(copied: Path, decoder: object) -> None:
+    edit_manifest(copied, decoder=decoder)
+    with pytest.raises(BundleMismatchError, match="not a decoder configuration"):
+        load_bundle(copied)
+
+
 def test_a_newer_format_is_refused(copied: Path) -> None:
     edit_manifest(copied, format_version=2)
     with pytest.raises(BundleVersionError, match="format version 2; this code reads up to 1"):
