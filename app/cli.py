@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
+from app import commands_jobs
 from app.commands_evaluate import evaluate
 from models.errors import ModelError
 
@@ -313,6 +314,9 @@ def regenerate(
 
 
 cli.command()(evaluate)
+cli.command()(commands_jobs.worker)
+cli.command()(commands_jobs.migrate)
+cli.command()(commands_jobs.prune)
 
 
 @cli.command()

@@ -180,7 +180,7 @@ def _text_lines(file: BinaryIO, source_format: str, limits: SourceLimits) -> Ite
     kind = next((kind for magic, kind in _ARCHIVES.items() if head.startswith(magic)), None)
     if kind is not None:
         raise InputFormatError(f"the file is {kind}, not {source_format}")
-    raw = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if head.startswith(GZIP_MAGIC) else file
+    raw = cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb")) if head.startswith(GZIP_MAGIC) else file
     expanded = io.BufferedReader(_Expanding(raw, limits), buffer_size=1 << 18)
     line = 0
     while content := expanded.readline(MAX_LINE_BYTES):

@@ -47,8 +47,8 @@ class JobIntake:
             UnsupportedFormatError, InputFormatError: its beginning is not what it claims to be.
             IdempotencyConflictError, QueueFullError: see ``JobStore.submit``.
         """
-        source_format = format_of(request.source_uri, request.format)
         with self._parts.roots.open(request.source_uri, self._parts.limits) as file:
+            source_format = format_of(request.source_uri, request.format)
             check_format(file, source_format, self._parts.limits)
         new = NewJob(
             target_domain=request.target_domain,

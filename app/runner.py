@@ -109,6 +109,7 @@ class JobRunner:
         roots: which URIs may be read.
         limits: of inputs.
         chunk_sequences: sequences of one chunk.
+        computing: chunks in the model at once; threads beyond that read and write meanwhile.
         models: where models come from.
     """
 
@@ -121,6 +122,7 @@ class JobRunner:
         roots: SourceRoots,
         limits: SourceLimits,
         chunk_sequences: int,
+        computing: int,
         models: Models,
     ) -> None:
         self._store = store
@@ -130,6 +132,7 @@ class JobRunner:
         self._limits = limits
         self._chunk_sequences = chunk_sequences
         self._models = models
+        self._computing = threading.BoundedSemaphore(computing)
 
     def run(self, task: Task) -> None:
         """Carry out *task*; raises what should make the queue deliver it again."""
@@ -205,9 +208,10 @@ class JobRunner:
         content = self._storage.read(f"{work.job.job_id}/{work.input_name}")
         if _digest(content) not in work.input_name:
             raise InputChangedError(f"{work.input_name} is damaged")
-        result = regenerate_rows(
-            self._models.regenerator(work.job.model_version, work.job.rule), work.job, read_input_file(content)
-        )
+        rows = read_input_file(content)
+        model = self._models.regenerator(work.job.model_version, work.job.rule)
+        with self._computing:
+            result = regenerate_rows(model, work.job, rows)
         output = output_file(result.rows)
         # Named by content: a repeated or simultaneous attempt writes the same file.
         name = f"output/{work.chunk_index:08d}-{_digest(output)}.parquet"

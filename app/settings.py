@@ -101,7 +101,7 @@ class Settings(BaseSettings):
 
     # Jobs and mappings
     data: Path = Field(
-        Path("taesar-data"),
+        default=Path("taesar-data"),
         description="Folder of the embedded database and of jobs' files; the next settings can place them elsewhere.",
     )
     database_url: SecretStr | None = Field(
@@ -125,52 +125,54 @@ class Settings(BaseSettings):
         "by default: no client should choose what the server reads; uploads are always possible.",
     )
     max_input_bytes: int = Field(
-        8 * 1024**3,
+        default=8 * 1024**3,
         ge=1024,
         description="Bytes of a job's input as stored or uploaded; more is 413. 8 GiB of NDJSON are about ten million "
         "sequences.",
     )
     max_expanded_bytes: int = Field(
-        32 * 1024**3,
+        default=32 * 1024**3,
         ge=1024,
         description="Bytes of a job's input once decompressed and decoded; more fails the job. Real logs shrink four "
         "to ten times; a bomb shrinks a thousand times.",
     )
     max_unfinished_jobs: int = Field(
-        1000, ge=1, description="Jobs queued or running at once; more is 429. Each costs a few kilobytes until it runs."
+        default=1000,
+        ge=1,
+        description="Jobs queued or running at once; more is 429. Each costs a few kilobytes until it runs.",
     )
     chunk_sequences: int = Field(
-        512,
+        default=512,
         ge=1,
         description="Sequences of one chunk, the unit that is retried and counted once: about a second of work on "
         "two cores, so a killed worker loses little and a transaction costs little beside it.",
     )
     max_chunk_attempts: int = Field(
-        5,
+        default=5,
         ge=1,
         description="Times a chunk is begun before its job fails. Crashes of the worker count too, so a chunk that "
         "kills its worker cannot do so for ever; five leaves room for restarts that are not its fault.",
     )
     max_bad_row_share: float = Field(
-        0.05,
+        default=0.05,
         ge=0,
         le=1,
         description="A job with a larger share of bad rows fails: then the file is probably not what was meant.",
     )
     requeue_seconds: float = Field(
-        60.0,
+        default=60.0,
         gt=0,
         description="Work that nobody has begun for this long although the queue is empty, or has moved past it, is "
         "queued again. Longer than a chunk takes, or chunks are computed twice (and counted once).",
     )
     worker_threads: int = Field(
-        1,
+        default=1,
         ge=1,
-        description="Chunks a worker works on at once; they share one model. One fills the cores on a CPU; two keep a "
-        "GPU busy while the other reads and writes.",
+        description="Chunks that a worker computes at once, in threads that share one model; one thread more cuts "
+        "inputs, reads and writes meanwhile. One fills the cores of a CPU, and a GPU.",
     )
     retention_days: float = Field(
-        30.0,
+        default=30.0,
         ge=0,
         description="Age after which `taesar prune` removes the result of a finished job. Its record and its counts in "
         "the mappings stay.",

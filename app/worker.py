@@ -41,6 +41,10 @@ class SchemaOutdatedError(Exception):
     """The database's schema is not the one that this code was written for."""
 
 
+class NoQueueError(Exception):
+    """A worker without Redis would have nothing to work on."""
+
+
 @dataclass(frozen=True)
 class JobParts:
     """Everything that jobs need, in API and workers alike; nothing is connected before it is used."""
@@ -124,14 +128,17 @@ class WorkerThreads:
             roots=parts.roots,
             limits=parts.limits,
             chunk_sequences=settings.chunk_sequences,
+            computing=settings.worker_threads,
             models=models,
         )
         declare_actors(parts.queue.broker, runner.run)
         # An idle thread looks up this often; in memory that costs nothing, and the API stops that much sooner.
         timeout_ms = 100 if parts.embedded else 1000
-        self._worker = Worker(parts.queue.broker, worker_threads=settings.worker_threads, worker_timeout=timeout_ms)
+        # One thread more than compute: it cuts inputs, reads and writes while the others hold the model.
+        num_threads = settings.worker_threads + 1
+        self._worker = Worker(parts.queue.broker, worker_threads=num_threads, worker_timeout=timeout_ms)
         # As many tasks as threads: a chunk held in reserve would wait here while another worker is idle.
-        self._worker.queue_prefetch = settings.worker_threads
+        self._worker.queue_prefetch = num_threads
         self._sweeper = _Repeating(parts.queue_lost_tasks, min(SWEEP_SECONDS, settings.requeue_seconds / 2))
 
     def start(self) -> None:
@@ -177,10 +184,10 @@ def run_worker(settings: Settings) -> None:
 
     Raises:
         SchemaOutdatedError: `taesar migrate` has not run.
-        ValueError: there is no Redis to work for.
+        NoQueueError: TAESAR_REDIS_URL is not set.
     """
     if settings.redis_url is None:
-        raise ValueError("TAESAR_REDIS_URL is not set: without Redis the API process works on jobs itself")
+        raise NoQueueError("TAESAR_REDIS_URL is not set: without Redis the API process works on jobs itself")
     configure_logging(settings.log_level)
     parts = job_parts(settings)
     check_schema(parts.engine)

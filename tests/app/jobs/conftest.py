@@ -1,8 +1,6 @@
 """Real databases and queues for the tests of jobs: SQLite, and PostgreSQL and Redis that the suite starts itself."""
 
 import itertools
-import json
-import random
 
 import psycopg
 import pytest
@@ -11,6 +9,7 @@ from app import schema
 from app.settings import Settings
 from app.tables import open_engine
 from app.worker import job_parts
+from tests.job_inputs import sequences, write_ndjson
 from tests.services import PostgresServer, RedisServer, ServiceMissingError, reachable_folder, require
 
 NUMBERS = itertools.count()
@@ -112,25 +111,6 @@ def inputs(job_settings, tmp_path):
     """The folder that jobs may read."""
     job_settings()
     return tmp_path / "inputs"
-
-
-def sequences(num_sequences, *, seed=3, domains=("books", "food", "kitchen"), num_items=20):
-    """Mixed sequences of the test bundle's items, as POST /regenerate takes them."""
-    source = random.Random(seed)
-    made = []
-    for user in range(num_sequences):
-        items = []
-        for _ in range(source.randint(1, 14)):
-            domain = source.choice(domains)
-            items.append({"item_id": f"{domain[0]}{source.randrange(num_items):02d}", "domain": domain})
-        made.append({"user_id": f"user-{user}", "items": items})
-    return made
-
-
-def write_ndjson(path, rows):
-    """One JSON object per line."""
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(name="sequences")

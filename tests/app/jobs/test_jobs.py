@@ -58,6 +58,7 @@ class Harness:
             roots=parts.roots,
             limits=parts.limits,
             chunk_sequences=8,
+            computing=1,
             models=self.models,
         )
         self.intake = JobIntake(parts)

@@ -1,0 +1,95 @@
+"""The commands around jobs: `taesar worker`, `taesar migrate`, `taesar prune`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+console = Console()
+errors = Console(stderr=True)
+
+FAILED = 2
+
+
+def worker(
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Chunks computed at once, instead of TAESAR_WORKER_THREADS.", show_default=False),
+    ] = None,
+) -> None:
+    """
+    Work on jobs from Redis until SIGTERM, then finish the chunks that were begun.
+
+    Any number of workers, on any number of machines, may share one Redis, database and storage.
+    """
+    from app.errors import StoreUnavailableError
+    from app.settings import Settings
+    from app.worker import NoQueueError, SchemaOutdatedError, run_worker
+
+    given: dict[str, Any] = {} if threads is None else {"worker_threads": threads}
+    try:
+        run_worker(Settings(**given))
+    except (NoQueueError, SchemaOutdatedError, StoreUnavailableError) as error:
+        _fail(error)
+
+
+def migrate(
+    down_to: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the schema back to this revision ('base': to nothing). Data of dropped tables is lost."
+        ),
+    ] = None,
+) -> None:
+    """Bring the database's schema up to date; several at once are safe, and again changes nothing."""
+    from app import schema
+    from app.errors import StoreUnavailableError
+    from app.settings import Settings
+    from app.tables import open_engine
+
+    settings = Settings()
+    if settings.database_url is None:
+        settings.data.mkdir(parents=True, exist_ok=True)
+    engine = open_engine(settings.database())
+    try:
+        if down_to is None:
+            schema.upgrade(engine)
+        else:
+            schema.downgrade(engine, down_to)
+    except StoreUnavailableError as error:
+        _fail(error)
+    finally:
+        engine.dispose()
+    console.print(f"schema at revision {schema.newest_revision() if down_to is None else down_to}", highlight=False)
+
+
+def prune(
+    retention_days: Annotated[
+        float | None,
+        typer.Option(min=0, help="Age of the results removed, instead of TAESAR_RETENTION_DAYS.", show_default=False),
+    ] = None,
+) -> None:
+    """Remove results past their retention, and files that no job needs; records and counts stay."""
+    from app.errors import StoreUnavailableError
+    from app.settings import Settings
+    from app.worker import job_parts
+    from app.worker import prune as prune_results
+
+    settings = Settings()
+    parts = job_parts(settings)
+    days = settings.retention_days if retention_days is None else retention_days
+    try:
+        pruned = prune_results(parts, retention_days=days)
+    except StoreUnavailableError as error:
+        _fail(error)
+    finally:
+        parts.close()
+    console.print(f"removed {len(pruned)} results older than {days:g} days", highlight=False)
+
+
+def _fail(error: Exception) -> NoReturn:
+    errors.print(f"taesar: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(FAILED)

@@ -1,0 +1,431 @@
+"""Jobs and mappings over HTTP, in the embedded mode that needs nothing installed: SQLite and a queue in the process."""
+
+import csv
+import gzip
+import io
+import json
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+from app.jobs import TERMINAL
+from app.main import create_app
+from app.settings import Settings
+from tests.job_inputs import sequences as make_sequences
+from tests.job_inputs import write_ndjson
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def start(serving, folder):
+    """A function settings -> client of an application with jobs."""
+
+    def begin(**settings):
+        return serving(**{"input_roots": (f"file://{folder}",), "chunk_sequences": 8} | settings)
+
+    return begin
+
+
+@pytest.fixture
+def mixed(folder):
+    return write_ndjson(folder / "mixed.ndjson", make_sequences(27))
+
+
+def submit(client, path, *, key=None, **body):
+    headers = {} if key is None else {"Idempotency-Key": key}
+    return client.post(
+        "/jobs", json={"target_domain": "kitchen", "source_uri": f"file://{path}"} | body, headers=headers
+    )
+
+
+def upload(client, content, name="mixed.ndjson", **fields):
+    return client.post("/jobs", data={"target_domain": "kitchen"} | fields, files={"file": (name, content)})
+
+
+def ended(client, answer, seconds=60):
+    """The job of *answer*, once it has ended."""
+    assert answer.status_code == 202, answer.text
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        job = client.get(answer.headers["Location"]).json()
+        if job["state"] in TERMINAL:
+            return job
+        time.sleep(0.02)
+    raise AssertionError(job)
+
+
+def problem(answer, status, kind):
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    found = answer.json()
+    assert found["type"] == f"urn:taesar:problem:{kind}"
+    return found
+
+
+def test_a_job_gives_what_post_regenerate_gives(start, mixed):
+    client = start()
+    job = ended(client, submit(client, mixed))
+    result = client.get(f"/jobs/{job['job_id']}/result", headers={"Accept": "application/x-ndjson"})
+    online = client.post("/regenerate", json={"target_domain": "kitchen", "sequences": make_sequences(27)}).json()
+
+    assert job["state"] == "succeeded"
+    assert job["progress"] == {"num_chunks": 4, "chunks_done": 4, "share": 1.0}
+    assert [json.loads(line) for line in result.text.splitlines()] == online["sequences"]
+
+
+def test_an_upload_gives_the_same_bytes_as_a_uri(start, mixed):
+    client = start()
+    jobs = [
+        ended(client, submit(client, mixed)),
+        ended(client, upload(client, mixed.read_bytes())),
+        ended(client, upload(client, gzip.compress(mixed.read_bytes()), "anything", format="ndjson")),
+    ]
+    results = {client.get(f"/jobs/{job['job_id']}/result?format=parquet").content for job in jobs}
+
+    assert [job["source"] for job in jobs[1:]] == ["mixed.ndjson", "anything"]
+    assert len(results) == 1
+    assert pq.read_table(io.BytesIO(results.pop())).num_rows == 27
+
+
+@pytest.mark.parametrize(
+    ("accept", "query", "content_type", "name"),
+    [
+        (None, "", "application/vnd.apache.parquet", "parquet"),
+        ("text/csv", "", "text/csv; charset=utf-8", "csv"),
+        ("text/csv;q=0.1, application/x-ndjson", "", "application/x-ndjson", "ndjson"),
+        ("text/*", "", "text/csv; charset=utf-8", "csv"),
+        ("text/csv", "?format=inter", "text/tab-separated-values; charset=utf-8", "inter"),
+    ],
+)
+def test_the_result_comes_in_the_format_asked_for(start, mixed, accept, query, content_type, name):
+    client = start()
+    job = ended(client, submit(client, mixed))
+    headers = {} if accept is None else {"Accept": accept}
+    answer = client.get(f"/jobs/{job['job_id']}/result{query}", headers=headers)
+
+    assert answer.headers["content-type"] == content_type
+    assert answer.headers["content-disposition"] == f'attachment; filename="{job["job_id"]}.{name}"'
+
+
+def test_no_format_that_the_client_accepts_is_406(start, mixed):
+    client = start()
+    job = ended(client, submit(client, mixed))
+
+    problem(client.get(f"/jobs/{job['job_id']}/result", headers={"Accept": "image/png"}), 406, "not-acceptable")
+
+
+def test_an_idempotency_key_makes_one_job_and_another_body_is_409(start, mixed, folder):
+    client = start()
+    first, again = submit(client, mixed, key="abc"), submit(client, mixed, key="abc")
+    other = submit(client, mixed, key="abc", on_unknown="error")
+    uploaded = [
+        client.post(
+            "/jobs",
+            data={"target_domain": "kitchen"},
+            files={"file": ("a.ndjson", content)},
+            headers={"Idempotency-Key": "def"},
+        )
+        for content in (mixed.read_bytes(), mixed.read_bytes(), b"{}\n")
+    ]
+
+    assert first.json()["job_id"] == again.json()["job_id"]
+    assert [answer.headers["Idempotent-Replayed"] for answer in (first, again)] == ["false", "true"]
+    problem(other, 409, "idempotency-conflict")
+    assert uploaded[0].json()["job_id"] == uploaded[1].json()["job_id"]
+    problem(uploaded[2], 409, "idempotency-conflict")
+
+
+@pytest.mark.parametrize(
+    ("uri", "status", "kind"),
+    [
+        ("file:///etc/passwd", 403, "source-not-allowed"),
+        ("http://169.254.169.254/x.csv", 403, "source-not-allowed"),
+        ("file://{folder}/../secret.ndjson", 422, "invalid-source"),
+        ("file://{folder}/%2e%2e/secret.ndjson", 422, "invalid-source"),
+        ("mixed.ndjson", 422, "invalid-source"),
+        ("file://{folder}/missing.ndjson", 404, "source-not-found"),
+        ("file://{folder}/mixed.zip", 415, "unsupported-format"),
+        ("file://{folder}/really.csv", 422, "input-format"),
+    ],
+)
+def test_each_bad_uri_has_its_error(start, mixed, folder, uri, status, kind):
+    (folder / "mixed.zip").touch()
+    (folder / "really.csv").write_bytes(b"PK\x03\x04")
+    client = start()
+    answer = client.post("/jobs", json={"target_domain": "kitchen", "source_uri": uri.format(folder=folder)})
+
+    problem(answer, status, kind)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"target_domain": "kitchen"},
+        {"target_domain": "kitchen", "source_uri": "file:///x", "extra": 1},
+        {"target_domain": "kitchen", "source_uri": 7},
+        {"target_domain": "kitchen", "source_uri": "file:///x", "format": "xlsx"},
+        [],
+    ],
+)
+def test_an_invalid_body_is_422_and_names_the_place(start, body):
+    found = problem(start().post("/jobs", json=body), 422, "invalid-request")
+
+    assert found["errors"][0]["location"][0] == "body"
+
+
+def test_a_form_without_a_file_or_with_a_wrong_field_is_422(start, mixed):
+    client = start()
+    without = client.post("/jobs", files={"target_domain": (None, "kitchen")})
+    wrong = upload(client, mixed.read_bytes(), on_unknown="guess")
+
+    assert problem(without, 422, "invalid-request")["errors"][0]["location"] == ["body", "file"]
+    assert problem(wrong, 422, "invalid-request")["errors"][0]["location"] == ["body", "on_unknown"]
+
+
+def test_an_unknown_target_is_404(start, mixed):
+    client = start()
+
+    problem(submit(client, mixed, target_domain="garden"), 404, "unknown-domain")
+    problem(upload(client, mixed.read_bytes(), target_domain="garden"), 404, "unknown-domain")
+
+
+def test_an_input_over_the_limit_is_413(start, mixed, folder):
+    client = start(max_input_bytes=1024)
+
+    problem(submit(client, mixed), 413, "request-too-large")
+    problem(upload(client, mixed.read_bytes()), 413, "request-too-large")
+
+
+def test_only_an_upload_may_be_as_large_as_an_input(start):
+    client = start(max_body_bytes=1024)
+    body = {"target_domain": "kitchen", "source_uri": "file:///" + "x" * 2000}
+
+    problem(client.post("/jobs", json=body), 413, "request-too-large")
+
+
+def test_a_bomb_fails_its_job_with_the_limits_name(start, folder):
+    (folder / "bomb.ndjson.gz").write_bytes(
+        gzip.compress(b"".join(f"{json.dumps(row)}\n".encode() for row in make_sequences(2)) + b" \n" * 8_000_000)
+    )
+    client = start(max_expanded_bytes=1 << 20)
+    job = ended(client, submit(client, folder / "bomb.ndjson.gz"))
+
+    assert job["state"] == "failed"
+    assert "TAESAR_MAX_EXPANDED_BYTES" in job["reason"]
+
+
+def test_too_many_unfinished_jobs_are_429(start, folder):
+    long = write_ndjson(folder / "long.ndjson", make_sequences(3000))
+    client = start(max_unfinished_jobs=1)
+    first = submit(client, long)
+    answer = submit(client, long)
+
+    problem(answer, 429, "queue-full")
+    assert int(answer.headers["Retry-After"]) > 0
+    assert client.request("DELETE", first.headers["Location"]).json()["state"] == "cancelled"
+
+
+def test_a_cancelled_job_stops_and_counts_nothing(start, folder):
+    client = start()
+    answer = submit(client, write_ndjson(folder / "long.ndjson", make_sequences(3000)))
+    path = answer.headers["Location"]
+    while client.get(path).json()["progress"]["chunks_done"] == 0:
+        time.sleep(0.01)
+    cancelled = client.request("DELETE", path).json()
+    time.sleep(0.3)
+    later = client.get(path).json()
+
+    assert cancelled["state"] == "cancelled"
+    assert later == cancelled
+    assert client.get("/mappings/kitchen").json()["mappings"] == []
+    assert client.get(f"/mappings/kitchen?job_id={later['job_id']}").json()["mappings"] == []
+    problem(client.get(f"{path}/result"), 409, "job-state")
+
+
+def test_a_removed_job_is_gone_with_its_counts(start, mixed):
+    client = start()
+    job = ended(client, submit(client, mixed))
+    before = client.get("/mappings/kitchen").json()["mappings"]
+    removed = client.request("DELETE", f"/jobs/{job['job_id']}?remove=true")
+
+    assert before != []
+    assert removed.status_code == 204
+    assert client.get("/mappings/kitchen").json()["mappings"] == []
+    for path in ("", "/result", "/errors", "/events"):
+        problem(client.get(f"/jobs/{job['job_id']}{path}"), 404, "unknown-job")
+
+
+def test_jobs_come_in_pages(start, mixed):
+    client = start()
+    made = [submit(client, mixed).json()["job_id"] for _ in range(5)]
+    found, cursor = [], ""
+    while cursor is not None:
+        answer = client.get(f"/jobs?limit=2{cursor and '&cursor=' + cursor}").json()
+        assert len(answer["jobs"]) <= 2
+        found += [job["job_id"] for job in answer["jobs"]]
+        cursor = answer["next"]
+
+    assert sorted(found) == sorted(made)
+    assert found == sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/mappings/kitchen"])
+@pytest.mark.parametrize("cursor", ["x", "WyJ4Il0=====", "W10", "WzFd", "bnVsbA", "%00", "WyIAIl0"])
+def test_a_cursor_of_nobodys_is_422(start, mixed, path, cursor):
+    client = start()
+    ended(client, submit(client, mixed))
+    answer = client.get(f"{path}?cursor={cursor}")
+
+    if path == "/jobs" and cursor == "WyJ4Il0=====":  # one part, as a job's cursor has: an empty page, not an error
+        assert answer.status_code == 200
+    else:
+        problem(answer, 422, "invalid-cursor")
+
+
+def test_events_tell_progress_and_the_end(start, mixed):
+    client = start()
+    answer = submit(client, mixed)
+    events = client.get(f"{answer.headers['Location']}/events")
+    blocks = [block.split("\n") for block in events.text.strip().split("\n\n")]
+    states = [(name, json.loads(data.removeprefix("data: "))["state"]) for name, data in blocks]
+
+    assert events.headers["content-type"].startswith("text/event-stream")
+    assert states[-1] == ("event: end", "succeeded")
+    assert all(name == "event: progress" for name, _ in states[:-1])
+
+
+def test_bad_rows_are_listed_with_line_and_reason(start, mixed):
+    content = b"nonsense\n" + mixed.read_bytes()
+    client = start(max_bad_row_share=0.5)
+    job = ended(client, upload(client, content))
+    [row] = [json.loads(line) for line in client.get(f"/jobs/{job['job_id']}/errors").text.splitlines()]
+
+    assert (job["state"], job["counts"]["rows_bad"], job["counts"]["sequences"]) == ("succeeded", 1, 27)
+    assert row["line"] == 1
+    assert "Invalid JSON" in row["reason"]
+
+
+def test_mappings_are_the_same_in_every_format_and_in_pages(start, mixed):
+    client = start()
+    ended(client, submit(client, mixed))
+    lines, cursor = [], ""
+    while cursor is not None:
+        answer = client.get(f"/mappings/kitchen?limit=7{cursor and '&cursor=' + cursor}").json()
+        lines += answer["mappings"]
+        cursor = answer["next"]
+    streamed = client.get("/mappings/kitchen", headers={"Accept": "application/x-ndjson"})
+    parquet = client.get("/mappings/kitchen", headers={"Accept": "application/vnd.apache.parquet"})
+    table = client.get("/mappings/kitchen", headers={"Accept": "text/csv"})
+
+    assert len(lines) > 14
+    assert [json.loads(line) for line in streamed.text.splitlines()] == lines
+    assert pq.read_table(io.BytesIO(parquet.content)).to_pylist() == lines
+    assert [row["target_item"] for row in csv.DictReader(io.StringIO(table.text))] == [
+        line["target_item"] or "" for line in lines
+    ]
+    by_source = {}
+    for line in lines:
+        key = (line["source_domain"], line["source_item"])
+        by_source[key] = by_source.get(key, 0) + line["share"]
+    assert all(share == pytest.approx(1) for share in by_source.values())
+
+
+def test_mappings_that_have_not_changed_are_304(start, mixed):
+    client = start()
+    empty = client.get("/mappings/kitchen").headers["ETag"]
+    ended(client, submit(client, mixed))
+    first = client.get("/mappings/kitchen").headers["ETag"]
+    same = client.get("/mappings/kitchen", headers={"If-None-Match": f'"other", {first}'})
+    ended(client, submit(client, mixed))
+    changed = client.get("/mappings/kitchen", headers={"If-None-Match": first})
+
+    assert empty != first
+    assert (same.status_code, same.content, same.headers["ETag"]) == (304, b"", first)
+    assert changed.status_code == 200
+    assert changed.headers["ETag"] != first
+
+
+def test_mappings_of_one_job_are_listed_alone(start, mixed, folder):
+    client = start()
+    first = ended(client, submit(client, mixed))
+    ended(client, submit(client, write_ndjson(folder / "b.ndjson", make_sequences(9, seed=8))))
+    alone = client.get(f"/mappings/kitchen?job_id={first['job_id']}&limit=1000").json()
+    both = client.get("/mappings/kitchen?limit=1000").json()
+
+    assert alone["job_id"] == first["job_id"]
+    assert sum(line["count"] for line in alone["mappings"]) == first["counts"]["replaced"] + first["counts"]["deleted"]
+    assert sum(line["count"] for line in both["mappings"]) > sum(line["count"] for line in alone["mappings"])
+    problem(client.get(f"/mappings/food?job_id={first['job_id']}"), 404, "unknown-domain")
+
+
+def test_mappings_are_filtered(start, mixed):
+    client = start()
+    ended(client, submit(client, mixed))
+    everything = client.get("/mappings/kitchen?limit=1000").json()["mappings"]
+    some = everything[3]
+    query = f"source_domain={some['source_domain']}&source_item={some['source_item']}"
+
+    assert client.get(f"/mappings/kitchen?{query}").json()["mappings"] == [
+        line for line in everything if line["source_item"] == some["source_item"]
+    ]
+
+
+def test_mappings_of_unknown_domains_and_jobs_are_404(start):
+    client = start()
+
+    problem(client.get("/mappings/garden"), 404, "unknown-domain")
+    problem(client.get(f"/mappings/kitchen?job_id={'0' * 32}"), 404, "unknown-job")
+    problem(client.get("/mappings/kitchen?source_item=%00"), 422, "invalid-request")
+    problem(client.get("/mappings/kitchen", headers={"Accept": "image/png"}), 406, "not-acceptable")
+
+
+def test_without_a_model_a_job_is_503(start, mixed):
+    client = start(bundle=None)
+
+    problem(submit(client, mixed), 503, "model-unavailable")
+
+
+def test_unfinished_jobs_go_on_when_the_service_starts_again(start, serving, folder, tmp_path, bundle):
+    """Stopped in the middle of a job, started again on the same data: the result is that of an undisturbed run."""
+    long = write_ndjson(folder / "long.ndjson", make_sequences(800))
+    undisturbed = start(data=tmp_path / "undisturbed")
+    expected = ended(undisturbed, submit(undisturbed, long))
+    settings = Settings(
+        bundle=bundle.directory,
+        device="cpu",
+        data=tmp_path / "data",
+        input_roots=(f"file://{folder}",),
+        chunk_sequences=8,
+        shutdown_seconds=30,
+    )
+    app = create_app(settings)
+    with undisturbed.portal.wrap_async_context_manager(app.router.lifespan_context(app)):
+        client = type(undisturbed)(undisturbed.portal, app)
+        answer = submit(client, long)
+        while client.get(answer.headers["Location"]).json()["progress"]["chunks_done"] < 3:
+            time.sleep(0.01)
+    restarted = start()
+    between = restarted.get(answer.headers["Location"]).json()["state"]
+    job = ended(restarted, answer)
+
+    assert between == "running"
+    assert (job["state"], job["counts"]) == ("succeeded", expected["counts"])
+    assert (
+        restarted.get(f"/jobs/{job['job_id']}/result").content
+        == undisturbed.get(f"/jobs/{expected['job_id']}/result").content
+    )
+    assert (
+        restarted.get("/mappings/kitchen?limit=5000").json() == undisturbed.get("/mappings/kitchen?limit=5000").json()
+    )
+
+
+def test_readiness_names_database_and_queue(start):
+    assert {"sql", "queue"} <= start().get("/readyz").json()["checks"].keys()
