@@ -20,7 +20,7 @@ item's own domain. Their logits l_T, l_M, l_S over the items are weighed against
     The same without the + 1.
 
 Everything here is a pure function of hidden states and item tables. Logits exist for one block of positions at a
-time, never for all.
+time, never for all. Among equal scores the lowest token wins.
 
 Shapes: N = positions, C = positions of one block, D = width, V = num_items + 1, X = candidate items (a column range).
 """
@@ -34,6 +34,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from models.kernels import paper_rule
 from models.vocabulary import PADDING, TokenRange
 
 Rule = Literal["paper", "reference", "reference-corrected"]
@@ -79,7 +80,34 @@ class Decisions:
     margin_N: Tensor
 
 
-def decide(
+def decide(rule: Rule, *, target_expert: View, base: View, source_expert: View, target_range: TokenRange) -> Decisions:
+    """
+    Decide N source items of one source domain for one target domain.
+
+    Rule ``paper`` runs in compiled code where that is available (``kernels/``), everything else in
+    ``decide_in_blocks``. The two agree up to float32 rounding, so in every token whose margin exceeds it.
+
+    Args:
+        rule: see the top of this file.
+        target_expert: theta_T, hidden states after s[:t].
+        base: theta_M, likewise.
+        source_expert: theta_S, the expert of the items' own domain, likewise.
+        target_range: the target domain's tokens.
+
+    Returns:
+        One decision per position. A position's decision does not depend on the other positions.
+    """
+    views = (target_expert, base, source_expert)
+    fits = paper_rule.fits(*(tensor for view in views for tensor in view))
+    if rule == "paper" and fits and paper_rule.is_available():
+        hidden_3ND, tables_3VD = [view.hidden_ND for view in views], [view.table_VD for view in views]
+        return Decisions(*paper_rule.decide_paper(hidden_3ND, tables_3VD, target_range))
+    return decide_in_blocks(
+        rule, target_expert=target_expert, base=base, source_expert=source_expert, target_range=target_range
+    )
+
+
+def decide_in_blocks(
     rule: Rule,
     *,
     target_expert: View,
@@ -89,18 +117,18 @@ def decide(
     block_elements: int = BLOCK_ELEMENTS,
 ) -> Decisions:
     """
-    Decide N source items of one source domain for one target domain.
+    ``decide`` in plain torch on any device, block of positions by block: the definition.
 
     Args:
-        rule: see the top of this file.
-        target_expert: theta_T, hidden states after s[:t].
-        base: theta_M, likewise.
-        source_expert: theta_S, the expert of the items' own domain, likewise.
+        rule: as for ``decide``, like all others but the last.
+        target_expert: theta_T.
+        base: theta_M.
+        source_expert: theta_S.
         target_range: the target domain's tokens.
         block_elements: most logits of one decoder held at once (at least 16 positions are taken).
 
     Returns:
-        One decision per position. A position's decision does not depend on the other positions.
+        One decision per position, the same to the bit whatever *block_elements*.
     """
     N, V = len(base.hidden_ND), len(base.table_VD)
     rows = min(MAX_BLOCK_ROWS, max(MIN_BLOCK_ROWS, block_elements // V))
@@ -131,10 +159,12 @@ def confidence(logits_CX: Tensor) -> Tensor:
     X = logits_CX.shape[1]
     if X == 1:
         return torch.ones_like(logits_CX[:, 0])
-    normaliser_C = torch.logsumexp(logits_CX, dim=1)
-    probabilities_CX = torch.exp(logits_CX - normaliser_C[:, None])
+    # Relative to the largest logit: H is a difference, and logits of 1000 would leave only two digits of it.
+    below_CX = logits_CX - logits_CX.amax(dim=1, keepdim=True)
+    normaliser_C = torch.logsumexp(below_CX, dim=1)
+    probabilities_CX = torch.exp(below_CX - normaliser_C[:, None])
     # H = -sum p ln p = ln Z - sum p l
-    entropy_C = normaliser_C - (probabilities_CX * logits_CX).sum(dim=1)
+    entropy_C = normaliser_C - (probabilities_CX * below_CX).sum(dim=1)
     return (1 - entropy_C / math.log(X)).clamp(0, 1)
 
 
@@ -256,8 +286,8 @@ def _decide_reference(
 
 
 def _best(scores_CX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Column, score and lead of each row's best candidate."""
-    top = scores_CX.topk(min(2, scores_CX.shape[1]), dim=1)
-    best_C = top.values[:, 0]
-    margin_C = best_C - top.values[:, 1] if scores_CX.shape[1] > 1 else torch.full_like(best_C, torch.inf)
-    return top.indices[:, 0], best_C, margin_C
+    """Column, score and lead of each row's best candidate; the lowest column among equals."""
+    best_C, column_C = scores_CX.max(dim=1)  # the first of equals, which topk does not promise
+    if scores_CX.shape[1] == 1:
+        return column_C, best_C, torch.full_like(best_C, torch.inf)
+    return column_C, best_C, best_C - scores_CX.topk(2, dim=1).values[:, 1]

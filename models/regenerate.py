@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import Bundle
-from models.contrastive import DELETED, RULES, Decisions, Rule, View, decide
+from models.contrastive import DELETED, RULES, Decisions, Rule, View, decide, prepare
 from models.dataset import TOKENS, TokenArray, pad_right
 from models.decoder import Decoder
 from models.vocabulary import TokenRange
@@ -91,6 +91,7 @@ class Regenerator:
         assert rule in RULES
         self.bundle = bundle
         self.rule: Rule = rule
+        prepare(rule)
 
     @property
     def max_items(self) -> int:

@@ -17,6 +17,7 @@ from models.contrastive import (
     agreement,
     confidence,
     decide,
+    decide_in_blocks,
     paper_scores,
     reference_confidence,
     reference_disagreement,
@@ -168,7 +169,7 @@ def test_decisions_depend_neither_on_neighbours_nor_on_blocks(
 
     def decisions(rows: slice, block: int) -> Decisions:
         target, base, source = (View(view.hidden_ND[rows], view.table_VD) for view in views)
-        return decide(
+        return decide_in_blocks(
             rule,
             target_expert=target,
             base=base,
