@@ -80,6 +80,12 @@ class Decisions:
     margin_N: Tensor
 
 
+def prepare(rule: Rule) -> None:
+    """Compile what *rule* can use, if it is not yet: seconds that the first decision would wait otherwise."""
+    if rule == "paper":
+        paper_rule.is_available()
+
+
 def decide(rule: Rule, *, target_expert: View, base: View, source_expert: View, target_range: TokenRange) -> Decisions:
     """
     Decide N source items of one source domain for one target domain.
