@@ -97,8 +97,7 @@ def save_bundle(
     _check_together(vocabulary, base.config, [base, *experts], where=str(directory))
     if len(experts) != len(vocabulary.domains):
         raise BundleMismatchError(f"{directory}: {len(experts)} experts for {len(vocabulary.domains)} domains")
-    if directory.exists() and any(directory.iterdir()) and not (directory / MANIFEST).is_file():
-        raise FileExistsError(f"{directory} exists and is not a bundle; choose another folder")
+    check_destination(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
@@ -123,6 +122,21 @@ def save_bundle(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return load_bundle(directory, device=base.item_embeddings_VD.device)
+
+
+def check_destination(directory: Path) -> None:
+    """
+    Whether a bundle may be written to *directory*; ask before hours of training.
+
+    Raises:
+        FileExistsError: it holds something that is not a bundle.
+    """
+    if (
+        directory.exists()
+        and not (directory / MANIFEST).is_file()
+        and (directory.is_file() or any(directory.iterdir()))
+    ):
+        raise FileExistsError(f"{directory} exists and is not a bundle; choose another folder")
 
 
 def load_bundle(directory: Path, device: torch.device | str = "cpu") -> Bundle:

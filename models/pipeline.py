@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from models.adapt import train_expert
-from models.checkpoint import Bundle, save_bundle
+from models.checkpoint import Bundle, check_destination, save_bundle
 from models.dataset import Dataset
 from models.decoder import Decoder, DecoderConfig
 from models.pretrain import train_base
@@ -64,6 +64,7 @@ def train_bundle(
         ResumeMismatchError: *run_directory* belongs to another dataset or configuration.
         FileExistsError: *out* holds something that is not a bundle.
     """
+    check_destination(out)
     started = time.perf_counter()
     decoder_config = DecoderConfig(
         num_items=dataset.vocabulary.num_items,

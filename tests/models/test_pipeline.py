@@ -119,6 +119,13 @@ def test_a_run_folder_of_another_configuration_is_refused(dataset: Dataset, tmp_
         train_bundle(dataset, tmp_path / "bundle", other, **arguments)
 
 
+def test_a_destination_of_other_files_is_refused_before_any_training(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("keep me")
+    with pytest.raises(FileExistsError, match="is not a bundle"):
+        train_bundle(dataset, tmp_path, CONFIG, device=CPU, run_directory=tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def poisoned(dataset: Dataset, folder: Path, *, validation: bool) -> Dataset:
     """The dataset with every test item, and on request every validation item, replaced by another of its domain."""
     folder.mkdir()
