@@ -34,6 +34,7 @@ from models.errors import (
     BundleMissingFileError,
     BundleVersionError,
     DatasetFormatError,
+    OutputExistsError,
 )
 from models.vocabulary import Vocabulary
 
@@ -91,7 +92,7 @@ def save_bundle(
         provenance: JSON-able record of dataset, options and metrics.
 
     Raises:
-        FileExistsError: *directory* holds something that is not a bundle.
+        OutputExistsError: *directory* holds something that is not a bundle.
         BundleMismatchError: networks and vocabulary do not belong together.
     """
     _check_together(vocabulary, base.config, [base, *experts], where=str(directory))
@@ -129,14 +130,14 @@ def check_destination(directory: Path) -> None:
     Whether a bundle may be written to *directory*; ask before hours of training.
 
     Raises:
-        FileExistsError: it holds something that is not a bundle.
+        OutputExistsError: it holds something that is not a bundle.
     """
     if (
         directory.exists()
         and not (directory / MANIFEST).is_file()
         and (directory.is_file() or any(directory.iterdir()))
     ):
-        raise FileExistsError(f"{directory} exists and is not a bundle; choose another folder")
+        raise OutputExistsError(f"{directory} exists and is not a bundle; choose another folder")
 
 
 def load_bundle(directory: Path, device: torch.device | str = "cpu") -> Bundle:

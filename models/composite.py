@@ -31,7 +31,7 @@ import polars as pl
 from models.checkpoint import Bundle
 from models.contrastive import Rule
 from models.dataset import Dataset, TokenArray
-from models.errors import BundleMismatchError
+from models.errors import BundleMismatchError, OutputExistsError
 from models.regenerate import Regenerated, Regenerator
 from models.vocabulary import TokenRange, Vocabulary
 
@@ -97,14 +97,14 @@ def write_composite(
     Raises:
         UnknownDomainError: no such domain.
         BundleMismatchError: the bundle was trained on other items.
-        FileExistsError: *out* holds something that is not a composite.
+        OutputExistsError: *out* holds something that is not a composite.
     """
     started = time.perf_counter()
     if dataset.vocabulary.fingerprint != bundle.vocabulary.fingerprint:
         raise BundleMismatchError(f"{bundle.directory}: its vocabulary is not that of dataset {dataset.directory}")
     target_range = dataset.vocabulary.token_range(target)
     if out.exists() and any(out.iterdir()) and not (out / SUMMARY).is_file():
-        raise FileExistsError(f"{out} exists and is not a composite dataset; choose another folder")
+        raise OutputExistsError(f"{out} exists and is not a composite dataset; choose another folder")
     regenerated = _regenerate_all(dataset, Regenerator(bundle, rule), target, on_users)
     rows = composite_rows(dataset.train, regenerated, target_range)
     counts = np.asarray([(r.kept, r.replaced, r.deleted) for r in regenerated], dtype=np.int64).reshape(-1, 3)

@@ -62,7 +62,7 @@ def train_bundle(
 
     Raises:
         ResumeMismatchError: *run_directory* belongs to another dataset or configuration.
-        FileExistsError: *out* holds something that is not a bundle.
+        OutputExistsError: *out* holds something that is not a bundle.
     """
     check_destination(out)
     started = time.perf_counter()

@@ -19,6 +19,7 @@ from models.errors import (
     BundleMismatchError,
     BundleMissingFileError,
     BundleVersionError,
+    OutputExistsError,
 )
 from models.vocabulary import Vocabulary
 from tests.conftest import random_decoder
@@ -70,7 +71,7 @@ def test_saving_over_a_bundle_replaces_it_and_over_other_files_refuses(bundle: B
     parts = {"vocabulary": bundle.vocabulary, "base": bundle.base, "experts": bundle.experts}
     assert save_bundle(copied, provenance={"again": True}, **parts).provenance == {"again": True}
     (copied / MANIFEST).unlink()
-    with pytest.raises(FileExistsError, match="is not a bundle"):
+    with pytest.raises(OutputExistsError, match="is not a bundle"):
         save_bundle(copied, provenance={}, **parts)
     assert (copied / BASE).is_file()
     assert [path.name for path in copied.parent.iterdir()] == ["copy"]

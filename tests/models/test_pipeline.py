@@ -19,7 +19,7 @@ import torch
 from models.checkpoint import Bundle
 from models.composite import COMPOSITE, COUNTS, MAPPING, SUMMARY, write_composite
 from models.dataset import MANIFEST, Dataset, load_dataset, sha256_of
-from models.errors import BundleMismatchError, ResumeMismatchError
+from models.errors import BundleMismatchError, OutputExistsError, ResumeMismatchError
 from models.pipeline import NetworkConfig, PipelineConfig, train_bundle
 from models.training import TrainingConfig
 from models.vocabulary import Vocabulary
@@ -121,7 +121,7 @@ def test_a_run_folder_of_another_configuration_is_refused(dataset: Dataset, tmp_
 
 def test_a_destination_of_other_files_is_refused_before_any_training(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("keep me")
-    with pytest.raises(FileExistsError, match="is not a bundle"):
+    with pytest.raises(OutputExistsError, match="is not a bundle"):
         train_bundle(dataset, tmp_path, CONFIG, device=CPU, run_directory=tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -236,7 +236,7 @@ def test_a_composite_is_replaced_and_other_folders_are_refused(
     write_composite(dataset, trained, out=tmp_path / "out", **options)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep me")
-    with pytest.raises(FileExistsError, match="is not a composite dataset"):
+    with pytest.raises(OutputExistsError, match="is not a composite dataset"):
         write_composite(dataset, trained, out=tmp_path / "mine", **options)
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep me"
 

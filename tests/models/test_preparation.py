@@ -23,7 +23,7 @@ from models.preparation import PreparationConfig, PreparationReport, prepare
 
 REPOSITORY = Path(__file__).parents[2]
 SAMPLE = REPOSITORY / "examples" / "food-kitchen-sample.csv.gz"
-SHARED_DATA = Path(os.environ.get("TAESAR_DATA", REPOSITORY.parent / "shared" / "data"))
+SHARED_DATA = Path(os.environ.get("TAESAR_REAL_TABLES", REPOSITORY.parent / "shared" / "data"))
 
 Row = tuple[str, str, str, float]  # user, item, domain, timestamp
 
@@ -790,7 +790,7 @@ def test_the_bundled_sample_has_the_counts_that_its_readme_states(tmp_path):
 
 
 @pytest.mark.real_tables
-@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"the real tables are not in {SHARED_DATA}; set TAESAR_DATA")
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"the real tables are not in {SHARED_DATA}; set TAESAR_REAL_TABLES")
 @pytest.mark.parametrize(
     ("table", "config", "users", "items_per_domain", "interactions"),
     [
