@@ -287,7 +287,7 @@ def _statistics_table(statistics: Sequence[RowStatistics]) -> Table:
         "of all target items, ranked in each set of rows (in brackets: ranked in the original). The composite holds "
         "the original rows and the regenerated ones, so its counts are about twice the original's for that reason "
         "alone: compare with `duplicated`.",
-        ("rows", "rows", "interactions", "per row", *SEGMENTS, "Gini", "entropy", "coverage"),
+        ("which rows", "rows", "interactions", "per row", *SEGMENTS, "Gini", "entropy", "coverage"),
         tuple(
             (
                 view.name,
