@@ -135,7 +135,7 @@ def read_mappings(
             body = MappingPage.of(chosen.key, lines[:limit], following)
             return JSONResponse(body.model_dump(mode="json"), headers=headers)
     blocks = iter(()) if dictionary is None else _blocks(parts, dictionary, chosen.where)
-    return StreamingResponse(_encoded(blocks, media_type), media_type=media_type, headers=headers)
+    return StreamingResponse(encoded_lines(blocks, media_type), media_type=media_type, headers=headers)
 
 
 def _blocks(parts: Parts, dictionary: Dictionary, where: MappingFilter) -> Iterator[list[MappingRow]]:
@@ -143,7 +143,8 @@ def _blocks(parts: Parts, dictionary: Dictionary, where: MappingFilter) -> Itera
         yield from stream(connection, dictionary, where)
 
 
-def _encoded(blocks: Iterable[list[MappingRow]], media_type: str) -> Iterator[bytes]:
+def encoded_lines(blocks: Iterable[list[MappingRow]], media_type: str) -> Iterator[bytes]:
+    """Every line of *blocks* as one file of the media type."""
     if media_type == MEDIA_TYPES["csv"]:
         return to_csv(LINES.names, ([_values(row) for row in block] for block in blocks))
     tables = (pa.table(list(zip(*map(_values, block), strict=True)), schema=LINES) for block in blocks)
