@@ -3,6 +3,7 @@
 # make check   linting, formatting, strict typing, and that everything imports
 # make docs    docs/reference.md and the README's file tree, written from the code
 # make interop  RecBole and RecTools as oracles and as consumers of the exports, in .venv-interop
+# make chaos   a job of 10,000 sequences, twenty times, while workers, API, Redis and PostgreSQL are killed
 # make bench   every benchmark; the last line of each is its result as JSON
 #
 # On a fresh machine each of them first builds .venv; only Python >= 3.11 with venv is needed. PYTHON names another
@@ -71,6 +72,9 @@ bench: $(INSTALLED)
 	@shopt -s nullglob; benches=(benchmarks/bench_*.py); \
 	  (( $${#benches[@]} )) || { echo "no benchmarks: nothing matches benchmarks/bench_*.py"; exit 1; }; \
 	  for bench in "$${benches[@]}"; do echo "== $$bench"; $(BIN)/python "$$bench" $(ARGS); done
+
+chaos: $(INSTALLED)
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 clean:
 	rm -rf $(VENV) build demo-run *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
