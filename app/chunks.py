@@ -217,15 +217,22 @@ class ChunkStore:
         Work counts as lost when nobody has begun it since *older_than_ms* and it was queued before that, and either
         the queue is empty or work that was queued later has been begun.
         """
+        is_active = jobs.c.state.in_(ACTIVE)
         with reading(self._engine) as connection:
-            active = connection.execute(select(jobs.c.job_id).where(jobs.c.state.in_(ACTIVE)).order_by(jobs.c.job_id))
-            job_ids = list(active.scalars())
             overtaken = connection.execute(
-                select(func.max(chunks.c.queued_at_ms)).where(
-                    chunks.c.job_id.in_(job_ids), chunks.c.claimed_at_ms.is_not(None)
-                )
+                select(func.max(chunks.c.queued_at_ms))
+                .join_from(jobs, chunks)
+                .where(is_active, chunks.c.claimed_at_ms.is_not(None))
             ).scalar_one()
-        horizon = older_than_ms if queue_is_empty else min(older_than_ms, overtaken or 0)
+            horizon = older_than_ms if queue_is_empty else min(older_than_ms, overtaken or 0)
+            in_parts = (
+                select(chunks.c.job_id)
+                .where(chunks.c.job_id == jobs.c.job_id, chunks.c.output_name.is_(None))
+                .where(_idle_since(chunks, older_than_ms, horizon))
+            )
+            whole = and_(_whole_is_due(), _idle_since(jobs, older_than_ms, horizon))
+            suspected = select(jobs.c.job_id).where(is_active, or_(whole, in_parts.exists()))
+            job_ids = list(connection.execute(suspected.order_by(jobs.c.job_id)).scalars())
         return [task for job_id in job_ids for task in self._lost_tasks_of(job_id, older_than_ms, horizon)]
 
     def _lost_tasks_of(self, job_id: str, older_than_ms: int, horizon_ms: int) -> list[Task]:
@@ -238,7 +245,7 @@ class ChunkStore:
                 update(jobs)
                 .where(
                     jobs.c.job_id == job_id,
-                    or_(jobs.c.num_chunks.is_(None), jobs.c.num_chunks == jobs.c.chunks_done),
+                    _whole_is_due(),
                     _idle_since(jobs, older_than_ms, horizon_ms),
                 )
                 .values(queued_at_ms=now_ms())
@@ -301,6 +308,11 @@ class ChunkStore:
 
     def _poison_reason(self, chunk_index: int, reason: str) -> str:
         return f"chunk {chunk_index} failed in {self._limits.max_chunk_attempts} attempts, the last: {reason}"
+
+
+def _whole_is_due() -> Any:
+    """The job waits for being cut, or finished, rather than for a chunk."""
+    return or_(jobs.c.num_chunks.is_(None), jobs.c.num_chunks == jobs.c.chunks_done)
 
 
 def _idle_since(table: Any, older_than_ms: int, horizon_ms: int) -> Any:

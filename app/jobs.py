@@ -304,6 +304,8 @@ def _job(row: Any) -> Job:
 
 def find_job(connection: Connection, job_id: str, *, lock: bool = False) -> Job | None:
     """The job or None; *lock* holds its row until the transaction ends."""
+    if created_at_ms_of(job_id) is None:  # never asked of the database, which may refuse such text (NUL)
+        return None
     statement = select(*_JOB_COLUMNS).where(jobs.c.job_id == job_id)
     row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
     return None if row is None else _job(row)

@@ -90,8 +90,10 @@ class TaskQueue:
 
 def redis_broker(redis_url: str) -> dramatiq.Broker:
     """A broker that API and workers share; connects when first used."""
+    # A connection that goes silent must end in an error, which is retried, not in a thread that waits for ever.
+    client = redis.Redis.from_url(redis_url, socket_timeout=15, socket_connect_timeout=5)
     return RedisBroker(  # type: ignore[no-untyped-call]
-        url=redis_url,
+        client=client,
         middleware=_middleware(),
         namespace=NAMESPACE,
         heartbeat_timeout=HEARTBEAT_TIMEOUT_MS,

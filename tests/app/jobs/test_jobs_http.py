@@ -427,5 +427,10 @@ def test_unfinished_jobs_go_on_when_the_service_starts_again(start, serving, fol
     )
 
 
+@pytest.mark.parametrize("job_id", ["%00", "x", "0" * 32, "g" * 32, "0" * 33])
+def test_an_id_of_no_job_is_404(start, job_id):
+    problem(start().get(f"/jobs/{job_id}"), 404, "unknown-job")
+
+
 def test_readiness_names_database_and_queue(start):
     assert {"sql", "queue"} <= start().get("/readyz").json()["checks"].keys()
