@@ -49,8 +49,8 @@ def decode(networks: Networks, whole_BL: Tensor, target: int, *, num_steps: int 
         int64 [B, L]: every source item after position 0 replaced by argmax + 1, whatever domain that falls into.
     """
     read_BT = whole_BL[:, :-1]
-    base_BTV = _logits(networks.base, read_BT)
-    expert_BTV = [_logits(expert, read_BT) for expert in networks.experts]
+    base_BTV = network_logits(networks.base, read_BT)
+    expert_BTV = [network_logits(expert, read_BT) for expert in networks.experts]
     decoded_BL = whole_BL.clone()
     for step in range(read_BT.shape[1] if num_steps is None else num_steps):
         items_B = whole_BL[:, step + 1]
@@ -109,7 +109,8 @@ def training_loss(decoder: Decoder, whole_BL: Tensor, longest: int) -> Tensor:
     return F.cross_entropy(logits_BTV.flatten(0, 1), padded_BL[:, 1:].flatten(), ignore_index=PADDING)
 
 
-def _logits(decoder: Decoder, token_ids_BT: Tensor) -> Tensor:
+def network_logits(decoder: Decoder, token_ids_BT: Tensor) -> Tensor:
+    """Logits [B, T, V] of every position of a padded batch, all at once."""
     return decoder(token_ids_BT) @ decoder.item_embeddings_VD.T
 
 

@@ -1,0 +1,161 @@
+"""
+One training step of the base: ours and the released step on the same sequences, interleaved in one process.
+
+    python -m benchmarks.bench_training
+    python -m benchmarks.bench_training --vocabularies 8000 100000 --batch 16 --rounds 5
+
+The last line is JSON. Both sides do loss, gradients and Adam on the same rows from the same weights; a token is an item
+that is predicted, padding is none. Dropout is off so that the losses can be compared; with it on, both sides draw the
+same number of masks per position. The softmax of both holds the padding column, as the released one does. Peak memory
+is that of a fresh process after two steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import released
+from benchmarks.measure import (
+    MAX_LENGTH,
+    SEED,
+    Clock,
+    available_megabytes,
+    interleaved_seconds,
+    machine,
+    peak_megabytes,
+    random_sequences,
+    rounded,
+)
+from models.dataset import pad_right
+from models.decoder import Decoder, DecoderConfig
+from models.losses import next_item_targets
+from models.prediction import HeldOut, PredictionObjective
+from models.vocabulary import TokenRange
+
+VOCABULARIES = (8_000, 32_000, 100_000)
+LEARNING_RATE = 3e-4
+# Copies of [B x 128, V] that the released step holds at once: logits, their log-softmax and a gradient.
+RELEASED_COPIES = 3
+
+
+class Side:
+    """A network of its own and one step of training on it."""
+
+    def __init__(self, num_items: int, loss: Callable[[Decoder, Tensor], Tensor]) -> None:
+        torch.manual_seed(SEED)
+        config = DecoderConfig(num_items=num_items, max_length=MAX_LENGTH, dropout=0.0, attention_dropout=0.0)
+        self.decoder = Decoder(config)
+        self.optimiser = torch.optim.Adam(self.decoder.parameters(), lr=LEARNING_RATE, fused=True)
+        self.loss = loss
+        self.losses: list[float] = []
+
+    def step(self, whole_BL: Tensor) -> None:
+        """Loss, gradients, Adam."""
+        loss = self.loss(self.decoder, whole_BL)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        self.losses.append(float(loss))
+
+
+def ours(num_items: int) -> Side:
+    """The step of ``train_base``."""
+    objective = PredictionObjective(
+        name="bench",
+        fingerprint="",
+        sequences=(),
+        targets_of=next_item_targets,
+        candidates=TokenRange(0, num_items),
+        validation=HeldOut((), pad_right([], 0).numpy().ravel()),
+        max_length=MAX_LENGTH,
+        batch_size=1,
+        seed=SEED,
+    )
+    return Side(num_items, objective.loss)
+
+
+def baseline(num_items: int) -> Side:
+    """The released step."""
+    return Side(num_items, lambda decoder, whole_BL: released.training_loss(decoder, whole_BL, MAX_LENGTH))
+
+
+def bench(num_items: int, batch: int, rounds: int, clock: Clock) -> dict[str, Any]:
+    """Times, losses and memory of one shape."""
+    sequences = random_sequences(batch, num_items)
+    whole_BL = pad_right(sequences, max(map(len, sequences)))
+    num_tokens = int((next_item_targets(whole_BL) > 0).sum())
+    sides = {"ours": ours(num_items), "released": baseline(num_items)}
+    programs = {name: lambda side=side: side.step(whole_BL) for name, side in sides.items()}
+    seconds = interleaved_seconds(programs, rounds, clock)
+    differences = [abs(a - b) / b for a, b in zip(*(side.losses for side in sides.values()), strict=True)]
+    return {
+        "vocabulary": num_items,
+        "batch": batch,
+        "tokens": num_tokens,
+        "tokens_per_second": {name: num_tokens / value for name, value in seconds.items()},
+        "seconds_per_step": seconds,
+        "ours_over_released": seconds["released"] / seconds["ours"],
+        "largest_relative_loss_difference": max(differences),
+        "steps_compared": len(differences),
+        "peak_megabytes": {
+            "ours": _memory("ours", num_items, batch),
+            "ours_at_4x_batch": _memory("ours", num_items, 4 * batch),
+            "released": _memory("released", num_items, batch),
+        },
+    }
+
+
+def _memory(name: str, num_items: int, batch: int) -> int | None:
+    """Peak megabytes of a fresh process, None where the machine has no room for it."""
+    needed = RELEASED_COPIES * batch * MAX_LENGTH * num_items * 4 / 1e6 if name == "released" else 500
+    if needed + 2_000 > available_megabytes():
+        return None
+    command = [sys.executable, "-m", "benchmarks.bench_training", "--peak", name, "--batch", str(batch)]
+    command += ["--vocabularies", str(num_items), "--threads", str(torch.get_num_threads())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def _peak(name: str, num_items: int, batch: int) -> int:
+    side = ours(num_items) if name == "ours" else baseline(num_items)
+    sequences = random_sequences(batch, num_items)
+    whole_BL = pad_right(sequences, max(map(len, sequences)))
+    side.step(whole_BL)
+    side.step(whole_BL)
+    return peak_megabytes()
+
+
+def main() -> None:
+    """Run every shape; the last line is JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES)
+    parser.add_argument(
+        "--batch", type=int, default=16, help="rows of a step; the paper's 128 need 20 GB at V = 100,000"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--peak", choices=("ours", "released"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.peak:
+        print(_peak(arguments.peak, arguments.vocabularies[0], arguments.batch))
+        return
+    rows = []
+    for num_items in arguments.vocabularies:
+        rows.append(bench(num_items, arguments.batch, arguments.rounds, arguments.clock))
+        print(json.dumps(rounded(rows[-1])), flush=True)
+    result = {"benchmark": "training", "machine": machine(), "clock": arguments.clock, "rows": rounded(rows)}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
