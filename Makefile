@@ -1,10 +1,12 @@
 # make demo    prepare, train, serve and regenerate on the bundled sample of real data
 # make test    the whole test suite
-# make check   linting, formatting, strict typing, and that everything imports
+# make check   linting, formatting, strict typing, Dockerfile and compose file, and that everything imports
+# make image-test  builds the image without Docker (Debian, root) and asks its processes the demo's question
 # make docs    docs/reference.md and the README's file tree, written from the code
 # make interop  RecBole and RecTools as oracles and as consumers of the exports, in .venv-interop
 # make chaos   a job of 10,000 sequences, twenty times, while workers, API, Redis and PostgreSQL are killed
 # make bench   every benchmark; the last line of each is its result as JSON
+# make bench-decode | bench-training | bench-serving | bench-scaling   one of them: make bench-decode ARGS='--rounds 9'
 #
 # On a fresh machine each of them first builds .venv; only Python >= 3.11 with venv is needed. PYTHON names another
 # interpreter, VENV another folder, ARGS goes to pytest: make test ARGS='-k contrastive -x'
@@ -18,12 +20,13 @@ PYTHON ?= python3
 VENV ?= .venv
 INTEROP ?= .venv-interop
 ARGS ?=
+IMAGE_ARGS ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install demo test check docs interop bench clean
+.PHONY: help install demo test check docs interop bench image-test clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -51,6 +54,8 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	$(BIN)/python -W error -c 'import pkgutil, importlib, app, models; \
 	  [importlib.import_module(m.name) for p in (app, models) for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")]'
 
@@ -71,10 +76,20 @@ interop: $(INTEROP)/.installed
 bench: $(INSTALLED)
 	@shopt -s nullglob; benches=(benchmarks/bench_*.py); \
 	  (( $${#benches[@]} )) || { echo "no benchmarks: nothing matches benchmarks/bench_*.py"; exit 1; }; \
-	  for bench in "$${benches[@]}"; do echo "== $$bench"; $(BIN)/python "$$bench" $(ARGS); done
+	  for bench in "$${benches[@]}"; do echo "== $$bench"; $(BIN)/python -m benchmarks.$$(basename "$$bench" .py) $(ARGS); done
+
+# One of them: bench-decode, bench-training, bench-serving, bench-scaling and so on, as the files are called.
+bench-%: $(INSTALLED)
+	$(BIN)/python -m benchmarks.bench_$* $(ARGS)
 
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+# IMAGE_ARGS goes to buildah's build: what pip needs on this machine (docs/deployment.md).
+image-test: $(INSTALLED)
+	.ci/build-image $(IMAGE_ARGS)
+	TAESAR_TEST_IMAGE=localhost/taesar TAESAR_TEST_BUILDAH="$$(.ci/build-image --command)" \
+	  $(BIN)/python -m pytest tests/test_image.py -v $(ARGS)
 
 clean:
 	rm -rf $(VENV) build demo-run *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

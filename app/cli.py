@@ -21,6 +21,7 @@ from rich.table import Table
 
 from app import commands_jobs
 from app.commands_evaluate import evaluate
+from app.commands_probe import probe
 from models.errors import ModelError
 
 if TYPE_CHECKING:
@@ -317,6 +318,7 @@ cli.command()(evaluate)
 cli.command()(commands_jobs.worker)
 cli.command()(commands_jobs.migrate)
 cli.command()(commands_jobs.prune)
+cli.command()(probe)
 
 
 @cli.command()

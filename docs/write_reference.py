@@ -1,5 +1,6 @@
 """
-Write what the code says of itself into the documentation: docs/reference.md and the file tree of README.md.
+Write what the code says of itself into the documentation: docs/reference.md, the file tree of README.md and the
+settings in .env.example.
 
     make docs
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,16 +30,24 @@ from app.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference.md"
+EXAMPLE = ROOT / ".env.example"
+# The last section; its first paragraph stays, and each setting follows with its reason above it.
+EXAMPLE_SETTINGS = re.compile(r"(?<=\n# --- Settings of the service -)(-+\n(?:# .*\n)+\n)[\s\S]*")
+# What docker-compose.yml or the image decides, and what .env.example has words of its own for.
+NOT_IN_EXAMPLE = {"bundle", "bundle_root", "data", "host", "port", "device", "api_keys", "api_keys_file"}
+NOT_IN_EXAMPLE |= {"database_url", "redis_url", "input_roots"}
 TREE = re.compile(r"(?<=<!-- tree: written by `make docs` -->\n```text\n).*?(?=```)", re.DOTALL)
 
 # What is not Python source says here what it is.
 OTHER_FILES = {
     "CHANGELOG.md": "What changed, for users",
+    ".env.example": "Every variable of a deployment, with its default and its reason",
     "Dockerfile": "The image of the service, its workers and its migrations",
     "LICENSE": "Apache-2.0",
     "Makefile": "demo, test, check, bench",
     "benchmarks/": "Programs that measure; the last line of each is JSON",
     "constraints.txt": "Every package, pinned",
+    "deploy/": "What a container runs first: secrets, a first bundle, then the command",
     "docker-compose.yml": "API, worker, Redis, PostgreSQL, migration",
     "docs/": "Architecture, reference, decisions, experiments",
     "examples/": "A real sample, the script that drew it, and the demo",
@@ -49,9 +59,10 @@ PACKAGES = ("app", "models")
 
 
 def main() -> None:
-    """Write both files."""
+    """Write the three files."""
     REFERENCE.write_text(reference(), encoding="utf-8")
     README.write_text(with_tree(README.read_text(encoding="utf-8")), encoding="utf-8")
+    EXAMPLE.write_text(with_settings(EXAMPLE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def reference() -> str:
@@ -144,6 +155,20 @@ def with_tree(readme: str) -> str:
     """README.md with its file tree as the disk has it."""
     assert TREE.search(readme), "README.md has lost the place of its file tree"
     return TREE.sub(lambda _: "".join(f"{line}\n" for line in tree()), readme)
+
+
+def with_settings(example: str) -> str:
+    """.env.example with its last section as the settings are."""
+    assert EXAMPLE_SETTINGS.search(example), ".env.example has lost the place of the settings"
+    return EXAMPLE_SETTINGS.sub(lambda kept: kept[1] + "".join(f"{line}\n" for line in example_settings()), example)
+
+
+def example_settings() -> Iterator[str]:
+    """Per setting its reason and its default, commented out."""
+    for name, field in Settings.model_fields.items():
+        if name not in NOT_IN_EXAMPLE:
+            yield textwrap.fill(field.description or "", 118, initial_indent="# ", subsequent_indent="# ")
+            yield f"#TAESAR_{name.upper()}={'' if field.default in (None, ()) else field.default}"
 
 
 def tree() -> Iterator[str]:

@@ -1,0 +1,106 @@
+"""
+The image itself, without a Docker engine: its processes run in its root file system as its user, in the topology of
+docker-compose.yml, and answer the demo's request. ``make image-test`` builds the image and says where it is.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import polars as pl
+import pytest
+
+from tests.compose import IMAGE_USER, SAMPLE, ImageProcesses, Topology, main_process, read_compose, rewrite_both_ways
+from tests.compose import running as up_and_down
+from tests.services import reachable_folder
+
+BUILDAH = tuple(shlex.split(os.environ.get("TAESAR_TEST_BUILDAH", "")))
+IMAGE = os.environ.get("TAESAR_TEST_IMAGE", "")
+NUM_USERS = 40
+
+pytestmark = [
+    pytest.mark.skipif(not IMAGE, reason="no image: `make image-test` builds it and runs this"),
+    pytest.mark.timeout(1800),
+]
+
+
+def buildah(*arguments: str) -> str:
+    return subprocess.run([*BUILDAH, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def container() -> Iterator[str]:
+    """A working container of the image."""
+    name = buildah("from", "--pull-never", IMAGE)
+    yield name
+    buildah("rm", name)
+
+
+@pytest.fixture(scope="module")
+def topology(container) -> Iterator[Topology]:
+    """Everything up with nothing configured: trained on the bundled sample, two workers."""
+    with reachable_folder() as folder:
+        containers = ImageProcesses(BUILDAH, container)
+        with up_and_down(Topology(read_compose({}), containers, folder, replicas={"worker": 2})) as topology:
+            topology.wait_healthy("api")
+            topology.wait_healthy("worker")
+            yield topology
+        # Ended by SIGTERM, in order
+        assert "worker_stopped" in topology.log("worker")
+        assert "Application shutdown complete." in topology.log("api")
+
+
+def demo_sequences() -> list[dict]:
+    """Histories of the sample as the demo sends them, oldest item first."""
+    table = pl.read_csv(SAMPLE, schema_overrides={"user": pl.String, "item": pl.String}).sort("timestamp")
+    users = table["user"].unique().sort()[:NUM_USERS]
+    items = {user: table.filter(pl.col("user") == user).select(item_id="item", domain="domain") for user in users}
+    return [{"user_id": user, "items": history.to_dicts()} for user, history in items.items()]
+
+
+def test_it_answers_the_demos_request_and_does_the_same_as_a_job(topology):
+    with httpx.Client(base_url=topology.url, timeout=120, trust_env=False) as client:
+        answers = rewrite_both_ways(client, demo_sequences(), "kitchen")
+        mapping = client.get("/mappings/kitchen").raise_for_status().json()
+        request = {"target_domain": "kitchen", "explain": True, "sequences": demo_sequences()[:1]}
+        (explained,) = client.post("/regenerate", json=request).raise_for_status().json()["sequences"]
+
+    assert answers.bulk == answers.online
+    assert len(answers.online) == NUM_USERS
+    assert sum(row["kept"] for row in answers.online) > 0
+    assert sum(row["replaced"] for row in answers.online) > 0
+    assert len(explained["steps"]) == explained["replaced"] + explained["deleted"]
+    assert sum(line["count"] for line in mapping["mappings"]) > 0
+
+
+def test_its_processes_are_not_root_and_see_only_its_files(topology):
+    workers = [main_process(process.pid) for process in topology.processes["worker"]]
+    owners = [Path(f"/proc/{pid}").stat().st_uid for pid in workers]
+    roots = [Path(f"/proc/{pid}/root").readlink() for pid in workers]
+
+    assert owners == [IMAGE_USER, IMAGE_USER]
+    assert all(root != Path("/") for root in roots)
+
+
+def test_the_image_is_configured_as_compose_and_its_readers_expect():
+    said = buildah("inspect", "--type", "image", "--format", "{{json .Docker.Config}}", IMAGE)
+    config = pl.read_json(said.encode()).row(0, named=True)
+
+    assert config["User"] == f"{IMAGE_USER}:{IMAGE_USER}"
+    assert config["Entrypoint"] == ["taesar-start"]
+    assert config["Cmd"] == ["serve"]
+
+
+def test_the_image_holds_no_trace_of_the_build(container):
+    """Neither pip nor its configuration, nor tests and documents of this repository."""
+    run = ("run", "--isolation", "chroot", container, "--")
+    installed = buildah(*run, "sh", "-c", "ls /opt/taesar/bin; ls /etc/pip.conf /build 2>&1 || true; ls /opt /data")
+
+    assert "taesar" in installed.split()
+    assert "pip" not in installed.split()
+    assert "No such file" in installed
