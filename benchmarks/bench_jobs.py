@@ -23,6 +23,7 @@ from app.jobs import TERMINAL, Job, JobState
 from app.results import output_file
 from app.runner import BundleModels, parts, regenerate_rows
 from app.settings import Settings
+from app.telemetry import configure_logging
 from app.worker import WorkerThreads, job_parts
 from models.checkpoint import read_version
 from models.regenerate import Regenerator
@@ -39,11 +40,17 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=4000)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--chunk", type=int, default=512)
     arguments = parser.parse_args()
+    configure_logging("error")
     with reachable_folder() as folder:
         bundle, path = food_kitchen(folder, num_sequences=arguments.sequences, width=arguments.width)
         settings = Settings(
-            bundle=bundle, device="cpu", data=folder / "data", input_roots=(f"file://{path.parent}",), log_level="error"
+            bundle=bundle,
+            device="cpu",
+            data=folder / "data",
+            chunk_sequences=arguments.chunk,
+            input_roots=(f"file://{path.parent}",),
         )
         models = BundleModels(settings)
         regenerator = models.regenerator(read_version(bundle), "paper")
@@ -53,7 +60,7 @@ def main() -> None:
             seconds["in_process"].append(in_process(regenerator, path, settings))
             seconds["embedded"].append(embedded(models, path, settings))
         try:
-            seconds["redis_postgres"] = with_servers(folder, bundle, path, arguments.rounds)
+            seconds["redis_postgres"] = with_servers(folder, bundle, path, arguments)
         except ServiceMissingError as error:
             print(f"without Redis and PostgreSQL: {error}")
     medians = {name: statistics.median(values) for name, values in seconds.items()}
@@ -100,12 +107,13 @@ def embedded(models: BundleModels, path: Path, settings: Settings) -> float:
     return seconds
 
 
-def with_servers(folder: Path, bundle: Path, path: Path, rounds: int) -> list[float]:
-    """Seconds of a job on one worker process, Redis and PostgreSQL, from its start to its end as SQL has them."""
+def with_servers(folder: Path, bundle: Path, path: Path, arguments: argparse.Namespace) -> list[float]:
+    """Seconds from submission to success of a job on one worker process, Redis and PostgreSQL, as a client sees it."""
     seconds = []
-    with Cluster(folder / "cluster", bundle, path.parent, num_workers=1) as cluster:
+    chunks = {"TAESAR_CHUNK_SEQUENCES": str(arguments.chunk)}
+    with Cluster(folder / "cluster", bundle, path.parent, num_workers=1, settings=chunks) as cluster:
         cluster.wait(cluster.submit(path, TARGET), 3600)
-        for _ in range(rounds):
+        for _ in range(arguments.rounds):
             started = time.perf_counter()
             job = cluster.wait(cluster.submit(path, TARGET), 3600)
             assert job["state"] == "succeeded", job
