@@ -287,6 +287,15 @@ class Topology:
             assert time.monotonic() < deadline, f"{reason}\n{self.log(name)}"
             time.sleep(0.3)
 
+    def volume(self, name: str) -> Path:
+        """Where a volume's files lie; made as Docker makes one, owned by the image's user."""
+        place = self.folder / "volumes" / name
+        if not place.exists():
+            place.mkdir(parents=True)
+            if os.geteuid() == 0:
+                os.chown(place, IMAGE_USER, IMAGE_USER)
+        return place
+
     def log(self, name: str) -> str:
         """What the service has written."""
         return f"--- {name}\n{self._log_path(name).read_text(errors='replace')}"
@@ -330,7 +339,7 @@ class Topology:
         program, *rest = arguments
         port = str(self.ports["redis"])
         if program == "redis-server":
-            rest += ["--port", port, "--bind", "127.0.0.1", "--dir", str(self._place("redis"))]
+            rest += ["--port", port, "--bind", "127.0.0.1", "--dir", str(self.volume("redis"))]
         if program == "redis-cli":  # its options come before its command
             rest = ["-p", port, *rest]
         return Run([program, *rest], environment)
@@ -341,15 +350,7 @@ class Topology:
         return str(self.ports["api"]) if value == "8000" else value
 
     def _place(self, source: str) -> Path:
-        """Of a volume a folder of ours, made as Docker makes it: owned by the image's user; else the host's path."""
-        if source.startswith(("/", ".")):
-            return Path(source).resolve()
-        place = self.folder / "volumes" / source
-        if not place.exists():
-            place.mkdir(parents=True)
-            if os.geteuid() == 0:
-                os.chown(place, IMAGE_USER, IMAGE_USER)
-        return place
+        return Path(source).resolve() if source.startswith(("/", ".")) else self.volume(source)
 
     def _log_path(self, name: str) -> Path:
         return self.folder / f"{name}.log"
@@ -357,9 +358,16 @@ class Topology:
 
 def main_process(pid: int) -> int:
     """The process that gets a container's signals: *pid*, or what ``buildah run`` runs, which passes none on."""
-    while Path(f"/proc/{pid}/exe").resolve().name == "buildah":
-        pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+    while "buildah" in Path(f"/proc/{pid}/exe").readlink().name:
+        children = [child for task in Path(f"/proc/{pid}/task").iterdir() for child in _children(task)]
+        if not children:
+            break
+        pid = children[0]
     return pid
+
+
+def _children(task: Path) -> list[int]:
+    return [int(child) for child in (task / "children").read_text(encoding="utf-8").split()]
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import fnmatch
 import itertools
 import os
@@ -144,7 +145,7 @@ def test_every_setting_is_offered_or_decided_and_nothing_else_is():
     settings = {f"TAESAR_{name.upper()}" for name in Settings.model_fields}
     in_example = {name for name in offered() if name.startswith("TAESAR_")}
 
-    assert in_example | DECIDED == settings
+    assert in_example | DECIDED == settings, "run `make docs`"
     assert not in_example & DECIDED
     assert {name for name in offered() if name not in in_example} <= variables_of(COMPOSE.read_text(encoding="utf-8"))
 
@@ -153,7 +154,7 @@ def test_the_example_offers_the_settings_own_defaults():
     for name, field in Settings.model_fields.items():
         variable = f"TAESAR_{name.upper()}"
         if variable in offered() and variable not in variables_of(COMPOSE.read_text(encoding="utf-8")):
-            assert offered()[variable] == ("" if field.default in (None, ()) else str(field.default))
+            assert offered()[variable] == ("" if field.default in (None, ()) else str(field.default)), "run `make docs`"
 
 
 def test_every_variable_of_the_example_has_a_reason_above_it():
@@ -243,6 +244,17 @@ def test_a_given_bundle_is_never_trained_over(start, tmp_path):
 
     assert done.returncode == 0
     assert done.stdout == ""
+
+
+def test_the_first_bundle_is_trained_as_the_demos_is(start):
+    """One choice of options, that of examples/demo.py."""
+    demo = (ROOT / "examples" / "demo.py").read_text(encoding="utf-8")
+    briefly = re.search(r"^BRIEFLY = (\(.*\))$", demo, re.MULTILINE)
+    assert briefly
+
+    options = ast.literal_eval(briefly[1])
+    said = start("bundle", SAMPLE="interactions.csv").stdout
+    assert f" {' '.join(options)}\n" in said
 
 
 def test_no_bundle_and_a_training_that_fails_end_the_start(start):

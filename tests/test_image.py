@@ -87,6 +87,13 @@ def test_its_processes_are_not_root_and_see_only_its_files(topology):
     assert all(root != Path("/") for root in roots)
 
 
+def test_the_inner_loop_of_decoding_is_compiled_for_this_processor(topology):
+    """Once, in the volume that the containers share."""
+    libraries = list(topology.volume("data").glob(".cache/taesar/*.so"))
+
+    assert len(libraries) == 1
+
+
 def test_the_image_is_configured_as_compose_and_its_readers_expect():
     said = buildah("inspect", "--type", "image", "--format", "{{json .Docker.Config}}", IMAGE)
     config = pl.read_json(said.encode()).row(0, named=True)
