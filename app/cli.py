@@ -243,11 +243,9 @@ def train(
     The state after every epoch lies in OUT.run: the same command, given again after a kill, goes on from there and
     ends with the same weights.
     """
-    import shutil
-
     from app.progress import TrainingProgress
     from models.dataset import load_dataset
-    from models.pipeline import PipelineConfig, train_bundle
+    from models.pipeline import PipelineConfig, forget_run, train_bundle
     from models.training import resolve_device
 
     defaults = PipelineConfig()
@@ -264,8 +262,8 @@ def train(
             f"--width {config.network.width} is not a multiple of --heads {config.network.num_heads}"
         )
     run_directory = out.with_name(f"{out.name}.run")
-    if fresh and run_directory.exists():
-        shutil.rmtree(run_directory)
+    if fresh:
+        forget_run(run_directory)
     if run_directory.exists():
         console.print(f"going on with the run in {run_directory}")
     prepared = load_dataset(dataset)

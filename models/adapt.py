@@ -8,6 +8,7 @@ epochs and keeps the last, by which its experts had lost up to a third of their 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,8 @@ def train_expert(
     candidates = dataset.vocabulary.token_range(domain)
     objective = PredictionObjective(
         name=f"expert {domain}",
-        fingerprint=f"{dataset.fingerprint} {_weights_hash(base)}",
+        # The same weights under another dropout or number of heads are another run, too.
+        fingerprint=f"{dataset.fingerprint} {dataclasses.asdict(base.config)} {_weights_hash(base)}",
         sequences=trainable_sequences(dataset.train),
         targets_of=partial(domain_specific_targets, token_range=candidates),
         candidates=candidates,

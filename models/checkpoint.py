@@ -15,8 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
-import tempfile
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +33,15 @@ from models.errors import (
     BundleMissingFileError,
     BundleVersionError,
     DatasetFormatError,
-    OutputExistsError,
 )
+from models.output import check_replaceable, replacing
 from models.vocabulary import Vocabulary
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.parquet"
 BASE = "base.safetensors"
+EXPERT_FILE = re.compile(r"expert-\d{2,}\.safetensors")
 VERSION_LENGTH = 12
 
 
@@ -99,9 +99,7 @@ def save_bundle(
     if len(experts) != len(vocabulary.domains):
         raise BundleMismatchError(f"{directory}: {len(experts)} experts for {len(vocabulary.domains)} domains")
     check_destination(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
+    with replacing(directory) as staging:
         vocabulary.save(staging / VOCABULARY)
         names = [BASE, *(expert_file(index) for index in range(len(experts)))]
         for name, network in zip(names, [base, *experts], strict=True):
@@ -116,12 +114,6 @@ def save_bundle(
             "provenance": provenance,
         }
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        staging.chmod(0o755)
-        if directory.exists():
-            shutil.rmtree(directory)
-        staging.replace(directory)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return load_bundle(directory, device=base.item_embeddings_VD.device)
 
 
@@ -132,12 +124,13 @@ def check_destination(directory: Path) -> None:
     Raises:
         OutputExistsError: it holds something that is not a bundle.
     """
-    if (
-        directory.exists()
-        and not (directory / MANIFEST).is_file()
-        and (directory.is_file() or any(directory.iterdir()))
-    ):
-        raise OutputExistsError(f"{directory} exists and is not a bundle; choose another folder")
+    fixed = frozenset({MANIFEST, VOCABULARY, BASE})
+    check_replaceable(
+        directory,
+        what="a bundle",
+        required=frozenset({MANIFEST, VOCABULARY}),
+        ours=lambda name: name in fixed or EXPERT_FILE.fullmatch(name) is not None,
+    )
 
 
 def load_bundle(directory: Path, device: torch.device | str = "cpu") -> Bundle:

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +29,8 @@ import polars as pl
 from models.checkpoint import Bundle
 from models.contrastive import Rule
 from models.dataset import Dataset, TokenArray
-from models.errors import BundleMismatchError, OutputExistsError
+from models.errors import BundleMismatchError
+from models.output import check_replaceable, replacing
 from models.regenerate import Regenerated, Regenerator
 from models.vocabulary import TokenRange, Vocabulary
 
@@ -39,6 +38,7 @@ SUMMARY = "summary.json"
 COMPOSITE = "composite.parquet"
 COUNTS = "counts.parquet"
 MAPPING = "mapping.parquet"
+INTER_SUFFIX = ".inter"
 INTER_HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
 # Users regenerated between two progress reports.
 USERS_PER_REPORT = 512
@@ -88,7 +88,7 @@ def write_composite(
 
     Args:
         dataset: prepared dataset; its vocabulary must be the bundle's.
-        bundle: base and experts.
+        bundle: base and experts, trained on this very dataset.
         target: name of the target domain.
         rule: decoding rule.
         out: the folder to write; an earlier composite there is replaced, anything else refused.
@@ -96,15 +96,20 @@ def write_composite(
 
     Raises:
         UnknownDomainError: no such domain.
-        BundleMismatchError: the bundle was trained on other items.
+        BundleMismatchError: the bundle was trained on another dataset or another split of it.
         OutputExistsError: *out* holds something that is not a composite.
     """
     started = time.perf_counter()
-    if dataset.vocabulary.fingerprint != bundle.vocabulary.fingerprint:
-        raise BundleMismatchError(f"{bundle.directory}: its vocabulary is not that of dataset {dataset.directory}")
+    if bundle.provenance.get("dataset_fingerprint") != dataset.fingerprint:
+        raise BundleMismatchError(
+            f"{bundle.directory}: not trained on dataset {dataset.directory}; with other items it cannot rewrite it, "
+            "and with another split it may have seen the items held out here"
+        )
     target_range = dataset.vocabulary.token_range(target)
-    if out.exists() and any(out.iterdir()) and not (out / SUMMARY).is_file():
-        raise OutputExistsError(f"{out} exists and is not a composite dataset; choose another folder")
+    parts = frozenset({COMPOSITE, COUNTS, MAPPING, SUMMARY})
+    check_replaceable(
+        out, what="a composite dataset", required=parts, ours=lambda name: name in parts or name.endswith(INTER_SUFFIX)
+    )
     regenerated = _regenerate_all(dataset, Regenerator(bundle, rule), target, on_users)
     rows = composite_rows(dataset.train, regenerated, target_range)
     counts = np.asarray([(r.kept, r.replaced, r.deleted) for r in regenerated], dtype=np.int64).reshape(-1, 3)
@@ -206,9 +211,7 @@ def _write_folder(
     mapping: pl.DataFrame,
     summary: CompositeSummary,
 ) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with replacing(out) as staging:
         item_ids = [dataset.vocabulary.item_ids_of(row.token_ids) for row in rows]
         users = [dataset.user_ids[row.user] for row in rows]
         pl.DataFrame(
@@ -225,18 +228,22 @@ def _write_folder(
                 "token_ids": pl.List(pl.Int32),
             },
         ).write_parquet(staging / COMPOSITE)
-        (staging / f"{summary.target}.inter").write_text(inter_text(users, item_ids), encoding="utf-8")
+        (staging / inter_file(summary.target)).write_text(inter_text(users, item_ids), encoding="utf-8")
         pl.DataFrame(
             {"user_id": list(dataset.user_ids), **dict(zip(("kept", "replaced", "deleted"), counts_U3.T, strict=True))}
         ).write_parquet(staging / COUNTS)
         mapping.write_parquet(staging / MAPPING)
         (staging / SUMMARY).write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
-        staging.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        staging.replace(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+
+
+def inter_file(target: str) -> str:
+    """
+    Name of the RecBole file of a target: a domain may be called anything, a file not.
+
+    >>> inter_file("food"), inter_file("Food/Drink"), inter_file("..")
+    ('food.inter', 'Food%2FDrink.inter', '...inter')
+    """
+    return f"{quote(target, safe=' ')}{INTER_SUFFIX}"
 
 
 def inter_text(users: Iterable[str], item_ids: Iterable[Sequence[str]]) -> str:
@@ -245,9 +252,8 @@ def inter_text(users: Iterable[str], item_ids: Iterable[Sequence[str]]) -> str:
 
     Tabs and spaces separate fields and items there, so white space (and %) inside an identifier is percent-encoded.
 
-    >>> print(inter_text(["u 1"], [["a", "b", "c"]]), end="")
-    user_id:token	item_id_list:token_seq	item_id:token
-    u%201	a b	c
+    >>> inter_text(["u 1"], [["a", "b", "c"]]).splitlines()[1].split("\\t")
+    ['u%201', 'a b', 'c']
     """
     lines = [
         f"{_field(user)}\t{' '.join(map(_field, items[:-1]))}\t{_field(items[-1])}\n"

@@ -70,7 +70,8 @@ class Decisions:
             one, else the global; reference rules: at the winning item).
         beta_N: weight of the contrast, likewise.
         score_N: the winning score of the deciding step.
-        margin_N: its lead over the runner-up's, >= 0; infinite when there is one candidate only.
+        margin_N: its lead over the runner-up's in the same step, >= 0; infinite when there is one candidate only. Of
+            a replaced item it says how clear the choice among target items was, not how clear it was to replace it.
     """
 
     token_ids_N: Tensor
@@ -91,7 +92,8 @@ def decide(rule: Rule, *, target_expert: View, base: View, source_expert: View, 
     Decide N source items of one source domain for one target domain.
 
     Rule ``paper`` runs in compiled code where that is available (``kernels/``), everything else in
-    ``decide_in_blocks``. The two agree up to float32 rounding, so in every token whose margin exceeds it.
+    ``decide_in_blocks``. The two agree up to float32 rounding: in every token whose margin exceeds it, but for the
+    global step's verdict where the best target item and the best foreign item tie, which the margin does not show.
 
     Args:
         rule: see the top of this file.
@@ -101,7 +103,8 @@ def decide(rule: Rule, *, target_expert: View, base: View, source_expert: View, 
         target_range: the target domain's tokens.
 
     Returns:
-        One decision per position. A position's decision does not depend on the other positions.
+        One decision per position. On the CPU a position's decision does not depend on the other positions, to the
+        bit; on CUDA, whose libraries choose kernels by shape, this was not tested.
     """
     views = (target_expert, base, source_expert)
     fits = paper_rule.fits(*(tensor for view in views for tensor in view))

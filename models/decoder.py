@@ -9,6 +9,7 @@ Shapes: B = sequences, T = positions, D = width, H = heads, V = num_items + 1 (r
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,7 @@ class DecoderConfig:
         init_std: standard deviation of the normal that fills matrices and tables.
 
     Raises:
-        ValueError: a size is not a whole number above 0, or the heads do not divide the width.
+        ValueError: a value is out of its range, or the heads do not divide the width.
     """
 
     num_items: int
@@ -54,6 +55,12 @@ class DecoderConfig:
         sizes = (self.num_items, self.width, self.inner_width, self.num_layers, self.num_heads, self.max_length)
         if not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ValueError("every size must be a whole number above 0")
+        for probability in (self.dropout, self.attention_dropout):
+            if not (isinstance(probability, float | int) and 0 <= probability < 1):
+                raise ValueError(f"a dropout of {probability!r} is not in [0, 1)")
+        for positive in (self.layer_norm_epsilon, self.init_std):
+            if not (isinstance(positive, float | int) and 0 < positive < math.inf):
+                raise ValueError(f"{positive!r} is not a number above 0")
         if self.width % self.num_heads:
             raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
 

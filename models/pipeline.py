@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from models.checkpoint import Bundle, check_destination, save_bundle
 from models.dataset import Dataset
 from models.decoder import Decoder, DecoderConfig
 from models.pretrain import train_base
-from models.training import Progress, TrainingConfig, TrainingResult
+from models.training import PARTIAL_SUFFIX, RESUME_SUFFIX, Progress, TrainingConfig, TrainingResult
 
 BASE_TRAINING = TrainingConfig()
 # At most the released code's 20 epochs; experts peak within a few, so five misses are enough to stop.
@@ -76,13 +75,13 @@ def train_bundle(
         decoder_config,
         config.base,
         device=device,
-        resume_file=run_directory / "base.safetensors",
+        resume_file=run_directory / f"base{RESUME_SUFFIX}",
         progress=progress,
     )
     experts: list[Decoder] = []
     results: dict[str, TrainingResult] = {}
     for index, domain in enumerate(dataset.vocabulary.domains):
-        resume_file = run_directory / f"expert-{index:02d}.safetensors"
+        resume_file = run_directory / f"expert-{index:02d}{RESUME_SUFFIX}"
         expert, results[domain] = train_expert(
             dataset, base, domain, config.expert, resume_file=resume_file, progress=progress
         )
@@ -98,8 +97,18 @@ def train_bundle(
         "seconds": round(time.perf_counter() - started, 1),
     }
     bundle = save_bundle(out, vocabulary=dataset.vocabulary, base=base, experts=experts, provenance=provenance)
-    shutil.rmtree(run_directory, ignore_errors=True)
+    forget_run(run_directory)
     return bundle
+
+
+def forget_run(run_directory: Path) -> None:
+    """Delete the resume files of an unfinished or finished run, and the folder if nothing else is in it."""
+    for pattern in ("base.*", "expert-*.*"):
+        for path in run_directory.glob(pattern):
+            if path.suffix in {RESUME_SUFFIX, PARTIAL_SUFFIX}:
+                path.unlink()
+    if run_directory.is_dir() and not any(run_directory.iterdir()):
+        run_directory.rmdir()
 
 
 def _summary(result: TrainingResult) -> dict[str, Any]:

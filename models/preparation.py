@@ -20,10 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
@@ -34,9 +30,10 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from models.dataset import FORMAT_VERSION, MANIFEST, TOKENS, Sequences, TokenArray, sha256_of
+from models.dataset import FORMAT_VERSION, MANIFEST, REQUIRED_FILES, TOKENS, Sequences, TokenArray, sha256_of
 from models.errors import EmptyDatasetError, OutputExistsError
 from models.interactions import BadRow, Codes, Columns, Identifiers, Interactions, Progress, Times, read_interactions
+from models.output import check_replaceable, replacing
 from models.vocabulary import Vocabulary
 
 Ties = Literal["hash", "input"]
@@ -219,7 +216,7 @@ def prepare(
         fingerprint=_fingerprint(vocabulary, split),
     )
     report_stage("writing", 0.0)
-    with _replacing(out) as folder:
+    with replacing(out) as folder:
         _write(folder, source, config, vocabulary, split, report)
     report_stage("writing", 1.0)
     return report
@@ -469,29 +466,9 @@ def _write(
 
 
 def _check_output(out: Path, *, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / MANIFEST).is_file():
-        raise OutputExistsError(f"{out}: exists and is not a dataset; it will not be replaced")
-    if not overwrite:
+    written = {MANIFEST, *REQUIRED_FILES}
+    check_replaceable(
+        out, what="a dataset", required=frozenset(written), ours=lambda name: name in written | {BAD_ROWS}
+    )
+    if (out / MANIFEST).is_file() and not overwrite:
         raise OutputExistsError(f"{out}: holds a dataset already; ask for it to be overwritten, or name another folder")
-
-
-@contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """A temporary folder beside *out* that takes its place at the end, and vanishes if anything goes wrong."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    former = out.with_name(f".{out.name}.{os.getpid()}.former")
-    folder.mkdir()
-    try:
-        yield folder
-        if out.exists():
-            out.rename(former)
-        folder.rename(out)
-    except BaseException:
-        if former.exists() and not out.exists():
-            former.rename(out)
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(former, ignore_errors=True)

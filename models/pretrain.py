@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import torch
@@ -32,7 +34,8 @@ def train_base(
     all_items = TokenRange(1, dataset.vocabulary.num_items)
     objective = PredictionObjective(
         name="base",
-        fingerprint=dataset.fingerprint,
+        # Another network on the same data is another run.
+        fingerprint=f"{dataset.fingerprint} {json.dumps(dataclasses.asdict(decoder_config), sort_keys=True)}",
         sequences=trainable_sequences(dataset.train),
         targets_of=next_item_targets,
         candidates=all_items,

@@ -37,6 +37,8 @@ BatchT = TypeVar("BatchT")
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
+RESUME_SUFFIX = ".safetensors"
+PARTIAL_SUFFIX = ".partial"
 # Batches whose rows are sorted together by length: enough for nearly even lengths inside a batch, few enough that
 # what shares a batch still changes from epoch to epoch.
 BUCKET_BATCHES = 16
@@ -178,11 +180,14 @@ def fit(
 
     Raises:
         ResumeMismatchError: the resume file belongs to another objective or configuration.
-        TrainingError: the loss became NaN or infinite.
+        TrainingError: there is nothing to train on, or the loss became NaN or infinite.
     """
     progress = progress or Silent()
+    if config.max_epochs and not objective.num_batches():
+        raise TrainingError(f"{objective.name}: nothing to train on: no sequence has an item to predict")
     state = _State.fresh(module, config)
-    identity = _identity(objective, config)
+    device = next(module.parameters()).device
+    identity = _identity(objective, config, device)
     if resume_file is not None and resume_file.is_file():
         state.load(resume_file, identity)
         for report in state.history:
@@ -283,13 +288,20 @@ def _run_epoch(
 
 
 def _autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[object]:
-    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
+    if _product_precision(device, precision) == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
 
-def _identity(objective: Objective[ModuleContraT, BatchT], config: TrainingConfig) -> str:
-    return json.dumps([objective.name, objective.fingerprint, dataclasses.asdict(config)], sort_keys=True)
+def _product_precision(device: torch.device, precision: Precision) -> Precision:
+    if precision == "auto":
+        return "bfloat16" if device.type == "cuda" else "float32"
+    return precision
+
+
+def _identity(objective: Objective[ModuleContraT, BatchT], config: TrainingConfig, device: torch.device) -> str:
+    options = {**dataclasses.asdict(config), "precision": _product_precision(device, config.precision)}
+    return json.dumps([objective.name, objective.fingerprint, options, device.type], sort_keys=True)
 
 
 @dataclass
@@ -331,7 +343,7 @@ class _State(Generic[ModuleT]):
         history = [dataclasses.asdict(report) for report in self.history]
         metadata = {"identity": identity, "history": json.dumps(history)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = path.with_suffix(".partial")
+        staging = path.with_suffix(PARTIAL_SUFFIX)
         save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, staging, metadata=metadata)
         with staging.open("rb") as file:
             os.fsync(file.fileno())
@@ -347,18 +359,18 @@ class _State(Generic[ModuleT]):
                         "give another run folder, or start anew"
                     )
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            self.module.load_state_dict(_under("module.", tensors))
+            self.best_weights = _clone(_under("best.", tensors))
+            slots: dict[int, dict[str, Tensor]] = {}
+            for key, value in _under("adam.", tensors).items():
+                index, slot = key.split(".", 1)
+                slots.setdefault(int(index), {})[slot] = value
+            self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": slots})
+            self.history = [EpochReport(**report) for report in json.loads(metadata["history"])]
         except ResumeMismatchError:
             raise
         except Exception as error:
             raise ResumeMismatchError(f"{path}: not a readable resume file: {error}") from error
-        self.module.load_state_dict(_under("module.", tensors))
-        self.best_weights = _clone(_under("best.", tensors))
-        slots: dict[int, dict[str, Tensor]] = {}
-        for key, value in _under("adam.", tensors).items():
-            index, slot = key.split(".", 1)
-            slots.setdefault(int(index), {})[slot] = value
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": slots})
-        self.history = [EpochReport(**report) for report in json.loads(metadata["history"])]
 
 
 def _clone(weights: dict[str, Tensor]) -> dict[str, Tensor]:

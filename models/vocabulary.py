@@ -82,6 +82,10 @@ class Vocabulary:
             first += len(items)
         return tuple(ranges)
 
+    def build_lookups(self) -> None:
+        """Build the tables behind ``token_id`` and ``item_ids_of`` now, not when they are first asked."""
+        _ = self._token_of, self._item_of
+
     def domain_index(self, domain: str) -> int:
         """
         Position of *domain* in ``domains``.

@@ -1,7 +1,8 @@
 // Rule `paper` of models/contrastive.py in one sweep: the three products, the weights and the argmax, without ever
 // holding [positions, V].
 //
-// A block of up to 32 positions goes through three passes over the items:
+// A panel of up to 32 positions goes through three passes over the items, and up to four panels through the first one
+// together, so that the tables, which are read from memory, are read once for 128 positions:
 //   1. product   logits of the three decoders, tile by tile; while a tile is in the first caches, its share of the
 //                running maximum, of sum exp(l) and of sum exp(l) l (log-sum-exp and entropy)
 //   2. JSD       sum p ln(p / m) + q ln(q / m), which needs the normalisers of pass 1
@@ -15,7 +16,7 @@
 //
 // Plain GNU vector extensions, no intrinsics: GCC and Clang compile it for AVX-512, AVX2 and NEON alike.
 //
-// Layouts: tables [V][D] row-major as they come; hidden states of a block transposed, [D][lanes]; logits [V][lanes].
+// Layouts: tables [V][D] row-major as they come; hidden states of a panel transposed, [D][lanes]; logits [V][lanes].
 
 #include <algorithm>
 #include <atomic>
@@ -40,8 +41,11 @@ constexpr int LANES = 8;
 constexpr int ACCUMULATORS = 12;  // of 16 registers
 #endif
 constexpr int MOST_VECTORS = 2;
-// Items of a tile: 96 x 32 positions x 3 decoders are 36 KiB of logits. A multiple of ACCUMULATORS / {1, 2}.
+// Items of a tile: 96 rows of a table of width 128 are 48 KiB. A multiple of ACCUMULATORS / {1, 2}.
 constexpr int64_t TILE = 96;
+// Panels that share one reading of the tables, and the memory that they may take per thread.
+constexpr int64_t MOST_PANELS = 4;
+constexpr int64_t SCRATCH_BYTES = 96 << 20;
 // Scratch starts on a huge page, where the system has them.
 constexpr std::size_t ALIGNMENT = 1 << 21;
 // Stands for "no item yet" as a maximum: far below every logit, yet finite, so that 0 * (NOTHING - l) is 0, not NaN.
@@ -137,42 +141,61 @@ struct Span {
 
 // Up to VECTORS * LANES positions; VECTORS 1 and 2 give the same bits.
 template <int VECTORS>
-class Block {
+class Panel {
   public:
     static constexpr int64_t ROWS = VECTORS * LANES;
 
-    // *scratch*: room for 3 V + 3 D vectors of ROWS floats.
-    Block(const Call& call, float* scratch) : call_(call) {
+    // *scratch*: room for scratch_floats(call).
+    Panel(const Call& call, float* scratch) : call_(call) {
         for (int part = 0; part < 3; ++part) {
             logits_[part] = scratch + part * call.num_tokens * ROWS;
             hidden_[part] = scratch + (3 * call.num_tokens + part * call.width) * ROWS;
         }
     }
 
-    void decide(int64_t start) {
-        const int64_t rows = std::min(ROWS, call_.num_positions - start);
-        const Span domain{call_.first, call_.last + 1}, items{1, call_.num_tokens};
-        const Span segments[3] = {{1, domain.start}, domain, {domain.stop, call_.num_tokens}};
-        gather(start, rows);
-        Sums sums[3][3][VECTORS];  // segment, decoder, vector
-        for (int segment = 0; segment < 3; ++segment) project(segments[segment], sums[segment]);
+    static int64_t scratch_floats(const Call& call) { return 3 * (call.num_tokens + call.width) * ROWS; }
+
+    // Take positions start .. start + ROWS - 1, as far as there are any.
+    void take(int64_t start) {
+        start_ = start;
+        rows_ = std::min(ROWS, call_.num_positions - start);
+        const float* views[3] = {call_.target.hidden, call_.base.hidden, call_.source.hidden};
+        for (int part = 0; part < 3; ++part)
+            for (int64_t k = 0; k < call_.width; ++k)
+                for (int64_t row = 0; row < ROWS; ++row)
+                    hidden_[part][k * ROWS + row] = row < rows_ ? views[part][(start + row) * call_.width + k] : 0.0f;
+        for (auto& segment : sums_)
+            for (auto& part : segment) std::fill(part, part + VECTORS, Sums{});
+    }
+
+    // Pass 1 over one tile of one segment, for one decoder.
+    void project(int segment, int part, const float* table, Span items) {
+        constexpr int GROUP = ACCUMULATORS / VECTORS;
+        int64_t item = items.start;
+        for (; item + GROUP <= items.stop; item += GROUP) products<GROUP>(part, table, item);
+        for (; item < items.stop; ++item) products<1>(part, table, item);
+        for (int v = 0; v < VECTORS; ++v) accumulate(part, v, items, sums_[segment][part][v]);
+    }
+
+    // Passes 2 and 3, once pass 1 has seen every item.
+    void finish() const {
+        const Span domain{call_.first, call_.last + 1};
         Sums whole[3][VECTORS];
         for (int part = 0; part < 3; ++part)
             for (int v = 0; v < VECTORS; ++v)
-                for (int segment = 0; segment < 3; ++segment) whole[part][v].add(sums[segment][part][v]);
+                for (const auto& segment : sums_) whole[part][v].add(segment[part][v]);
         bool any = false;
-        const Step global = step(items, whole);
-        for (int64_t row = 0; row < rows; ++row) {
+        const Step global = step({1, call_.num_tokens}, whole);
+        for (int64_t row = 0; row < rows_; ++row) {
             const int64_t item = global.best[row / LANES].item[row % LANES];
             const bool convertible = domain.start <= item && item < domain.stop;
             any |= convertible;
-            write(start + row, row, global, convertible ? item : 0);
+            write(row, global, convertible ? item : 0);
         }
         if (!any) return;
-        const Step local = step(domain, sums[1]);
-        for (int64_t row = 0; row < rows; ++row)
-            if (call_.tokens[start + row])
-                write(start + row, row, local, local.best[row / LANES].item[row % LANES]);
+        const Step local = step(domain, sums_[1]);
+        for (int64_t row = 0; row < rows_; ++row)
+            if (call_.tokens[start_ + row]) write(row, local, local.best[row / LANES].item[row % LANES]);
     }
 
   private:
@@ -180,34 +203,6 @@ class Block {
         Floats alpha[VECTORS], beta[VECTORS];
         Best best[VECTORS];
     };
-
-    // Hidden states of the block, transposed; positions beyond the last are zero.
-    void gather(int64_t start, int64_t rows) {
-        const float* views[3] = {call_.target.hidden, call_.base.hidden, call_.source.hidden};
-        for (int part = 0; part < 3; ++part)
-            for (int64_t k = 0; k < call_.width; ++k)
-                for (int64_t row = 0; row < ROWS; ++row)
-                    hidden_[part][k * ROWS + row] = row < rows ? views[part][(start + row) * call_.width + k] : 0.0f;
-    }
-
-    // Pass 1 over one segment.
-    void project(Span span, Sums (&sums)[3][VECTORS]) {
-        const float* tables[3] = {call_.target.table, call_.base.table, call_.source.table};
-        for (int64_t tile = span.start; tile < span.stop; tile += TILE) {
-            const Span items{tile, std::min(tile + TILE, span.stop)};
-            for (int part = 0; part < 3; ++part) {
-                multiply(part, tables[part], items);
-                for (int v = 0; v < VECTORS; ++v) accumulate(part, v, items, sums[part][v]);
-            }
-        }
-    }
-
-    void multiply(int part, const float* table, Span items) {
-        constexpr int GROUP = ACCUMULATORS / VECTORS;
-        int64_t item = items.start;
-        for (; item + GROUP <= items.stop; item += GROUP) products<GROUP>(part, table, item);
-        for (; item < items.stop; ++item) products<1>(part, table, item);
-    }
 
     // COUNT items x ROWS positions, each element one chain of multiply-adds over the width.
     template <int COUNT>
@@ -248,7 +243,7 @@ class Block {
     }
 
     // Passes 2 and 3 over one candidate set, given its sums.
-    Step step(Span items, const Sums (&sums)[3][VECTORS]) {
+    Step step(Span items, const Sums (&sums)[3][VECTORS]) const {
         Step step;
         for (int v = 0; v < VECTORS; ++v) {
             step.alpha[v] = confidence(items, sums[0][v]);
@@ -309,8 +304,8 @@ class Block {
         return best;
     }
 
-    void write(int64_t position, int64_t row, const Step& step, int64_t token) const {
-        const int64_t v = row / LANES, lane = row % LANES;
+    void write(int64_t row, const Step& step, int64_t token) const {
+        const int64_t position = start_ + row, v = row / LANES, lane = row % LANES;
         call_.tokens[position] = token;
         call_.alpha[position] = step.alpha[v][lane];
         call_.beta[position] = step.beta[v][lane];
@@ -325,16 +320,42 @@ class Block {
     }
 
     const Call& call_;
+    int64_t start_ = 0, rows_ = 0;
     float* logits_[3];
     float* hidden_[3];
+    Sums sums_[3][3][VECTORS];  // segment, decoder, vector
 };
+
+// One thread's share of the work: a few panels at a time, so that a tile of the tables, once in the caches, serves all.
+template <int VECTORS>
+void decide_share(const Call& call, int64_t num_panels, float* scratch, std::atomic<int64_t>& next) {
+    constexpr int64_t ROWS = Panel<VECTORS>::ROWS;
+    const float* tables[3] = {call.target.table, call.base.table, call.source.table};
+    const Span segments[3] = {{1, call.first}, {call.first, call.last + 1}, {call.last + 1, call.num_tokens}};
+    std::vector<Panel<VECTORS>> panels;
+    for (int64_t i = 0; i < num_panels; ++i) panels.emplace_back(call, scratch + i * Panel<VECTORS>::scratch_floats(call));
+    for (int64_t start; (start = next.fetch_add(num_panels * ROWS)) < call.num_positions;) {
+        const int64_t used = std::min(num_panels, (call.num_positions - start + ROWS - 1) / ROWS);
+        for (int64_t i = 0; i < used; ++i) panels[i].take(start + i * ROWS);
+        for (int segment = 0; segment < 3; ++segment)
+            for (int64_t tile = segments[segment].start; tile < segments[segment].stop; tile += TILE)
+                for (int part = 0; part < 3; ++part)
+                    for (int64_t i = 0; i < used; ++i)
+                        panels[i].project(segment, part, tables[part], {tile, std::min(tile + TILE, segments[segment].stop)});
+        for (int64_t i = 0; i < used; ++i) panels[i].finish();
+    }
+}
 
 template <int VECTORS>
 bool decide_all(const Call& call, int64_t num_threads) {
-    constexpr int64_t ROWS = Block<VECTORS>::ROWS;
-    const int64_t num_blocks = (call.num_positions + ROWS - 1) / ROWS;
-    const std::size_t floats = 3 * (call.num_tokens + call.width) * ROWS;
-    const std::size_t bytes = (floats * sizeof(float) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    const int64_t num_blocks = (call.num_positions + Panel<VECTORS>::ROWS - 1) / Panel<VECTORS>::ROWS;
+    const int64_t panel_bytes = Panel<VECTORS>::scratch_floats(call) * sizeof(float);
+    num_threads = std::max<int64_t>(1, std::min(num_threads, num_blocks));
+    // As many panels as memory permits, then no more than share the work evenly.
+    const int64_t most = std::min(MOST_PANELS, std::max<int64_t>(1, SCRATCH_BYTES / panel_bytes));
+    const int64_t turns = std::max<int64_t>(1, (num_blocks + num_threads * most - 1) / (num_threads * most));
+    const int64_t num_panels = std::max<int64_t>(1, (num_blocks + num_threads * turns - 1) / (num_threads * turns));
+    const std::size_t bytes = (num_panels * panel_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     std::atomic<int64_t> next{0};
     const auto work = [&] {
         float* scratch = static_cast<float*>(std::aligned_alloc(ALIGNMENT, bytes));
@@ -342,20 +363,19 @@ bool decide_all(const Call& call, int64_t num_threads) {
 #if defined(__linux__)
         madvise(scratch, bytes, MADV_HUGEPAGE);  // 15 MB at 40,000 items: 8 page faults instead of 3,700
 #endif
-        Block<VECTORS> block(call, scratch);
-        for (int64_t index; (index = next.fetch_add(1)) < num_blocks;) block.decide(index * ROWS);
+        decide_share<VECTORS>(call, num_panels, scratch, next);
         std::free(scratch);
     };
     std::vector<std::thread> threads;
     try {
-        for (int64_t i = 1; i < std::min(num_threads, num_blocks); ++i) threads.emplace_back(work);
+        for (int64_t i = 1; i < num_threads; ++i) threads.emplace_back(work);
     } catch (...) {
         // Fewer threads than asked for: those that started do all the work.
     }
     work();
     for (std::thread& thread : threads) thread.join();
-    // A thread without memory leaves its blocks to the others; without any there is an undone block.
-    return next.load() >= num_blocks;
+    // A thread without memory leaves its share to the others; without any, nothing was begun.
+    return next.load() >= call.num_positions;
 }
 
 }  // namespace

@@ -35,7 +35,7 @@ def matching_bundle(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) 
         vocabulary=dataset.vocabulary,
         base=networks[0],
         experts=networks[1:],
-        provenance={"dataset": dataset.fingerprint},
+        provenance={"dataset_fingerprint": dataset.fingerprint},
     )
 
 

@@ -67,14 +67,20 @@ def test_the_version_follows_content_not_time(bundle: Bundle, vocabulary: Vocabu
     assert version(1, "a") != bundle.version
 
 
-def test_saving_over_a_bundle_replaces_it_and_over_other_files_refuses(bundle: Bundle, copied: Path) -> None:
+def test_saving_over_a_bundle_replaces_it(bundle: Bundle, copied: Path) -> None:
     parts = {"vocabulary": bundle.vocabulary, "base": bundle.base, "experts": bundle.experts}
     assert save_bundle(copied, provenance={"again": True}, **parts).provenance == {"again": True}
-    (copied / MANIFEST).unlink()
-    with pytest.raises(OutputExistsError, match="is not a bundle"):
-        save_bundle(copied, provenance={}, **parts)
-    assert (copied / BASE).is_file()
     assert [path.name for path in copied.parent.iterdir()] == ["copy"]
+
+
+@pytest.mark.parametrize("foreign", [["notes.txt"], ["manifest.json", "precious.js"], ["manifest.json"]])
+def test_saving_over_other_files_is_refused(bundle: Bundle, tmp_path: Path, foreign: list[str]) -> None:
+    """A manifest.json alone does not make a folder ours."""
+    for name in foreign:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(OutputExistsError, match="is not a bundle"):
+        save_bundle(tmp_path, vocabulary=bundle.vocabulary, base=bundle.base, experts=bundle.experts, provenance={})
+    assert sorted(path.name for path in tmp_path.iterdir()) == foreign
 
 
 def test_missing_folder_and_missing_file_are_named(copied: Path, tmp_path: Path) -> None:
@@ -114,7 +120,19 @@ def test_a_manifest_with_parts_of_another_kind_is_refused(copied: Path, change: 
         load_bundle(copied)
 
 
-@pytest.mark.parametrize("decoder", [7, [], {"num_items": "many"}, {"num_items": 60, "num_heads": 0}])
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        7,
+        [],
+        {"num_items": "many"},
+        {"num_items": 60, "num_heads": 0},
+        {"num_items": 60, "dropout": 5},
+        {"num_items": 60, "attention_dropout": "a"},
+        {"num_items": 60, "init_std": -1.0},
+        {"num_items": 60, "layer_norm_epsilon": "x"},
+    ],
+)
 def test_a_decoder_configuration_of_another_kind_is_refused(copied: Path, decoder: object) -> None:
     edit_manifest(copied, decoder=decoder)
     with pytest.raises(BundleMismatchError, match="not a decoder configuration"):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,12 @@ import torch
 from models.checkpoint import Bundle
 from models.composite import COMPOSITE, COUNTS, MAPPING, SUMMARY, write_composite
 from models.dataset import MANIFEST, Dataset, load_dataset, sha256_of
-from models.errors import BundleMismatchError, OutputExistsError, ResumeMismatchError
-from models.pipeline import NetworkConfig, PipelineConfig, train_bundle
-from models.training import TrainingConfig
+from models.errors import BundleMismatchError, OutputExistsError, ResumeMismatchError, TrainingError
+from models.pipeline import NetworkConfig, PipelineConfig, forget_run, train_bundle
+from models.preparation import PreparationConfig, prepare
+from models.training import EpochReport, Silent, TrainingConfig
 from models.vocabulary import Vocabulary
+from tests.conftest import write_interactions
 
 CPU = torch.device("cpu")
 SHORT = TrainingConfig(learning_rate=5e-3, batch_size=16, max_epochs=12)
@@ -99,24 +103,63 @@ def test_training_killed_with_sigkill_resumes_to_the_same_bundle(
     assert resumed.version == trained.version
 
 
-def test_a_run_folder_of_another_configuration_is_refused(dataset: Dataset, tmp_path: Path) -> None:
-    class Stop(Exception):
-        pass
+class StopError(Exception):
+    """Ends a run early, as a kill would."""
 
-    class StopAtTwo:
-        def on_step(self, report: object) -> None:
-            """Nothing."""
 
-        def on_epoch(self, report: object) -> None:
-            if report.epoch == 2:  # type: ignore[attr-defined]
-                raise Stop
+class StopAtTwo(Silent):
+    def on_epoch(self, report: EpochReport) -> None:
+        if report.epoch == 2:
+            raise StopError
 
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        dataclasses.replace(CONFIG, base=dataclasses.replace(SHORT, seed=1)),
+        dataclasses.replace(CONFIG, base=dataclasses.replace(SHORT, precision="bfloat16")),
+        dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, dropout=0.5)),
+        dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, num_heads=4)),
+        dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, width=32)),
+    ],
+    ids=["seed", "precision", "dropout", "heads", "width"],
+)
+def test_a_run_of_another_configuration_is_refused(dataset: Dataset, tmp_path: Path, other: PipelineConfig) -> None:
+    """Not only what changes shapes: a bundle must not be half-trained under one option and half under another."""
     arguments = {"device": CPU, "run_directory": tmp_path / "run"}
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         train_bundle(dataset, tmp_path / "bundle", CONFIG, progress=StopAtTwo(), **arguments)
-    other = dataclasses.replace(CONFIG, base=dataclasses.replace(SHORT, seed=1))
     with pytest.raises(ResumeMismatchError, match=r"base\.safetensors belongs to another run"):
         train_bundle(dataset, tmp_path / "bundle", other, **arguments)
+
+
+def test_a_run_folder_loses_its_resume_files_and_nothing_else(dataset: Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "notes.txt").write_text("keep me")
+    with pytest.raises(StopError):
+        train_bundle(dataset, tmp_path / "b", CONFIG, device=CPU, run_directory=run, progress=StopAtTwo())
+    assert sorted(path.name for path in run.iterdir()) == ["base.safetensors", "notes.txt"]
+    forget_run(run)
+    assert [path.name for path in run.iterdir()] == ["notes.txt"]
+    (run / "notes.txt").unlink()
+    forget_run(run)
+    assert not run.exists()
+
+
+def test_a_dataset_without_anything_to_predict_is_an_error(tmp_path: Path) -> None:
+    """Three interactions leave one to train on: no bundle of random weights comes of it."""
+    rows = [f"u{user},i{item},food,{item}" for user in range(9) for item in range(3)]
+    (tmp_path / "rows.csv").write_text("\n".join(["user,item,domain,timestamp", *rows]) + "\n")
+    prepare(tmp_path / "rows.csv", tmp_path / "dataset", PreparationConfig())
+    with pytest.raises(TrainingError, match="base: nothing to train on"):
+        train_bundle(
+            load_dataset(tmp_path / "dataset"),
+            tmp_path / "bundle",
+            CONFIG,
+            device=CPU,
+            run_directory=tmp_path / "run",
+        )
 
 
 def test_a_destination_of_other_files_is_refused_before_any_training(dataset: Dataset, tmp_path: Path) -> None:
@@ -126,66 +169,102 @@ def test_a_destination_of_other_files_is_refused_before_any_training(dataset: Da
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def poisoned(dataset: Dataset, folder: Path, *, validation: bool) -> Dataset:
-    """The dataset with every test item, and on request every validation item, replaced by another of its domain."""
-    folder.mkdir()
-    for path in dataset.directory.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    names = ["test.parquet", *(["validation.parquet"] if validation else [])]
-    for name in names:
-        table = pl.read_parquet(folder / name)
-        first = {token: r.first for r in dataset.vocabulary.token_ranges for token in range(r.first, r.last + 1)}
-        sizes = {r.first: len(r) for r in dataset.vocabulary.token_ranges}
-        moved = [first[t] + (t - first[t] + 7) % sizes[first[t]] for t in table["token_id"].to_list()]
-        table.with_columns(token_id=pl.Series(moved, dtype=table.schema["token_id"])).write_parquet(folder / name)
+def edited(dataset: Dataset, folder: Path, name: str, change: Callable[[int], int]) -> Dataset:
+    """The dataset with one file of held-out items changed, its manifest made to match, its fingerprint kept."""
+    shutil.copytree(dataset.directory, folder)
+    table = pl.read_parquet(folder / name)
+    changed = pl.Series([change(token) for token in table["token_id"].to_list()], dtype=table.schema["token_id"])
+    assert changed.to_list() != table["token_id"].to_list()
+    table.with_columns(token_id=changed).write_parquet(folder / name)
     manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["files"] = {name: sha256_of(folder / name) for name in manifest["files"]}
+    manifest["files"] = {file: sha256_of(folder / file) for file in manifest["files"]}
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return load_dataset(folder)
 
 
+def composite_bytes(dataset: Dataset, bundle: Bundle, folder: Path) -> dict[str, bytes]:
+    """Every file that regeneration writes for every target, but for the summary, which holds times."""
+    for target in dataset.vocabulary.domains:
+        write_composite(dataset, bundle, target=target, rule="paper", out=folder / target)
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != SUMMARY
+    }
+
+
 def test_poisoned_test_items_change_nothing(trained: Bundle, dataset: Dataset, tmp_path: Path) -> None:
     """No stage reads s[n-1]: weights, composite and mapping are the same to the bit."""
-    other = poisoned(dataset, tmp_path / "poisoned", validation=False)
-    assert not np.array_equal(other.test, dataset.test)
-    bundle = train_bundle(other, tmp_path / "bundle", CONFIG, device=CPU, run_directory=tmp_path / "run")
+    poisoned = edited(dataset, tmp_path / "poisoned", "test.parquet", lambda token: token % 60 + 1)
+    bundle = train_bundle(poisoned, tmp_path / "bundle", CONFIG, device=CPU, run_directory=tmp_path / "run")
     assert bundle.version == trained.version
-    for target in dataset.vocabulary.domains:
-        clean, dirty = tmp_path / f"clean-{target}", tmp_path / f"dirty-{target}"
-        write_composite(dataset, trained, target=target, rule="paper", out=clean)
-        write_composite(other, bundle, target=target, rule="paper", out=dirty)
-        for name in (COMPOSITE, MAPPING, COUNTS, f"{target}.inter"):
-            assert (clean / name).read_bytes() == (dirty / name).read_bytes()
+    clean, dirty = (
+        composite_bytes(dataset, trained, tmp_path / "clean"),
+        composite_bytes(poisoned, bundle, tmp_path / "b"),
+    )
+    assert len(clean) == 3 * 4
+    assert clean == dirty
 
 
-def test_poisoned_validation_items_choose_an_epoch_and_nothing_else(dataset: Dataset, tmp_path: Path) -> None:
-    """s[n-2] ranks epochs. With one epoch and no choice between epochs 0 and 1, the weights do not depend on it."""
+def test_validation_items_choose_an_epoch_and_nothing_else(dataset: Dataset, tmp_path: Path) -> None:
+    """
+    Without validation items there is no choice, and the last epoch is kept. With items poisoned so that ever later
+    epochs rank them better or not, every epoch's loss is still the same: no gradient has seen them.
+    """
+    losses, versions = [], []
+    absent = edited(dataset, tmp_path / "absent", "validation.parquet", lambda token: 0)
+    poisoned = edited(dataset, tmp_path / "poisoned", "validation.parquet", lambda token: token % 60 + 1)
+    patient = dataclasses.replace(SHORT, max_epochs=4, patience=99)
+    config = dataclasses.replace(CONFIG, base=patient, expert=dataclasses.replace(patient, max_epochs=0))
+    for index, data in enumerate((dataset, absent, poisoned)):
+        bundle = train_bundle(data, tmp_path / f"b{index}", config, device=CPU, run_directory=tmp_path / f"run{index}")
+        losses.append([epoch["loss"] for epoch in bundle.provenance["base"]["epochs"]])
+        versions.append(bundle)
+    assert losses[0] == losses[1] == losses[2]
+    assert versions[1].provenance["base"]["best_epoch"] == 4
+
     one = dataclasses.replace(SHORT, max_epochs=1)
-    config = dataclasses.replace(CONFIG, base=one, expert=one)
-    other = poisoned(dataset, tmp_path / "poisoned", validation=True)
-    assert not np.array_equal(other.validation, dataset.validation)
-    losses = []
-    for name, data in (("clean", dataset), ("dirty", other)):
-        bundle = train_bundle(data, tmp_path / name, config, device=CPU, run_directory=tmp_path / f"{name}-run")
-        losses.append(bundle.provenance["base"]["epochs"][1]["loss"])
-        write_composite(data, bundle, target="food", rule="paper", out=tmp_path / f"{name}-food")
-    assert losses[0] == losses[1]
-    if len({load_version(tmp_path / name) for name in ("clean", "dirty")}) == 1:
-        clean, dirty = (tmp_path / f"{name}-food" / COMPOSITE for name in ("clean", "dirty"))
-        assert clean.read_bytes() == dirty.read_bytes()
-
-
-def load_version(directory: Path) -> str:
-    return sha256_of(directory / "base.safetensors")
+    adapting = dataclasses.replace(CONFIG, base=dataclasses.replace(SHORT, max_epochs=0), expert=one)
+    expert_losses = []
+    for index, data in enumerate((dataset, absent, poisoned)):
+        bundle = train_bundle(
+            data, tmp_path / f"e{index}", adapting, device=CPU, run_directory=tmp_path / f"erun{index}"
+        )
+        expert_losses.append(
+            {name: expert["epochs"][1]["loss"] for name, expert in bundle.provenance["experts"].items()}
+        )
+    assert expert_losses[0] == expert_losses[1] == expert_losses[2]
 
 
 def test_regeneration_works_where_held_out_files_are_gone(trained: Bundle, dataset: Dataset, tmp_path: Path) -> None:
     """By construction: the composite needs train.parquet and the vocabulary only."""
-    opened = load_dataset(dataset.directory)
-    assert "validation" not in vars(opened)
-    write_composite(opened, trained, target="food", rule="paper", out=tmp_path / "food")
-    assert "validation" not in vars(opened)
-    assert "test" not in vars(opened)
+    shutil.copytree(dataset.directory, tmp_path / "dataset")
+    opened = load_dataset(tmp_path / "dataset")
+    for name in ("validation.parquet", "test.parquet"):
+        (tmp_path / "dataset" / name).unlink()
+    assert composite_bytes(opened, trained, tmp_path / "gone") == composite_bytes(dataset, trained, tmp_path / "there")
+
+
+def test_a_bundle_of_another_split_of_the_same_items_is_refused(trained: Bundle, tmp_path: Path) -> None:
+    """It may have been trained on what this split holds out."""
+    source = write_interactions(tmp_path / "interactions.csv")
+    prepare(source, tmp_path / "other", PreparationConfig(max_length=15))
+    other = load_dataset(tmp_path / "other")
+    assert set(other.vocabulary.domains) == set(trained.vocabulary.domains)
+    with pytest.raises(BundleMismatchError, match="another split"):
+        write_composite(other, trained, target="food", rule="paper", out=tmp_path / "out")
+
+
+def test_a_domain_may_be_called_anything(trained: Bundle, dataset: Dataset, tmp_path: Path) -> None:
+    names = ("books", "Food/Drink", "..")
+    vocabulary = Vocabulary(names, dataset.vocabulary.item_ids)
+    renamed = dataclasses.replace(trained, vocabulary=vocabulary)
+    for name, file in (("Food/Drink", "Food%2FDrink.inter"), ("..", "...inter")):
+        out = tmp_path / file
+        write_composite(
+            dataclasses.replace(dataset, vocabulary=vocabulary), renamed, target=name, rule="paper", out=out
+        )
+        assert (out / file).is_file()
 
 
 @pytest.mark.parametrize("target", ["books", "food", "kitchen"])
@@ -234,20 +313,7 @@ def test_a_composite_is_replaced_and_other_folders_are_refused(
     options = {"target": "food", "rule": "paper"}
     write_composite(dataset, trained, out=tmp_path / "out", **options)
     write_composite(dataset, trained, out=tmp_path / "out", **options)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("keep me")
-    with pytest.raises(OutputExistsError, match="is not a composite dataset"):
-        write_composite(dataset, trained, out=tmp_path / "mine", **options)
-    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep me"
-
-
-def test_a_bundle_of_other_items_is_refused(trained: Bundle, dataset: Dataset, tmp_path: Path) -> None:
-    shuffled = Vocabulary(trained.vocabulary.domains, tuple(tuple(reversed(i)) for i in trained.vocabulary.item_ids))
-    with pytest.raises(BundleMismatchError, match="its vocabulary is not that of dataset"):
-        write_composite(
-            dataset,
-            dataclasses.replace(trained, vocabulary=shuffled),
-            target="food",
-            rule="paper",
-            out=tmp_path / "out",
-        )
+    (tmp_path / "out" / "notes.txt").write_text("keep me")
+    with pytest.raises(OutputExistsError, match=r"is not a composite dataset \(it holds 'notes.txt'\)"):
+        write_composite(dataset, trained, out=tmp_path / "out", **options)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "keep me"

@@ -790,7 +790,7 @@ def test_the_bundled_sample_has_the_counts_that_its_readme_states(tmp_path):
 
 
 @pytest.mark.real_tables
-@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"the real tables are not in {SHARED_DATA}; set TAESAR_REAL_TABLES")
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no real tables in {SHARED_DATA}; set TAESAR_REAL_TABLES")
 @pytest.mark.parametrize(
     ("table", "config", "users", "items_per_domain", "interactions"),
     [

@@ -1,0 +1,60 @@
+"""Folders that a command writes: whole or not at all, and never over somebody else's files."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from models.errors import OutputExistsError
+
+
+def check_replaceable(out: Path, *, what: str, required: frozenset[str], ours: Callable[[str], bool]) -> None:
+    """
+    Whether *out* may be written: it is absent, empty, or an earlier output of the same kind and nothing else.
+
+    Args:
+        out: the folder to write.
+        what: the kind of output, for the message.
+        required: names that every output of this kind holds.
+        ours: whether a name belongs to this kind of output.
+
+    Raises:
+        OutputExistsError: it holds other files, which replacing it would delete.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise OutputExistsError(f"{out}: exists and is a file; name another folder")
+    names = sorted(path.name for path in out.iterdir())
+    foreign = [name for name in names if not ours(name)]
+    if foreign or (names and not required <= set(names)):
+        found = f" (it holds {foreign[0]!r})" if foreign else ""
+        raise OutputExistsError(f"{out}: exists and is not {what}{found}; it will not be replaced")
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """
+    A new folder beside *out* that takes its place at the end, and vanishes if anything goes wrong.
+
+    At every moment the former folder, the new one or both are whole: the former is moved aside, not deleted, until
+    the new one stands. A kill in between leaves it as ``.NAME.HEX.former``.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unique = uuid.uuid4().hex
+    folder, former = (out.parent / f".{out.name}.{unique}.{kind}" for kind in ("partial", "former"))
+    folder.mkdir()
+    try:
+        yield folder
+        if out.exists():
+            out.rename(former)
+        folder.rename(out)
+    except BaseException:
+        if former.exists() and not out.exists():
+            former.rename(out)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
