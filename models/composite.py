@@ -247,12 +247,12 @@ def inter_file(target: str) -> str:
 
 
 def inter_text(users: Iterable[str], item_ids: Iterable[Sequence[str]]) -> str:
-    """
+    r"""
     Rows as a RecBole ``.inter`` file: each row's last item is the one to predict.
 
     Tabs and spaces separate fields and items there, so white space (and %) inside an identifier is percent-encoded.
 
-    >>> inter_text(["u 1"], [["a", "b", "c"]]).splitlines()[1].split("\\t")
+    >>> inter_text(["u 1"], [["a", "b", "c"]]).splitlines()[1].split("\t")
     ['u%201', 'a b', 'c']
     """
     lines = [
