@@ -51,6 +51,8 @@ from models.errors import BundleError, InputFormatError, ModelError, UnknownDoma
 
 PROBLEM_JSON = "application/problem+json"
 ABOUT_BLANK = "about:blank"
+MAX_LISTED_PARTS = 100
+"""Invalid places that one answer names: a wrong request of thousands of items gets a short answer, and the count."""
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is left to read it, logs and metrics are
 
 
@@ -85,12 +87,17 @@ class RequestTooLargeError(ServiceError):
 
 
 class UnknownSequenceItemsError(ServiceError):
-    """Items that the model does not know, each named with its place in the request."""
+    """
+    Items that the model does not know, named with their places in the request.
 
-    def __init__(self, parts: Sequence[InvalidPart]) -> None:
-        assert parts
-        more = "" if len(parts) == 1 else f" (and {len(parts) - 1} more)"
-        super().__init__(parts[0].message + more)
+    Args:
+        parts: the first of them, at least one and at most MAX_LISTED_PARTS.
+        total: how many there are.
+    """
+
+    def __init__(self, parts: Sequence[InvalidPart], total: int) -> None:
+        assert 0 < len(parts) <= min(total, MAX_LISTED_PARTS)
+        super().__init__(parts[0].message + _and_more(total, len(parts)))
         self.parts = tuple(parts)
 
 
@@ -241,7 +248,9 @@ class Problem(BaseModel):
     status: int = Field(description="The HTTP status, repeated.")
     detail: str = Field(description="What went wrong this time.")
     instance: str = Field(description="Path of the request.")
-    errors: list[InvalidPartBody] | None = Field(default=None, description="With 422: every invalid place.")
+    errors: list[InvalidPartBody] | None = Field(
+        default=None, description=f"With 422: the invalid places, at most the first {MAX_LISTED_PARTS}."
+    )
     checks: dict[str, str] | None = Field(
         default=None, description="With 503 of a health check: each check, 'ok' or why not."
     )
@@ -267,8 +276,9 @@ def problem_of(error: Exception, *, instance: str) -> Problem:
     parts = _invalid_parts(error)
     detail = str(error)
     if isinstance(error, RequestValidationError):
-        places = {1: "1 invalid place"}.get(len(parts), f"{len(parts)} invalid places")
-        detail = f"{places} in the request; the first: {parts[0].message}" if parts else "the request is invalid"
+        detail = "the request is invalid"
+        if parts:
+            detail += f": {parts[0].message}{_and_more(len(error.errors()), len(parts))}"
     return Problem(
         type=type_of(type(error)),
         title=title_of(type(error)),
@@ -350,8 +360,15 @@ def _invalid_parts(error: Exception) -> tuple[InvalidPart, ...]:
     if isinstance(error, UnknownSequenceItemsError):
         return error.parts
     if isinstance(error, RequestValidationError):
-        return tuple(InvalidPart(tuple(found["loc"]), str(found["msg"])) for found in error.errors())
+        listed = error.errors()[:MAX_LISTED_PARTS]
+        return tuple(InvalidPart(tuple(found["loc"]), str(found["msg"])) for found in listed)
     return ()
+
+
+def _and_more(total: int, listed: int) -> str:
+    """What follows the first of *total* wrong places, *listed* of which are named."""
+    more = "" if total == 1 else f" (and {total - 1:,} more)"
+    return more if listed == total else f"{more}; the first {listed} are listed"
 
 
 def _status_of_type(kind: type[Exception]) -> int:

@@ -11,6 +11,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 
 from app.batching import Batcher
 from app.errors import (
+    MAX_LISTED_PARTS,
     InvalidPart,
     ModelUnavailableError,
     RequestTooLargeError,
@@ -170,6 +172,7 @@ class ModelRegistry:
 
     def _load(self, directory: Path) -> LoadedModel:
         bundle = load_bundle(directory, self._device)
+        bundle.vocabulary.build_lookups()  # here, so that no request waits for it
         return LoadedModel(bundle, self._rule, Regenerator(bundle, rule=self._rule))
 
     def _load_version(self, version: str) -> LoadedModel:
@@ -239,7 +242,7 @@ class Inference:
         Rewrite every sequence of *request*; a sequence's answer does not depend on its company.
 
         Raises:
-            RequestTooLargeError: more sequences or items than the settings permit.
+            RequestTooLargeError: more sequences or items, in one or in all, than the settings permit.
             ModelUnavailableError: no model is active.
             UnknownDomainError: the target is none of the model's domains.
             UnknownSequenceItemsError: ``on_unknown`` is "error" and there are some.
@@ -249,9 +252,8 @@ class Inference:
         model = self.registry.active()
         vocabulary = model.bundle.vocabulary
         vocabulary.domain_index(request.target_domain)
-        encoded = [encode(sequence, vocabulary, model.regenerator.max_items) for sequence in request.sequences]
-        if request.on_unknown == "error":
-            _refuse_unknown(request.sequences, encoded)
+        # Beside the event loop: a request at its limits must not hold up the others
+        encoded = await asyncio.to_thread(encode_all, request, vocabulary, model.regenerator.max_items)
         results = await self._run(BatchKey(model, request.target_domain), encoded)
         answers = [
             _answer(sequence, read, result, vocabulary, explain=request.explain)
@@ -283,6 +285,10 @@ class Inference:
                 raise RequestTooLargeError(
                     f"sequence {index} has {len(sequence.items)} items", limit, "TAESAR_MAX_ITEMS_PER_SEQUENCE"
                 )
+        limit = self._settings.max_items_per_request
+        total = sum(len(sequence.items) for sequence in request.sequences)
+        if total > limit:
+            raise RequestTooLargeError(f"{total} items in all sequences", limit, "TAESAR_MAX_ITEMS_PER_REQUEST")
 
     async def _run(self, key: BatchKey, encoded: Sequence[Encoded]) -> list[Regenerated | None]:
         """Results in order; None for a sequence of which nothing is known: there is nothing to compute."""
@@ -294,6 +300,19 @@ class Inference:
             for index, result in zip(rows, found, strict=True):
                 results[index] = result
         return results
+
+
+def encode_all(request: RegenerateRequest, vocabulary: Vocabulary, max_items: int) -> list[Encoded]:
+    """
+    Every sequence of *request* as the model reads it.
+
+    Raises:
+        UnknownSequenceItemsError: ``on_unknown`` is "error" and there are unknown items.
+    """
+    encoded = [encode(sequence, vocabulary, max_items) for sequence in request.sequences]
+    if request.on_unknown == "error":
+        _refuse_unknown(request.sequences, encoded)
+    return encoded
 
 
 def encode(sequence: MixedSequence, vocabulary: Vocabulary, max_items: int) -> Encoded:
@@ -321,7 +340,10 @@ def _computed_length(token_ids: TokenArray) -> int:
 
 
 def _refuse_unknown(sequences: Sequence[MixedSequence], encoded: Sequence[Encoded]) -> None:
-    parts = [
+    total = sum(len(read.unknown_positions) for read in encoded)
+    if not total:
+        return
+    parts = (
         InvalidPart(
             ("body", "sequences", row, "items", position),
             f"sequence {row}, position {position}: unknown item {sequence.items[position].item_id!r} "
@@ -329,9 +351,8 @@ def _refuse_unknown(sequences: Sequence[MixedSequence], encoded: Sequence[Encode
         )
         for row, (sequence, read) in enumerate(zip(sequences, encoded, strict=True))
         for position in read.unknown_positions
-    ]
-    if parts:
-        raise UnknownSequenceItemsError(parts)
+    )
+    raise UnknownSequenceItemsError(list(islice(parts, MAX_LISTED_PARTS)), total)
 
 
 def _answer(
@@ -364,7 +385,7 @@ def _steps(items: Sequence[Item], read: Encoded, result: Regenerated, vocabulary
                 position=position,
                 source=items[position],
                 action="deleted" if deleted else "replaced",
-                item_id=None if deleted else vocabulary.external_id(replacement)[1],
+                item_id=None if deleted else vocabulary.item_ids_of([replacement])[0],
                 alpha=_finite(alpha),
                 beta=_finite(beta),
                 score=_finite(score),

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from app.settings import Rule
 
 Action = Literal["replaced", "deleted"]
 OnUnknown = Literal["skip", "error"]
+
+# More keys than any body here has: beyond it they are not named one by one, which would take seconds for a full body
+MAX_KEYS = 16
 
 
 def _encodable(text: str) -> str:
@@ -31,6 +34,13 @@ class _Body(BaseModel):
     # Strict and closed: a typing error in a field's name or type is reported, never guessed around
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, data: object) -> object:
+        if isinstance(data, dict) and len(data) > MAX_KEYS:
+            raise ValueError(f"{len(data)} fields, of which at most {len(cls.model_fields)} are known")
+        return data
+
 
 class Item(_Body):
     """One interaction of the submitted sequence."""
@@ -43,7 +53,8 @@ class MixedSequence(_Body):
     """One user's interactions over all domains, oldest first."""
 
     user_id: Name | None = Field(default=None, description="Returned as sent; not used otherwise.")
-    items: list[Item] = Field(description="Oldest first. May be empty.")
+    # The first invalid element of a list ends its reading: naming thousands would hold up everybody else for seconds
+    items: list[Item] = Field(fail_fast=True, description="Oldest first. May be empty.")
 
 
 _REQUEST_EXAMPLE: dict[str, Any] = {
@@ -73,9 +84,9 @@ class RegenerateRequest(_Body):
     on_unknown: OnUnknown = Field(
         default="skip",
         description="Items (or their domains) that the model does not know: 'skip' drops and counts them, 'error' "
-        "refuses the request with 422 and names each.",
+        "refuses the request with 422, counts them and names the first hundred.",
     )
-    sequences: list[MixedSequence] = Field(min_length=1, description="At least one.")
+    sequences: list[MixedSequence] = Field(min_length=1, fail_fast=True, description="At least one.")
 
 
 class Step(BaseModel):

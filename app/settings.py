@@ -66,6 +66,12 @@ class Settings(BaseSettings):
         description="Items in one sequence; more is 413. The decoder reads the last max_length (128 by default), so "
         "longer histories only cost transfer and parsing.",
     )
+    max_items_per_request: int = Field(
+        default=32_768,
+        ge=1,
+        description="Items in all sequences of one request; more is 413. 128 sequences of the 129 items that the "
+        "decoder reads are 16,512; items beyond those are parsed and looked up for nothing.",
+    )
     max_body_bytes: int = Field(
         default=8 * 1024 * 1024,
         ge=1024,
@@ -220,6 +226,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 "TAESAR_MAX_QUEUED_SEQUENCES is below TAESAR_MAX_SEQUENCES_PER_REQUEST: "
                 "the largest permitted request could never be admitted"
+            )
+        if self.max_items_per_request < self.max_items_per_sequence:
+            raise ValueError(
+                "TAESAR_MAX_ITEMS_PER_REQUEST is below TAESAR_MAX_ITEMS_PER_SEQUENCE: "
+                "the longest permitted sequence could never be sent"
             )
         if self.api_keys_file is not None and not _keys_in(self.api_keys_file):
             raise ValueError(f"TAESAR_API_KEYS_FILE {self.api_keys_file} holds no key")

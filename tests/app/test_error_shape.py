@@ -5,6 +5,7 @@ import json
 
 import pytest
 from fastapi import APIRouter
+from fastapi.exceptions import RequestValidationError
 
 import app.errors as errors
 from app.errors import STATUS, InvalidPart, problem_of, problem_responses, status_of, title_of, type_of
@@ -202,10 +203,45 @@ def test_an_unencodable_detail_still_gives_an_answer(client):
 
 
 def test_a_part_of_an_error_keeps_its_location():
-    error = errors.UnknownSequenceItemsError([InvalidPart(("body", 1), "one"), InvalidPart(("body", 2), "two")])
+    error = errors.UnknownSequenceItemsError([InvalidPart(("body", 1), "one"), InvalidPart(("body", 2), "two")], 2)
 
     assert str(error) == "one (and 1 more)"
     assert status_of(error) == 422
+
+
+def test_an_answer_lists_a_hundred_invalid_places_and_counts_the_rest(client, payload):
+    unknown = payload(*["k01 zz1 b99"] * 60, "zz2 " * 5_000, on_unknown="error")
+    unknown["sequences"][60]["items"] = unknown["sequences"][60]["items"][:4_000]
+    answer = client.post("/regenerate", json=unknown)
+
+    assert answer.status_code == 422
+    assert len(answer.json()["errors"]) == errors.MAX_LISTED_PARTS == 100
+    assert answer.json()["errors"][99]["location"] == ["body", "sequences", 49, "items", 2]
+    assert answer.json()["detail"] == (
+        "sequence 0, position 1: unknown item 'zz1' of domain 'garden' (and 4,119 more); the first 100 are listed"
+    )
+    assert len(answer.content) < 32_768
+
+
+@pytest.mark.parametrize(
+    "sequences",
+    [[{"items": [{"a": 1}] * 1_000}] * 20, [1] * 20_000, [{f"key{n}": 1 for n in range(20_000)}]],
+    ids=["items", "sequences", "keys"],
+)
+def test_a_body_that_is_wrong_in_every_place_gets_a_short_answer(client, sequences):
+    answer = client.post("/regenerate", json={"target_domain": "kitchen", "sequences": sequences})
+
+    assert answer.status_code == 422
+    assert 1 <= len(answer.json()["errors"]) <= 3
+    assert len(answer.content) < 2_048
+
+
+def test_invalid_places_beyond_a_hundred_are_counted():
+    found = [{"loc": ("body", n), "msg": "wrong"} for n in range(1_000)]
+    problem = problem_of(RequestValidationError(found), instance="/")
+
+    assert problem.detail == "the request is invalid: wrong (and 999 more); the first 100 are listed"
+    assert [part.location for part in problem.errors] == [["body", n] for n in range(100)]
 
 
 def test_a_failing_check_is_503_with_every_result(serving):

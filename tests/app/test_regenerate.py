@@ -1,11 +1,13 @@
 """POST /regenerate over a real (random) bundle: what is answered, and that it does not depend on company."""
 
 import random
+import threading
 
 import numpy as np
 import pytest
 
-from app.settings import Rule
+import app.inference
+from app.settings import Rule, Settings
 from models.checkpoint import load_bundle
 from models.contrastive import RULES
 from models.regenerate import Regenerator
@@ -197,15 +199,44 @@ def test_a_target_only_sequence_comes_back_unchanged(client, payload):
 
 
 def test_limits_hold_exactly(serving, payload):
-    client = serving(max_sequences_per_request=2, max_items_per_sequence=3)
+    client = serving(max_sequences_per_request=2, max_items_per_sequence=3, max_items_per_request=4)
 
     assert client.post("/regenerate", json=payload("k01 k02 k03", "k01")).status_code == 200
     many = client.post("/regenerate", json=payload("k01", "k01", "k01"))
     long = client.post("/regenerate", json=payload("k01", "k01 k02 k03 k04"))
 
-    assert (many.status_code, long.status_code) == (413, 413)
+    total = client.post("/regenerate", json=payload("k01 k02 k03", "k01 zz1"))
+
+    assert (many.status_code, long.status_code, total.status_code) == (413, 413, 413)
+    assert total.json()["detail"] == "5 items in all sequences; the limit is 4 (TAESAR_MAX_ITEMS_PER_REQUEST)"
     assert many.json()["detail"] == "3 sequences; the limit is 2 (TAESAR_MAX_SEQUENCES_PER_REQUEST)"
     assert long.json()["detail"] == "sequence 1 has 4 items; the limit is 3 (TAESAR_MAX_ITEMS_PER_SEQUENCE)"
+
+
+def test_a_limit_on_all_items_below_that_on_one_sequence_is_refused():
+    with pytest.raises(ValueError, match="could never be sent"):
+        Settings(max_items_per_sequence=10, max_items_per_request=9)
+
+
+@pytest.mark.parametrize(("on_unknown", "status"), [("skip", 200), ("error", 422)])
+def test_items_are_looked_up_beside_the_event_loop(client, payload, monkeypatch, on_unknown, status):
+    """The event loop answers others meanwhile, health checks among them."""
+    threads = []
+    encode = app.inference.encode
+    monkeypatch.setattr(app.inference, "encode", lambda *read: threads.append(threading.get_ident()) or encode(*read))
+
+    answer = client.post("/regenerate", json=payload(MIXED, "zz1", on_unknown=on_unknown))
+
+    assert answer.status_code == status
+    assert len(threads) == 2
+    assert client.portal.call(threading.get_ident) not in threads
+
+
+def test_a_loaded_model_looks_items_up_without_building_tables_first(client):
+    """They are built where the bundle is read, in a thread of its own."""
+    vocabulary = client.app.state.inference.registry.active().bundle.vocabulary
+
+    assert {"_token_of", "_item_of"} <= vars(vocabulary).keys()
 
 
 def test_a_request_without_user_ids_is_answered(client, payload):
