@@ -13,7 +13,7 @@ ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 FROM ${PYTHON_IMAGE} AS build
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 WORKDIR /build
-COPY pyproject.toml constraints.txt ./
+COPY constraints.txt ./
 
 # cpu: the build without GPU libraries (several GB smaller) where pip's indexes have it, else the one that they have,
 # which computes on a CPU as well. cuda: one with GPU libraries, or the build ends here.
@@ -30,8 +30,9 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
         *) echo "TORCH is cpu or cuda, not $TORCH"; exit 1 ;; \
     esac
 
-# Before the sources, so that changing them does not install everything again. EXTRA_PACKAGES: what fsspec needs for the
-# object store that jobs use, e.g. "s3fs" or "gcsfs"; empty, since the default keeps jobs in a volume.
+# Before the sources, so that changing them does not install everything again.
+COPY pyproject.toml ./
+# EXTRA_PACKAGES: what fsspec needs for the object store of jobs, e.g. "s3fs"; none, as jobs' files lie in a volume.
 ARG EXTRA_PACKAGES=""
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
