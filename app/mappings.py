@@ -200,6 +200,7 @@ def page(
     connection: Connection, dictionary: Dictionary, where: MappingFilter, *, after: MappingKey | None, limit: int
 ) -> list[MappingRow]:
     """Up to *limit* lines in key order, beginning behind *after*."""
+    _walk_the_index(connection)
     statement = _lines(dictionary, where)
     if after is not None:
         key = tuple_(mapping_pairs.c.source_domain, mapping_pairs.c.source_item, mapping_pairs.c.target_item)
@@ -210,6 +211,7 @@ def page(
 
 def stream(connection: Connection, dictionary: Dictionary, where: MappingFilter) -> Iterator[list[MappingRow]]:
     """Every line in key order, a block at a time; memory does not grow with the dictionary."""
+    _walk_the_index(connection)
     result = connection.execution_options(yield_per=STREAM_ROWS).execute(_lines(dictionary, where))
     for block in result.partitions():
         yield [_row(r) for r in block]
@@ -244,6 +246,18 @@ def _lines(dictionary: Dictionary, where: MappingFilter) -> Select[Any]:
     return statement
 
 
+def _walk_the_index(connection: Connection) -> None:
+    """
+    Make PostgreSQL read pairs in the order of their index until the transaction ends.
+
+    Left to itself it may, before it has gathered statistics of rows just merged, sort the whole dictionary for every
+    page: 33 s instead of 0.2 ms for a page of 200,000 rows.
+    """
+    if connection.dialect.name == "postgresql":
+        settings = ", ".join(f"set_config('{name}', 'off', true)" for name in _OTHER_PLANS)
+        connection.execute(text(f"SELECT {settings}"))
+
+
 def _row(r: Any) -> MappingRow:
     return MappingRow(r[0], r[1], r[2] or None, r[3], r[4], r[5], r[6])
 
@@ -272,6 +286,15 @@ def _add(connection: Connection, key: DictionaryKey, *, sign: int) -> None:
         for statement in (_DROP_EMPTY_PAIRS, _DROP_EMPTY_SOURCES):
             connection.execute(text(statement), {"into": into, "job": job.dictionary_id})
 
+
+_OTHER_PLANS = (
+    "enable_sort",
+    "enable_incremental_sort",
+    "enable_bitmapscan",
+    "enable_seqscan",
+    "enable_hashjoin",
+    "enable_mergejoin",
+)
 
 _STAGING = """
 CREATE TEMPORARY TABLE IF NOT EXISTS increments (

@@ -139,7 +139,8 @@ mapping_pairs = Table(
     Column("target_item", _Text, primary_key=True),
     Column("count", BigInteger, nullable=False),
     Column("score_micros", BigInteger, nullable=False),  # sum of scores in millionths: integers add up in any order
-    Index(None, "dictionary_id", "target_item"),
+    # Named by hand: the convention's name would be longer than PostgreSQL's 63 characters.
+    Index("ix_mapping_pairs_by_target", "dictionary_id", "target_item", "source_domain", "source_item"),
     sqlite_with_rowid=False,
 )
 

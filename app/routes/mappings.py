@@ -75,6 +75,14 @@ def selection(
     target_item: _Item = None,
 ) -> Selection:
     """What the query parameters ask for."""
+    if source_item is not None and source_domain is None:
+        missing = {
+            "type": "missing",
+            "loc": ("query", "source_domain"),
+            "msg": "required with source_item",
+            "input": None,
+        }
+        raise RequestValidationError([missing])
     where = MappingFilter(source_domain, source_item, target_item)
     if job_id is not None:
         job = parts.jobs.get(job_id)

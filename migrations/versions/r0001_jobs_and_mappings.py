@@ -104,7 +104,9 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index(
-        op.f("ix_mapping_pairs_dictionary_id_target_item"), "mapping_pairs", ["dictionary_id", "target_item"]
+        op.f("ix_mapping_pairs_by_target"),
+        "mapping_pairs",
+        ["dictionary_id", "target_item", "source_domain", "source_item"],
     )
     op.create_table(
         "mapping_sources",

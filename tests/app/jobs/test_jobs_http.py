@@ -384,6 +384,7 @@ def test_mappings_of_unknown_domains_and_jobs_are_404(start):
     problem(client.get("/mappings/garden"), 404, "unknown-domain")
     problem(client.get(f"/mappings/kitchen?job_id={'0' * 32}"), 404, "unknown-job")
     problem(client.get("/mappings/kitchen?source_item=%00"), 422, "invalid-request")
+    problem(client.get("/mappings/kitchen?source_item=b01"), 422, "invalid-request")
     problem(client.get("/mappings/kitchen", headers={"Accept": "image/png"}), 406, "not-acceptable")
 
 

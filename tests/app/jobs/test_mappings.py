@@ -4,12 +4,14 @@ import threading
 
 import numpy as np
 import pytest
+from sqlalchemy import event
 
 from app.errors import StoreUnavailableError
 from app.mappings import (
     DictionaryKey,
     Increment,
     MappingFilter,
+    MappingKey,
     drop,
     find_dictionary,
     fold_in,
@@ -193,6 +195,24 @@ def test_filters_choose_lines_and_leave_their_shares_alone(engine, where, num_li
 
     assert len(chosen) == num_lines
     assert all(line in everything for line in chosen)
+
+
+def test_a_page_walks_the_index_before_the_database_has_statistics(engine):
+    """Just after a large merge PostgreSQL knows nothing of the rows; a page must not sort them all."""
+    increments = [Increment("food", f"f{n // 50:05d}", f"k{n % 50:05d}", 1, 1) for n in range(20_000)]
+    merge(engine, JOB, increments)
+    with reading(engine) as connection:
+        dictionary = find_dictionary(connection, JOB)
+        statements = []
+        event.listen(connection, "before_cursor_execute", lambda *a: statements.append(a[2:4]))
+        page(connection, dictionary, ANY, after=MappingKey("food", "f00200", "k00010"), limit=10)
+        page(connection, dictionary, MappingFilter(target_item="k00007"), after=None, limit=10)
+        explain = "EXPLAIN " if engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN "
+        chosen = [s for s in statements if "LIMIT" in s[0]]
+        plans = [str(connection.exec_driver_sql(explain + sql, values).all()) for sql, values in chosen]
+
+    assert len(plans) == 2
+    assert all("Sort" not in plan and "B-TREE" not in plan and "Seq Scan" not in plan for plan in plans), plans
 
 
 def test_a_transaction_that_fails_leaves_no_count(engine):
