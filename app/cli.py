@@ -3,7 +3,8 @@ The ``taesar`` command.
 
 Torch, polars and FastAPI load inside the command that needs them, so that ``taesar --help`` answers at once. An option
 that is not given leaves the default to its config in ``models``; the default that ``--help`` shows is that config's,
-which a test compares. Everything raised on purpose ends in one line on the error stream and exit code 2.
+which a test compares. Folders to write are resolved here: they are replaced by renaming, which "." has no name for.
+Everything raised on purpose ends in one line on the error stream and exit code 2.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ RuleOption = Annotated[
 @cli.command()
 def prepare(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Interactions: .csv, .inter (.gz too), .parquet.")],
-    out: Annotated[Path, typer.Option(help="Dataset folder to write.")],
+    out: Annotated[Path, typer.Option(resolve_path=True, help="Dataset folder to write.")],
     min_user_interactions: Annotated[
         int | None,
         typer.Option(
@@ -166,7 +167,9 @@ def prepare(
 @cli.command()
 def train(
     dataset: Annotated[Path, typer.Argument(help="Folder that `taesar prepare` wrote.")],
-    out: Annotated[Path, typer.Option(help="Bundle folder to write; a bundle already there is replaced.")],
+    out: Annotated[
+        Path, typer.Option(resolve_path=True, help="Bundle folder to write; a bundle already there is replaced.")
+    ],
     device: DeviceOption = "auto",
     seed: Annotated[
         int | None,
@@ -261,7 +264,7 @@ def train(
         raise typer.BadParameter(
             f"--width {config.network.width} is not a multiple of --heads {config.network.num_heads}"
         )
-    run_directory = out.with_name(f"{out.name}.run")
+    run_directory = out.parent / f"{out.name}.run"
     if fresh:
         forget_run(run_directory)
     if run_directory.exists():
@@ -278,7 +281,7 @@ def regenerate(
     bundle: Annotated[Path, typer.Argument(help="Folder that `taesar train` wrote.")],
     dataset: Annotated[Path, typer.Argument(help="The dataset that it was trained on.")],
     target: Annotated[str, typer.Option(help="Domain whose items the result holds.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; an earlier result there is replaced.")],
+    out: Annotated[Path, typer.Option(resolve_path=True, help="Folder to write; an earlier result there is replaced.")],
     rule: RuleOption = "paper",
     device: DeviceOption = "auto",
 ) -> None:

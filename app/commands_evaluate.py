@@ -29,7 +29,7 @@ FIRST_SEED = 2025
 def evaluate(
     dataset: Annotated[Path, typer.Argument(help="Folder that `taesar prepare` wrote.")],
     target: Annotated[str, typer.Option(help="Domain whose items are ranked.")],
-    out: Annotated[Path, typer.Option(help="Folder of report.json, report.md and report.html.")],
+    out: Annotated[Path, typer.Option(resolve_path=True, help="Folder of report.json, report.md and report.html.")],
     recommender: Annotated[
         str, typer.Option(help=f"Comma-separated, of: {', '.join(RECOMMENDERS)}.")
     ] = "sasrec,popularity,markov",

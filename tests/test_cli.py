@@ -216,6 +216,28 @@ def test_train_and_regenerate_write_what_they_say(run, tmp_path, dataset: Datase
     assert (tmp_path / "food" / "food.inter").is_file()
 
 
+def test_the_folder_to_write_may_be_the_one_that_one_is_in(run, tmp_path, monkeypatch, dataset: Dataset) -> None:
+    """A folder called "." has no name to rename; twice, because the second time something is replaced."""
+    rows = [f"u,{domain}{n % 3},{domain},{n}" for n in range(9) for domain in ("food", "kitchen")]
+    (tmp_path / "rows.csv").write_text("\n".join(["user,item,domain,timestamp", *rows]) + "\n")
+    commands = {
+        "dataset": ("prepare", tmp_path / "rows.csv", "--overwrite"),
+        "bundle": ("train", dataset.directory, *TINY, "--epochs", "0", "--expert-epochs", "0"),
+        "food": ("regenerate", tmp_path / "bundle", dataset.directory, "--target", "food"),
+    }
+    for name, command in commands.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for _ in range(2):
+            monkeypatch.chdir(folder)
+            code, _, err = run(*command, "--out", ".")
+
+            assert (code, err) == (0, "")
+    assert load_bundle(tmp_path / "bundle").vocabulary == dataset.vocabulary
+    assert (tmp_path / "food" / "food.inter").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "dataset", "food", "rows.csv"]
+
+
 def test_an_unknown_target_names_the_domains_there_are(run, tmp_path, dataset: Dataset) -> None:
     run("train", dataset.directory, "--out", tmp_path / "bundle", *TINY, "--epochs", "0", "--expert-epochs", "0")
     code, _, err = run(
