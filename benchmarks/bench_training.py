@@ -63,7 +63,7 @@ class Side:
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
-        self.losses.append(float(loss))
+        self.losses.append(float(loss.detach()))
 
 
 def ours(num_items: int) -> Side:

@@ -109,15 +109,13 @@ def random_bundle(num_items: int, num_domains: int) -> Bundle:
     return Bundle(Path(), "random", Vocabulary(names, items), base.config, base, tuple(experts), {})
 
 
-def random_sequences(num_sequences: int, num_items: int, *, seed: int = SEED) -> list[TokenArray]:
-    """
-    Mixed sequences over all domains, uniform items, log-normal lengths of mean 43 between 3 and 129.
-
-    The lengths are rescaled after clipping so that their mean is 43 whatever the number of sequences.
-    """
+def random_sequences(
+    num_sequences: int, num_items: int, *, mean_length: int = MEAN_LENGTH, seed: int = SEED
+) -> list[TokenArray]:
+    """Mixed sequences over all domains, uniform items, log-normal lengths of about that mean between 3 and 129."""
     generator = np.random.default_rng(seed)
     spread = generator.lognormal(0, 0.6, num_sequences)
-    lengths = np.clip(np.round(spread * MEAN_LENGTH / spread.mean()), 3, MAX_LENGTH + 1).astype(int)
+    lengths = np.clip(np.round(spread * mean_length / spread.mean()), 3, MAX_LENGTH + 1).astype(int)
     return [generator.integers(1, num_items + 1, length).astype(TOKENS) for length in lengths]
 
 
