@@ -14,6 +14,7 @@ import resource
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,34 +149,24 @@ def plain_inserts(engine: Engine, rows: int, block: int) -> float:
 
 
 def _multi_row(connection: Any, batch: list[Increment]) -> None:
-    sources: dict[tuple[str, str], int] = {}
-    values, parameters = [], {}
-    for n, i in enumerate(batch):
-        values.append(f"(-1, :d{n}, :s{n}, :t{n}, 1, :m{n})")
-        parameters |= {
-            f"d{n}": i.source_domain,
-            f"s{n}": i.source_item,
-            f"t{n}": i.target_item,
-            f"m{n}": i.score_micros,
-        }
-        sources[(i.source_domain, i.source_item)] = sources.get((i.source_domain, i.source_item), 0) + 1
-    connection.execute(
-        text(
-            f"INSERT INTO mapping_pairs VALUES {', '.join(values)} "
-            "ON CONFLICT (dictionary_id, source_domain, source_item, target_item) DO UPDATE SET "
-            "count = mapping_pairs.count + excluded.count, "
-            "score_micros = mapping_pairs.score_micros + excluded.score_micros"
-        ),
-        parameters,
+    mark = "%s" if connection.dialect.name == "postgresql" else "?"
+    sources = Counter((i.source_domain, i.source_item) for i in batch)
+    connection.exec_driver_sql(
+        f"INSERT INTO mapping_pairs VALUES {_values(mark, 5, len(batch))} "
+        "ON CONFLICT (dictionary_id, source_domain, source_item, target_item) DO UPDATE SET "
+        "count = mapping_pairs.count + excluded.count, "
+        "score_micros = mapping_pairs.score_micros + excluded.score_micros",
+        tuple(v for i in batch for v in (i.source_domain, i.source_item, i.target_item, i.count, i.score_micros)),
     )
-    for (domain, item), count in sources.items():
-        connection.execute(
-            text(
-                "INSERT INTO mapping_sources VALUES (-1, :d, :s, :n, 0) ON CONFLICT (dictionary_id, source_domain, "
-                "source_item) DO UPDATE SET decisions = mapping_sources.decisions + excluded.decisions"
-            ),
-            {"d": domain, "s": item, "n": count},
-        )
+    connection.exec_driver_sql(
+        f"INSERT INTO mapping_sources VALUES {_values(mark, 4, len(sources))} ON CONFLICT (dictionary_id, "
+        "source_domain, source_item) DO UPDATE SET decisions = mapping_sources.decisions + excluded.decisions",
+        tuple(v for (domain, item), count in sources.items() for v in (domain, item, count, 0)),
+    )
+
+
+def _values(mark: str, num_columns: int, num_rows: int) -> str:
+    return ", ".join([f"(-1, {', '.join([mark] * num_columns)})"] * num_rows)
 
 
 def pages(engine: Engine, rows: int, num_pages: int) -> tuple[float, list[float]]:
