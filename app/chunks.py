@@ -144,6 +144,19 @@ class ChunkStore:
         self.fail(job_id, self._poison_reason(chunk_index, row.last_error or "its worker died"))
         return None
 
+    def renew_chunk(self, work: ChunkWork) -> None:
+        """Say that the chunk is still being worked on, so that it does not pass for lost."""
+        with writing(self._engine) as connection:
+            connection.execute(
+                update(chunks)
+                .where(
+                    chunks.c.job_id == work.job.job_id,
+                    chunks.c.chunk_index == work.chunk_index,
+                    chunks.c.output_name.is_(None),
+                )
+                .values(claimed_at_ms=now_ms())
+            )
+
     def commit_chunk(
         self,
         work: ChunkWork,

@@ -133,6 +133,8 @@ class JobRunner:
         self._chunk_sequences = chunk_sequences
         self._models = models
         self._computing = threading.BoundedSemaphore(computing)
+        self._in_hand: tuple[ChunkWork, ...] = ()  # replaced whole, so that another thread may read it
+        self._taking = threading.Lock()
 
     def run(self, task: Task) -> None:
         """Carry out *task*; raises what should make the queue deliver it again."""
@@ -142,6 +144,21 @@ class JobRunner:
             self._chunk(task.job_id, task.chunk_index)
         else:
             self._finish(task.job_id)
+
+    def renew(self) -> None:
+        """Say of every chunk in hand that it is being worked on; to be called now and then from another thread."""
+        for work in self._in_hand:
+            self._store.renew_chunk(work)
+
+    @contextlib.contextmanager
+    def _holding(self, work: ChunkWork) -> Iterator[None]:
+        with self._taking:
+            self._in_hand += (work,)
+        try:
+            yield
+        finally:
+            with self._taking:
+                self._in_hand = tuple(held for held in self._in_hand if held is not work)
 
     def _cut(self, job_id: str) -> None:
         job = self._store.begin_cutting(job_id)
@@ -190,7 +207,8 @@ class JobRunner:
         if work is None:
             return
         try:
-            added = self._regenerate(work)
+            with self._holding(work):
+                added = self._regenerate(work)
         except StoreUnavailableError:
             raise
         except UnknownDomainError as error:

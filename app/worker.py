@@ -121,7 +121,7 @@ class WorkerThreads:
 
     def __init__(self, parts: JobParts, settings: Settings, models: Models) -> None:
         self._parts = parts
-        runner = JobRunner(
+        self._runner = JobRunner(
             parts.chunks,
             parts.queue,
             parts.storage,
@@ -131,7 +131,7 @@ class WorkerThreads:
             computing=settings.worker_threads,
             models=models,
         )
-        declare_actors(parts.queue.broker, runner.run)
+        declare_actors(parts.queue.broker, self._runner.run)
         # An idle thread looks up this often; in memory that costs nothing, and the API stops that much sooner.
         timeout_ms = 100 if parts.embedded else 1000
         # One thread more than compute: it cuts inputs, reads and writes while the others hold the model.
@@ -139,7 +139,7 @@ class WorkerThreads:
         self._worker = Worker(parts.queue.broker, worker_threads=num_threads, worker_timeout=timeout_ms)
         # As many tasks as threads: a chunk held in reserve would wait here while another worker is idle.
         self._worker.queue_prefetch = num_threads
-        self._sweeper = _Repeating(parts.queue_lost_tasks, min(SWEEP_SECONDS, settings.requeue_seconds / 2))
+        self._sweeper = _Repeating(self._sweep, min(SWEEP_SECONDS, settings.requeue_seconds / 4))
 
     def start(self) -> None:
         """Begin to work."""
@@ -150,6 +150,11 @@ class WorkerThreads:
         """Take no more tasks and wait for those begun; what does not end in time is delivered again, elsewhere."""
         self._sweeper.stop()
         self._worker.stop(timeout=round(timeout_seconds * 1000))
+
+
+    def _sweep(self) -> None:
+        self._runner.renew()  # first: what this process works on is not lost, however long it takes
+        self._parts.queue_lost_tasks()
 
 
 class _Repeating:

@@ -461,6 +461,29 @@ def test_a_task_that_later_ones_have_overtaken_is_lost(harness, mixed):
     assert {task.job_id for task in found} == {first.job_id}
 
 
+def test_a_chunk_that_takes_longer_than_lost_work_waits_is_not_lost_while_its_worker_says_so(harness, mixed):
+    job = harness.submit(mixed)
+    harness.runner.run(harness.tasks.pop(0))
+    regenerator, seen = harness.models.regenerator, []
+
+    def slow_regenerator(version, rule):
+        time.sleep(0.01)
+        begun_before = now_ms()
+        harness.runner.renew()
+        chunks = harness.parts.chunks.lost_tasks(older_than_ms=begun_before, queue_is_empty=True)
+        seen.extend(task.chunk_index for task in chunks)
+        return regenerator(version, rule)
+
+    harness.models.regenerator = slow_regenerator
+    harness.runner.run(harness.tasks[0])
+    harness.runner.renew()  # nothing is in hand any more
+
+    assert seen == [1, 2, 3]
+    assert harness.parts.chunks.lost_tasks(older_than_ms=now_ms() + 1, queue_is_empty=True) == [
+        Task(Step.CHUNK, job.job_id, index) for index in (1, 2, 3)
+    ]
+
+
 def test_pruning_removes_old_results_and_keeps_records_and_counts(harness, mixed):
     job = harness.run(mixed)
     counts = harness.mapping()
