@@ -16,6 +16,7 @@ import models.errors
 from app.cli import cli
 from app.main import create_app
 from app.settings import Settings
+from models.decoder import DecoderConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -67,6 +68,42 @@ def test_every_setting_is_documented_with_its_reason() -> None:
         assert documented(f"TAESAR_{name.upper()}")
         assert field.description
         assert len(field.description.split()) > 5, f"{name}: say what it does and why its default is what it is"
+
+
+def test_the_limits_that_the_readme_states_are_the_defaults() -> None:
+    stated = re.search(
+        r"^- One request: at most ([\d,]+) sequences, ([\d,]+) items in each, ([\d,]+) in all, (\d+) MiB\. All four",
+        README,
+        re.MULTILINE,
+    )
+    assert stated
+    sequences, items, items_in_all, mebibytes = (int(number.replace(",", "")) for number in stated.groups())
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+
+    assert sequences == defaults["max_sequences_per_request"]
+    assert items == defaults["max_items_per_sequence"]
+    assert items_in_all == defaults["max_items_per_request"]
+    assert mebibytes * 2**20 == defaults["max_body_bytes"]
+
+
+def test_the_defaults_that_the_readme_lists_are_those_of_the_settings() -> None:
+    defaults = {f"TAESAR_{name.upper()}": field.default for name, field in Settings.model_fields.items()}
+    rows = re.findall(r"^\| (`TAESAR_\w+`(?:, `TAESAR_\w+`)*) \| (.+?) \|", README, re.MULTILINE)
+    for names, stated in rows:
+        values = [defaults[name] for name in re.findall(r"TAESAR_\w+", names)]
+        expected = ["unset"] if values[0] in (None, ()) else [f"`{value}`" for value in values]
+
+        assert stated.split(", ") == expected, names
+    assert rows
+
+
+def test_the_length_that_the_readme_and_the_settings_state_is_the_decoders() -> None:
+    max_length = DecoderConfig(num_items=1).max_length
+    description = Settings.model_fields["max_items_per_sequence"].description
+
+    assert f"latest {max_length + 1} items ({max_length} positions" in README
+    assert description is not None
+    assert f"the last {max_length + 1} known ones" in description
 
 
 def test_every_command_and_option_is_documented() -> None:
