@@ -50,6 +50,7 @@ from models.contrastive import View, decide, decide_in_blocks
 from models.dataset import pad_right
 from models.regenerate import Regenerator
 
+SIDES = ("import", "ours", "released")
 VOCABULARIES = (8_000, 32_000, 100_000, 184_860)
 MILLION = 1_000_000
 TARGET = 0
@@ -199,7 +200,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--million", action="store_true", help="a million items as well")
-    parser.add_argument("--peak", choices=("import", "ours", "released"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory", nargs="*", choices=SIDES, default=SIDES, help="whose peak memory to measure")
+    parser.add_argument("--peak", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.peak:
@@ -210,9 +212,7 @@ def main() -> None:
     for num_items in vocabularies:
         for num_domains in arguments.domains:
             row = bench(num_items, num_domains, arguments.rounds, arguments.clock)
-            row["peak_megabytes"] = {
-                side: measure_memory(side, num_items, num_domains) for side in ("import", "ours", "released")
-            }
+            row["peak_megabytes"] = {side: measure_memory(side, num_items, num_domains) for side in arguments.memory}
             rows.append(row)
             print(_line(row), flush=True)
     ratios = [row["ours_over_products"] for row in rows]

@@ -5,9 +5,10 @@ One training step of the base: ours and the released step on the same sequences,
     python -m benchmarks.bench_training --vocabularies 8000 100000 --batch 16 --rounds 5
 
 The last line is JSON. Both sides do loss, gradients and Adam on the same rows from the same weights; a token is an item
-that is predicted, padding is none. Dropout is off so that the losses can be compared; with it on, both sides draw the
-same number of masks per position. The softmax of both holds the padding column, as the released one does. Peak memory
-is that of a fresh process after two steps.
+that is predicted, padding is none. `ours_bfloat16` is ours with products in bfloat16 (TrainingConfig.precision), which
+few processors do fast; its loss is another number and compared apart. Dropout is off so that the losses can be
+compared; with it on, both sides draw the same number of masks per position. The softmax of all holds the padding
+column, as the released one does. Peak memory is that of a fresh process after two steps.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class Side:
         self.losses.append(float(loss.detach()))
 
 
-def ours(num_items: int) -> Side:
-    """The step of ``train_base``."""
+def ours(num_items: int, *, low_precision: bool = False) -> Side:
+    """The step of ``train_base``; *low_precision* as ``TrainingConfig.precision`` bfloat16."""
     objective = PredictionObjective(
         name="bench",
         fingerprint="",
@@ -79,7 +80,12 @@ def ours(num_items: int) -> Side:
         batch_size=1,
         seed=SEED,
     )
-    return Side(num_items, objective.loss)
+
+    def loss(decoder: Decoder, whole_BL: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low_precision):
+            return objective.loss(decoder, whole_BL)
+
+    return Side(num_items, loss)
 
 
 def baseline(num_items: int) -> Side:
@@ -92,19 +98,28 @@ def bench(num_items: int, batch: int, rounds: int, clock: Clock) -> dict[str, An
     sequences = random_sequences(batch, num_items)
     whole_BL = pad_right(sequences, max(map(len, sequences)))
     num_tokens = int((next_item_targets(whole_BL) > 0).sum())
-    sides = {"ours": ours(num_items), "released": baseline(num_items)}
+    sides = {
+        "ours": ours(num_items),
+        "released": baseline(num_items),
+        "ours_bfloat16": ours(num_items, low_precision=True),
+    }
     programs = {name: lambda side=side: side.step(whole_BL) for name, side in sides.items()}
     seconds = interleaved_seconds(programs, rounds, clock)
-    differences = [abs(a - b) / b for a, b in zip(*(side.losses for side in sides.values()), strict=True)]
+    expected = sides["released"].losses
+    differences = {
+        name: max(abs(loss - other) / other for loss, other in zip(side.losses, expected, strict=True))
+        for name, side in sides.items()
+        if name != "released"
+    }
     return {
         "vocabulary": num_items,
         "batch": batch,
         "tokens": num_tokens,
         "tokens_per_second": {name: num_tokens / value for name, value in seconds.items()},
         "seconds_per_step": seconds,
-        "ours_over_released": seconds["released"] / seconds["ours"],
-        "largest_relative_loss_difference": max(differences),
-        "steps_compared": len(differences),
+        "times_released": {name: seconds["released"] / seconds[name] for name in differences},
+        "largest_relative_loss_difference": differences,
+        "steps_compared": len(expected),
         "peak_megabytes": {
             "ours": _memory("ours", num_items, batch),
             "ours_at_4x_batch": _memory("ours", num_items, 4 * batch),

@@ -335,15 +335,17 @@ void decide_share(const Call& call, int64_t num_panels, float* scratch, std::ato
     const float* tables[3] = {call.target.table, call.base.table, call.source.table};
     const Span segments[3] = {{1, call.first}, {call.first, call.last + 1}, {call.last + 1, call.num_tokens}};
     std::vector<Panel<VECTORS>> panels;
-    for (int64_t i = 0; i < num_panels; ++i) panels.emplace_back(call, scratch + i * Panel<VECTORS>::scratch_floats(call));
+    for (int64_t i = 0; i < num_panels; ++i)
+        panels.emplace_back(call, scratch + i * Panel<VECTORS>::scratch_floats(call));
     for (int64_t start; (start = next.fetch_add(num_panels * ROWS)) < call.num_positions;) {
         const int64_t used = std::min(num_panels, (call.num_positions - start + ROWS - 1) / ROWS);
         for (int64_t i = 0; i < used; ++i) panels[i].take(start + i * ROWS);
         for (int segment = 0; segment < 3; ++segment)
-            for (int64_t tile = segments[segment].start; tile < segments[segment].stop; tile += TILE)
+            for (int64_t tile = segments[segment].start; tile < segments[segment].stop; tile += TILE) {
+                const Span items{tile, std::min(tile + TILE, segments[segment].stop)};
                 for (int part = 0; part < 3; ++part)
-                    for (int64_t i = 0; i < used; ++i)
-                        panels[i].project(segment, part, tables[part], {tile, std::min(tile + TILE, segments[segment].stop)});
+                    for (int64_t i = 0; i < used; ++i) panels[i].project(segment, part, tables[part], items);
+            }
         for (int64_t i = 0; i < used; ++i) panels[i].finish();
     }
 }

@@ -1,0 +1,100 @@
+"""The benchmarks run: every one of ours on shapes small enough for the suite, with what they assert about answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import bench_decode, bench_scaling, bench_serving, bench_training
+from benchmarks.measure import interleaved_seconds, random_bundle, random_sequences, rounded
+from models.dataset import pad_right
+from models.regenerate import Regenerator
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_decoding_is_timed_on_equal_tokens() -> None:
+    row = bench_decode.bench(500, 2, 1, "cpu")
+
+    assert row["different_tokens_beyond_float_margin"] == 0
+    # The baseline rebuilt from its parts is the baseline run through, up to the noise of a moment.
+    times = row["ms_per_source_position"]
+    assert 0.2 < times["released"] / times["released_whole"] < 5
+    assert {"ours", "decide", "plain", "products"} <= times.keys()
+    assert min(times.values()) > 0
+
+
+def test_both_training_steps_go_the_same_way() -> None:
+    """Three steps of Adam: losses stay equal to 1e-5, and fall."""
+    whole_BL = pad_right(random_sequences(4, 300), 129)
+    sides = bench_training.ours(300), bench_training.baseline(300)
+    for side in sides:
+        for _ in range(3):
+            side.step(whole_BL)
+
+    assert sides[0].losses == pytest.approx(sides[1].losses, rel=1e-5)
+    assert sides[0].losses[2] < sides[0].losses[0]
+
+
+def test_a_curve_has_a_point_per_value() -> None:
+    shapes = [bench_scaling.Shape(400, num_sequences=4, num_domains=domains) for domains in (2, 4)]
+    points = bench_scaling.curve(shapes, [2, 4], 1, "cpu")
+
+    assert points["values"] == [2, 4]
+    assert min(points["total"]) > 0
+
+
+def test_an_answer_for_another_client_is_counted_as_wrong() -> None:
+    """The check of bench_serving against a server that mixes up its clients."""
+    bundle = random_bundle(200, 2)
+    pool = bench_serving.exchanges(Regenerator(bundle), bundle.vocabulary, "synthetic-0")
+    assert pool[0].expected != pool[1].expected
+
+    def answer_of(exchange: bench_serving.Exchange) -> bytes:
+        body = json.dumps({"sequences": [{"user_id": exchange.user_id, "items": exchange.expected}]}).encode()
+        return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+
+    async def checked() -> list[bench_serving.Answered]:
+        async def always_the_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            for _ in range(2):
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                await reader.readexactly(int(head.split("content-length: ")[1].split("\r")[0]))
+                writer.write(answer_of(pool[0]))
+            writer.close()
+            await writer.wait_closed()
+
+        server = await asyncio.start_server(always_the_first, bench_serving.HOST, 0)
+        async with server:
+            return await bench_serving.ask(server.sockets[0].getsockname()[1], pool, 1, 2)
+
+    first, second = asyncio.run(checked())
+    assert (first.right, second.right) == (True, False)
+
+
+def test_programs_take_turns() -> None:
+    calls: list[str] = []
+    seconds = interleaved_seconds({name: lambda name=name: calls.append(name) for name in "ab"}, 2)
+
+    assert calls == ["a", "b", "a", "b", "a", "b"]
+    assert seconds.keys() == {"a", "b"}
+
+
+def test_results_are_rounded_through_and_through() -> None:
+    assert rounded({"a": [1.23456, {"b": 98765.4321}], "c": 7}) == {"a": [1.235, {"b": 98770.0}], "c": 7}
+
+
+def test_the_last_line_of_a_benchmark_is_json() -> None:
+    command = [sys.executable, "-m", "benchmarks.bench_decode", "--vocabularies", "300", "--domains", "2"]
+    command += ["--rounds", "1", "--threads", str(torch.get_num_threads()), "--memory", "ours"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+
+    assert result["benchmark"] == "decode"
+    assert result["machine"]["threads"] == torch.get_num_threads()
+    assert result["rows"][0]["peak_megabytes"]["ours"] > 50
