@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -159,6 +160,20 @@ def test_every_file_that_the_readme_names_is_there() -> None:
     named = re.findall(r"`((?:examples|docs|tests|benchmarks|app|models)/[\w./-]+)`", prose)
 
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_example_in_a_docstring_is_run() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
+    packages = {
+        package
+        for package in ("app", "models")
+        for path in (ROOT / package).rglob("*.py")
+        if "\n    >>> " in path.read_text(encoding="utf-8")
+    }
+
+    assert "--doctest-modules" in settings["addopts"]
+    assert packages == {"app", "models"}
+    assert packages <= set(settings["testpaths"])
 
 
 def test_the_changelog_has_a_place_for_the_next_release() -> None:
