@@ -123,6 +123,32 @@ def test_every_route_is_documented() -> None:
     assert [operation for operation in operations if not documented(operation)] == []
 
 
+def test_the_readme_names_every_command_and_route() -> None:
+    prose = README.split("<!-- tree:")[0]
+    paths = create_app(Settings()).openapi()["paths"]
+    operations = [f"{method.upper()} {path}" for path, methods in paths.items() for method in methods]
+    commands = typer.main.get_command(cli).commands  # type: ignore[attr-defined]
+
+    assert [name for name in commands if not re.search(rf"^\| `taesar {name}[ `]", prose, re.MULTILINE)] == []
+    # What probes ask stands there by its path alone
+    assert [
+        operation
+        for operation in operations
+        if f"`{operation}`" not in prose and f"`{operation.removeprefix('GET ')}`" not in prose
+    ] == []
+
+
+def test_same_answers_are_promised_for_the_cpu_only() -> None:
+    """That is where tests compare them to the bit."""
+    regenerate = create_app(Settings()).openapi()["paths"]["/regenerate"]["post"]["description"]
+    sameness = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("## Sameness of answers")[1]
+    jobs_guide = (ROOT / "docs" / "jobs.md").read_text(encoding="utf-8").split("\n## ")[0]
+
+    for text in (regenerate, sameness, jobs_guide):
+        assert "on the cpu" in text.lower()
+        assert "on a gpu this is not shown" in " ".join(text.lower().split())
+
+
 def test_every_metric_is_documented() -> None:
     """Read from the text that Prometheus would scrape."""
     from prometheus_client import generate_latest

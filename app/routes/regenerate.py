@@ -50,7 +50,8 @@ async def regenerate(
     """
     Every item of another domain becomes an item of the target domain, or is deleted; the target's own items stay.
 
-    The same sequence gets the same answer alone, in any batch, from a job and from the command line.
+    On the CPU the same sequence gets the same answer, to the bit, alone, in any batch, from a job and from the command
+    line. On a GPU this is not shown: near ties may turn with the batch.
     """
     return await while_connected(request, inference.regenerate(body))
 
