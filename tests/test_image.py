@@ -5,6 +5,7 @@ docker-compose.yml, and answer the demo's request. ``make image-test`` builds th
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -15,7 +16,16 @@ import httpx
 import polars as pl
 import pytest
 
-from tests.compose import IMAGE_USER, SAMPLE, ImageProcesses, Topology, main_process, read_compose, rewrite_both_ways
+from tests.compose import (
+    IMAGE_USER,
+    SAMPLE,
+    ImageProcesses,
+    Topology,
+    image_environment,
+    main_process,
+    read_compose,
+    rewrite_both_ways,
+)
 from tests.compose import running as up_and_down
 from tests.services import reachable_folder
 
@@ -95,12 +105,12 @@ def test_the_inner_loop_of_decoding_is_compiled_for_this_processor(topology):
 
 
 def test_the_image_is_configured_as_compose_and_its_readers_expect():
-    said = buildah("inspect", "--type", "image", "--format", "{{json .Docker.Config}}", IMAGE)
-    config = pl.read_json(said.encode()).row(0, named=True)
+    config = json.loads(buildah("inspect", "--type", "image", IMAGE))["Docker"]["config"]
 
     assert config["User"] == f"{IMAGE_USER}:{IMAGE_USER}"
     assert config["Entrypoint"] == ["taesar-start"]
     assert config["Cmd"] == ["serve"]
+    assert dict(pair.split("=", 1) for pair in config["Env"]) == image_environment()
 
 
 def test_the_image_holds_no_trace_of_the_build(container):
