@@ -106,18 +106,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total = torch.zeros((), device=hidden.device)
             d_hidden = torch.empty_like(hidden) if wants_gradient else None
             d_table = torch.zeros(table.shape, device=table.device) if wants_gradient else None
+            # One chunk's memory for all: fresh pages cost more than the exponential that fills them.
+            held = torch.empty(min(rows, N), X, dtype=product_dtype, device=hidden.device)
             for start in range(0, N, rows):
                 chunk = slice(start, start + rows)
-                logits_CX = (hidden[chunk] @ table.T).float()
-                normaliser_C1 = torch.logsumexp(logits_CX, dim=1, keepdim=True)
+                logits_CX = torch.mm(hidden[chunk], table.T, out=held[: len(hidden[chunk])]).float()
                 targets_C1 = targets_N[chunk, None]
-                total += (normaliser_C1 - logits_CX.gather(1, targets_C1)).sum()
+                wanted_C1 = logits_CX.gather(1, targets_C1)
+                # One exponential for loss and gradient alike, written over the logits.
+                largest_C1 = logits_CX.amax(dim=1, keepdim=True)
+                weights_CX = logits_CX.sub_(largest_C1).exp_()
+                mass_C1 = weights_CX.sum(dim=1, keepdim=True)
+                total += (mass_C1.log() + largest_C1 - wanted_C1).sum()
                 if d_hidden is None or d_table is None:
                     continue
-                # d loss / d logits = (softmax - one-hot) / N, written over the logits.
-                error_CX = logits_CX.sub_(normaliser_C1).exp_()
-                error_CX.scatter_add_(1, targets_C1, error_CX.new_full(targets_C1.shape, -1.0))
-                error_CX = error_CX.div_(N).to(product_dtype)
+                # d loss / d logits = (softmax - one-hot) / N
+                error_CX = weights_CX.mul_((mass_C1 * N).reciprocal_())
+                error_CX.scatter_add_(1, targets_C1, error_CX.new_full(targets_C1.shape, -1 / N))
+                error_CX = error_CX.to(product_dtype)
                 torch.mm(error_CX, table, out=d_hidden[chunk])
                 if low_precision:
                     d_table += (error_CX.T @ hidden[chunk]).float()
