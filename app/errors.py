@@ -309,9 +309,9 @@ def install_error_handlers(app: FastAPI) -> None:
     """Answer every error on purpose, and the framework's own, with problem+json."""
 
     async def answer(request: Request, error: Exception) -> Response:
-        if isinstance(error, HTTPException) and error.__cause__ is not None and error.status_code == 400:
-            # FastAPI hides what stopped the reading of a body behind a 400
-            cause = error.__cause__
+        cause = error.__cause__ or error.__context__
+        if isinstance(error, HTTPException) and cause is not None and error.status_code == 400:
+            # FastAPI and Starlette hide what stopped the reading of a body or a form behind a 400
             error = cause if isinstance(cause, ServiceError) else InvalidBodyError(f"the body cannot be read: {cause}")
         return problem_response(error, path=request.url.path)
 

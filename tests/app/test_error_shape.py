@@ -45,6 +45,16 @@ def test_a_body_that_is_no_payload_is_422(client, content):
     assert answer.headers["content-type"] == "application/problem+json"
 
 
+def test_a_form_of_too_many_fields_is_422(client):
+    fields = dict.fromkeys(("target_domain", "colour", "taste", "smell", "sound"), "kitchen")
+    answer = client.post("/jobs", data=fields, files={"file": ("in.csv", b"user,item\n")})
+
+    problem = assert_problem(
+        answer, status=422, type_="urn:taesar:problem:invalid-body", title="Invalid body", instance="/jobs"
+    )
+    assert "Too many fields" in problem["detail"]
+
+
 def test_an_unknown_domain_is_404(client, payload):
     assert_problem(
         client.post("/regenerate", json=payload("k01", target="garden")),
