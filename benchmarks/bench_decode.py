@@ -46,9 +46,10 @@ from benchmarks.measure import (
     token_ranges,
 )
 from models.checkpoint import Bundle
-from models.contrastive import View, decide, decide_in_blocks
+from models.contrastive import Decisions, View, decide, decide_in_blocks
 from models.dataset import pad_right
 from models.regenerate import Regenerator
+from models.vocabulary import TokenRange
 
 SIDES = ("import", "ours", "released")
 VOCABULARIES = (8_000, 32_000, 100_000, 184_860)
@@ -76,7 +77,7 @@ def bench(num_items: int, num_domains: int, rounds: int, clock: Clock) -> dict[s
     out = torch.empty(max(PRODUCT_ROWS), num_items + 1)
     programs = {
         "ours": lambda: regenerator.regenerate(sequences, target),
-        "decide": lambda: decide("paper", **roles, target_range=target_range),
+        "decide": lambda: _decide(roles, target_range),
         **{f"products_{rows}": lambda rows=rows: _products(views, rows, out) for rows in PRODUCT_ROWS},
         "plain": lambda: decide_in_blocks("paper", **roles, target_range=target_range),
     }
@@ -114,8 +115,15 @@ def _products(views: list[View], rows: int, out: Tensor) -> None:
             torch.mm(hidden_CD, view.table_VD.T, out=out[: len(hidden_CD)])
 
 
-def _same_tokens(roles: dict[str, View], target_range: Any) -> dict[str, Any]:
-    ours = decide("paper", **roles, target_range=target_range)
+def _decide(roles: dict[str, View], target_range: TokenRange) -> Decisions:
+    target_expert, base, source_expert = roles.values()
+    return decide(
+        "paper", target_expert=target_expert, base=base, source_experts=[source_expert], target_range=target_range
+    )
+
+
+def _same_tokens(roles: dict[str, View], target_range: TokenRange) -> dict[str, Any]:
+    ours = _decide(roles, target_range)
     plain = decide_in_blocks("paper", **roles, target_range=target_range)
     different_N = ours.token_ids_N != plain.token_ids_N
     return {

@@ -28,7 +28,9 @@ Shapes: N = positions, C = positions of one block, D = width, V = num_items + 1,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import torch
@@ -87,33 +89,50 @@ def prepare(rule: Rule) -> None:
         paper_rule.is_available()
 
 
-def decide(rule: Rule, *, target_expert: View, base: View, source_expert: View, target_range: TokenRange) -> Decisions:
+def decide(
+    rule: Rule, *, target_expert: View, base: View, source_experts: Sequence[View], target_range: TokenRange
+) -> Decisions:
     """
-    Decide N source items of one source domain for one target domain.
+    Decide N source items for one target domain.
 
     Rule ``paper`` runs in compiled code where that is available (``kernels/``), everything else in
-    ``decide_in_blocks``. The two agree up to float32 rounding: in every token whose margin exceeds it, but for the
-    global step's verdict where the best target item and the best foreign item tie, which the margin does not show.
+    ``decide_in_blocks``. The two agree up to float32 rounding, so in every token whose margin exceeds it.
 
     Args:
         rule: see the top of this file.
-        target_expert: theta_T, hidden states after s[:t].
+        target_expert: theta_T, hidden states after s[:t], those of one source domain after those of another.
         base: theta_M, likewise.
-        source_expert: theta_S, the expert of the items' own domain, likewise.
+        source_experts: theta_S, one view per source domain, each with the hidden states of its own items.
         target_range: the target domain's tokens.
 
     Returns:
-        One decision per position. On the CPU a position's decision does not depend on the other positions, to the
-        bit; on CUDA, whose libraries choose kernels by shape, this was not tested.
+        One decision per position, in the order given. A position's decision does not depend on the others.
     """
-    views = (target_expert, base, source_expert)
+    stops = list(accumulate(len(view.hidden_ND) for view in source_experts))
+    assert len(target_expert.hidden_ND) == len(base.hidden_ND) == (stops[-1] if stops else 0)
+    views = (target_expert, base, *source_experts)
     fits = paper_rule.fits(*(tensor for view in views for tensor in view))
-    if rule == "paper" and fits and paper_rule.is_available():
-        hidden_3ND, tables_3VD = [view.hidden_ND for view in views], [view.table_VD for view in views]
-        return Decisions(*paper_rule.decide_paper(hidden_3ND, tables_3VD, target_range))
-    return decide_in_blocks(
-        rule, target_expert=target_expert, base=base, source_expert=source_expert, target_range=target_range
-    )
+    if rule == "paper" and stops and fits and paper_rule.is_available():
+        decided = paper_rule.decide_paper(
+            [target_expert.hidden_ND, base.hidden_ND, torch.cat([view.hidden_ND for view in source_experts])],
+            [target_expert.table_VD, base.table_VD],
+            [paper_rule.Source(view.table_VD, len(view.hidden_ND)) for view in source_experts],
+            target_range,
+        )
+        return Decisions(*decided)
+    groups = [
+        decide_in_blocks(
+            rule,
+            target_expert=View(target_expert.hidden_ND[start:stop], target_expert.table_VD),
+            base=View(base.hidden_ND[start:stop], base.table_VD),
+            source_expert=source_expert,
+            target_range=target_range,
+        )
+        for source_expert, start, stop in zip(source_experts, [0, *stops], stops, strict=False)
+    ]
+    if not groups:
+        return _no_decisions(base)
+    return Decisions(*(torch.cat(parts) for parts in zip(*(_fields(group) for group in groups), strict=True)))
 
 
 def decide_in_blocks(
@@ -126,13 +145,13 @@ def decide_in_blocks(
     block_elements: int = BLOCK_ELEMENTS,
 ) -> Decisions:
     """
-    ``decide`` in plain torch on any device, block of positions by block: the definition.
+    ``decide`` for items of one source domain, in plain torch on any device, block by block: the definition.
 
     Args:
-        rule: as for ``decide``, like all others but the last.
-        target_expert: theta_T.
-        base: theta_M.
-        source_expert: theta_S.
+        rule: see the top of this file.
+        target_expert: theta_T, hidden states after s[:t].
+        base: theta_M, likewise.
+        source_expert: theta_S, the expert of the items' own domain, likewise.
         target_range: the target domain's tokens.
         block_elements: most logits of one decoder held at once (at least 16 positions are taken).
 
@@ -154,8 +173,7 @@ def decide_in_blocks(
         for start in range(0, N, rows)
     ]
     if not blocks:
-        empty = base.hidden_ND.new_zeros(0)
-        return Decisions(empty.long(), empty, empty, empty, empty)
+        return _no_decisions(base)
     return Decisions(*(torch.cat(parts)[:N] for parts in zip(*blocks, strict=True)))
 
 
@@ -235,6 +253,15 @@ def reference_scores(target_CX: Tensor, source_CX: Tensor, alpha_CX: Tensor, bet
 
 
 _Block = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _fields(decisions: Decisions) -> _Block:
+    return decisions.token_ids_N, decisions.alpha_N, decisions.beta_N, decisions.score_N, decisions.margin_N
+
+
+def _no_decisions(view: View) -> Decisions:
+    empty = view.hidden_ND.new_zeros(0)
+    return Decisions(empty.long(), empty, empty, empty, empty)
 
 
 def _block_logits(view: View, start: int, rows: int) -> Tensor:

@@ -104,7 +104,7 @@ class Regenerator:
 
         1. Cut each sequence to its last ``max_items`` items and list its source positions.
         2. Encode the histories by base, target expert and the source experts needed, each only where needed.
-        3. Decide the source positions of one source domain after the other.
+        3. Decide all source positions, ordered by source domain.
         4. Put kept and replacing items in order and collapse consecutive repeats.
 
         Args:
@@ -136,21 +136,21 @@ class Regenerator:
         base, target_expert = self.bundle.base, self.bundle.expert(target)
         read = _Reader(histories, source)
         shared = np.flatnonzero(scored_N)
-        hidden_T, hidden_M = read.hidden_states(target_expert, shared), read.hidden_states(base, shared)
-        for index in np.unique(domain_N[scored_N]):
-            source_expert = self.bundle.experts[index]
-            ours = domain_N[shared] == index
-            chosen = shared[ours]
-            rows = torch.from_numpy(np.flatnonzero(ours)).to(hidden_M.device)
-            decisions = decide(
-                self.rule,
-                target_expert=View(hidden_T[rows], target_expert.item_embeddings_VD),
-                base=View(hidden_M[rows], base.item_embeddings_VD),
-                source_expert=View(read.hidden_states(source_expert, chosen), source_expert.item_embeddings_VD),
-                target_range=target_range,
-            )
-            replacements_N[chosen] = decisions.token_ids_N.cpu().numpy()
-            weights_4N[:, chosen] = _stacked(decisions)
+        # One source domain after the other, so that all are decided in one call.
+        shared = shared[np.argsort(domain_N[shared], kind="stable")]
+        decisions = decide(
+            self.rule,
+            target_expert=View(read.hidden_states(target_expert, shared), target_expert.item_embeddings_VD),
+            base=View(read.hidden_states(base, shared), base.item_embeddings_VD),
+            source_experts=[
+                View(read.hidden_states(expert, shared[domain_N[shared] == index]), expert.item_embeddings_VD)
+                for index, expert in enumerate(self.bundle.experts)
+                if (domain_N[shared] == index).any()
+            ],
+            target_range=target_range,
+        )
+        replacements_N[shared] = decisions.token_ids_N.cpu().numpy()
+        weights_4N[:, shared] = _stacked(decisions)
         return [
             _assemble(history, source.of_sequence(index), replacements_N, weights_4N, source)
             for index, history in enumerate(histories)

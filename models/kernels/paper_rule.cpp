@@ -1,8 +1,8 @@
 // Rule `paper` of models/contrastive.py in one sweep: the three products, the weights and the argmax, without ever
 // holding [positions, V].
 //
-// A panel of up to 32 positions goes through three passes over the items, and up to four panels through the first one
-// together, so that the tables, which are read from memory, are read once for 128 positions:
+// A panel of up to 32 positions goes through three passes over the items, and panels of 128 positions in all through the
+// first one together, so that a tile of a table, read from memory for one of them, is in the caches for the others:
 //   1. product   logits of the three decoders, tile by tile; while a tile is in the first caches, its share of the
 //                running maximum, of sum exp(l) and of sum exp(l) l (log-sum-exp and entropy)
 //   2. JSD       sum p ln(p / m) + q ln(q / m), which needs the normalisers of pass 1
@@ -40,11 +40,10 @@ constexpr int ACCUMULATORS = 24;  // of 32 registers; the others hold hidden sta
 constexpr int LANES = 8;
 constexpr int ACCUMULATORS = 12;  // of 16 registers
 #endif
-constexpr int MOST_VECTORS = 2;
 // Items of a tile: 96 rows of a table of width 128 are 48 KiB. A multiple of ACCUMULATORS / {1, 2}.
 constexpr int64_t TILE = 96;
-// Panels that share one reading of the tables, and the memory that they may take per thread.
-constexpr int64_t MOST_PANELS = 4;
+// Positions that share one reading of the tables, and the memory that their logits may take per thread.
+constexpr int64_t MOST_ROWS = 128;
 constexpr int64_t SCRATCH_BYTES = 96 << 20;
 // Scratch starts on a huge page, where the system has them.
 constexpr std::size_t ALIGNMENT = 1 << 21;
@@ -121,17 +120,21 @@ struct Best {
     Ints item = Ints{};
 };
 
-// What one decoder's side of a call is.
-struct View {
-    const float* hidden;  // [N][D]
-    const float* table;   // [V][D]
-};
-
+// Positions of one source domain after those of another: group g ends before position group_stops[g], and its source
+// expert's table is source_tables[g].
 struct Call {
-    View target, base, source;
-    int64_t num_positions, width, num_tokens, first, last;
+    const float* hidden[3];  // of target expert, base and source experts, [N][D] each
+    const float *target_table, *base_table;  // [V][D] each
+    const float* const* source_tables;
+    const int64_t* group_stops;
+    int64_t num_groups, width, num_tokens, first, last;
     int64_t* tokens;
     float *alpha, *beta, *score, *margin;
+};
+
+// Positions start .. start + rows - 1, all of one group.
+struct Slot {
+    int64_t start, rows, group;
 };
 
 struct Span {
@@ -155,21 +158,21 @@ class Panel {
 
     static int64_t scratch_floats(const Call& call) { return 3 * (call.num_tokens + call.width) * ROWS; }
 
-    // Take positions start .. start + ROWS - 1, as far as there are any.
-    void take(int64_t start) {
-        start_ = start;
-        rows_ = std::min(ROWS, call_.num_positions - start);
-        const float* views[3] = {call_.target.hidden, call_.base.hidden, call_.source.hidden};
+    void take(Slot slot) {
+        slot_ = slot;
         for (int part = 0; part < 3; ++part)
             for (int64_t k = 0; k < call_.width; ++k)
                 for (int64_t row = 0; row < ROWS; ++row)
-                    hidden_[part][k * ROWS + row] = row < rows_ ? views[part][(start + row) * call_.width + k] : 0.0f;
+                    hidden_[part][k * ROWS + row] =
+                        row < slot.rows ? call_.hidden[part][(slot.start + row) * call_.width + k] : 0.0f;
         for (auto& segment : sums_)
             for (auto& part : segment) std::fill(part, part + VECTORS, Sums{});
     }
 
-    // Pass 1 over one tile of one segment, for one decoder.
-    void project(int segment, int part, const float* table, Span items) {
+    // Pass 1 over one tile of one segment, for one decoder: 0 target expert, 1 base, 2 source expert.
+    void project(int segment, int part, Span items) {
+        const float* tables[3] = {call_.target_table, call_.base_table, call_.source_tables[slot_.group]};
+        const float* table = tables[part];
         constexpr int GROUP = ACCUMULATORS / VECTORS;
         int64_t item = items.start;
         for (; item + GROUP <= items.stop; item += GROUP) products<GROUP>(part, table, item);
@@ -186,7 +189,7 @@ class Panel {
                 for (const auto& segment : sums_) whole[part][v].add(segment[part][v]);
         bool any = false;
         const Step global = step({1, call_.num_tokens}, whole);
-        for (int64_t row = 0; row < rows_; ++row) {
+        for (int64_t row = 0; row < slot_.rows; ++row) {
             const int64_t item = global.best[row / LANES].item[row % LANES];
             const bool convertible = domain.start <= item && item < domain.stop;
             any |= convertible;
@@ -194,8 +197,8 @@ class Panel {
         }
         if (!any) return;
         const Step local = step(domain, sums_[1]);
-        for (int64_t row = 0; row < rows_; ++row)
-            if (call_.tokens[start_ + row]) write(row, local, local.best[row / LANES].item[row % LANES]);
+        for (int64_t row = 0; row < slot_.rows; ++row)
+            if (call_.tokens[slot_.start + row]) write(row, local, local.best[row / LANES].item[row % LANES]);
     }
 
   private:
@@ -307,7 +310,7 @@ class Panel {
     }
 
     void write(int64_t row, const Step& step, int64_t token) const {
-        const int64_t position = start_ + row, v = row / LANES, lane = row % LANES;
+        const int64_t position = slot_.start + row, v = row / LANES, lane = row % LANES;
         call_.tokens[position] = token;
         call_.alpha[position] = step.alpha[v][lane];
         call_.beta[position] = step.beta[v][lane];
@@ -322,7 +325,7 @@ class Panel {
     }
 
     const Call& call_;
-    int64_t start_ = 0, rows_ = 0;
+    Slot slot_{};
     float* logits_[3];
     float* hidden_[3];
     Sums sums_[3][3][VECTORS];  // segment, decoder, vector
@@ -330,35 +333,48 @@ class Panel {
 
 // One thread's share of the work: a few panels at a time, so that a tile of the tables, once in the caches, serves all.
 template <int VECTORS>
-void decide_share(const Call& call, int64_t num_panels, float* scratch, std::atomic<int64_t>& next) {
-    constexpr int64_t ROWS = Panel<VECTORS>::ROWS;
-    const float* tables[3] = {call.target.table, call.base.table, call.source.table};
+void decide_share(const Call& call, const std::vector<Slot>& slots, int64_t num_panels, float* scratch,
+                  std::atomic<int64_t>& next) {
+    const int64_t num_slots = slots.size();
     const Span segments[3] = {{1, call.first}, {call.first, call.last + 1}, {call.last + 1, call.num_tokens}};
     std::vector<Panel<VECTORS>> panels;
     for (int64_t i = 0; i < num_panels; ++i)
         panels.emplace_back(call, scratch + i * Panel<VECTORS>::scratch_floats(call));
-    for (int64_t start; (start = next.fetch_add(num_panels * ROWS)) < call.num_positions;) {
-        const int64_t used = std::min(num_panels, (call.num_positions - start + ROWS - 1) / ROWS);
-        for (int64_t i = 0; i < used; ++i) panels[i].take(start + i * ROWS);
+    for (int64_t first; (first = next.fetch_add(num_panels)) < num_slots;) {
+        const int64_t used = std::min(num_panels, num_slots - first);
+        for (int64_t i = 0; i < used; ++i) panels[i].take(slots[first + i]);
         for (int segment = 0; segment < 3; ++segment)
             for (int64_t tile = segments[segment].start; tile < segments[segment].stop; tile += TILE) {
                 const Span items{tile, std::min(tile + TILE, segments[segment].stop)};
                 for (int part = 0; part < 3; ++part)
-                    for (int64_t i = 0; i < used; ++i) panels[i].project(segment, part, tables[part], items);
+                    for (int64_t i = 0; i < used; ++i) panels[i].project(segment, part, items);
             }
         for (int64_t i = 0; i < used; ++i) panels[i].finish();
     }
 }
 
 template <int VECTORS>
-bool decide_all(const Call& call, int64_t num_threads) {
-    const int64_t num_blocks = (call.num_positions + Panel<VECTORS>::ROWS - 1) / Panel<VECTORS>::ROWS;
+std::vector<Slot> slots_of(const Call& call) {
+    constexpr int64_t ROWS = Panel<VECTORS>::ROWS;
+    std::vector<Slot> slots;
+    int64_t start = 0;
+    for (int64_t group = 0; group < call.num_groups; ++group)
+        for (const int64_t stop = call.group_stops[group]; start < stop;) {
+            slots.push_back({start, std::min(ROWS, stop - start), group});
+            start += slots.back().rows;
+        }
+    return slots;
+}
+
+template <int VECTORS>
+bool decide_all(const Call& call, const std::vector<Slot>& slots, int64_t num_threads) {
+    const int64_t num_slots = slots.size();
     const int64_t panel_bytes = Panel<VECTORS>::scratch_floats(call) * sizeof(float);
-    num_threads = std::max<int64_t>(1, std::min(num_threads, num_blocks));
+    num_threads = std::max<int64_t>(1, std::min(num_threads, num_slots));
     // As many panels as memory permits, then no more than share the work evenly.
-    const int64_t most = std::min(MOST_PANELS, std::max<int64_t>(1, SCRATCH_BYTES / panel_bytes));
-    const int64_t turns = std::max<int64_t>(1, (num_blocks + num_threads * most - 1) / (num_threads * most));
-    const int64_t num_panels = std::max<int64_t>(1, (num_blocks + num_threads * turns - 1) / (num_threads * turns));
+    const int64_t most = std::clamp<int64_t>(SCRATCH_BYTES / panel_bytes, 1, MOST_ROWS / Panel<VECTORS>::ROWS);
+    const int64_t turns = std::max<int64_t>(1, (num_slots + num_threads * most - 1) / (num_threads * most));
+    const int64_t num_panels = std::max<int64_t>(1, (num_slots + num_threads * turns - 1) / (num_threads * turns));
     const std::size_t bytes = (num_panels * panel_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     std::atomic<int64_t> next{0};
     const auto work = [&] {
@@ -367,7 +383,7 @@ bool decide_all(const Call& call, int64_t num_threads) {
 #if defined(__linux__)
         madvise(scratch, bytes, MADV_HUGEPAGE);  // 15 MB at 40,000 items: 8 page faults instead of 3,700
 #endif
-        decide_share<VECTORS>(call, num_panels, scratch, next);
+        decide_share<VECTORS>(call, slots, num_panels, scratch, next);
         std::free(scratch);
     };
     std::vector<std::thread> threads;
@@ -379,22 +395,24 @@ bool decide_all(const Call& call, int64_t num_threads) {
     work();
     for (std::thread& thread : threads) thread.join();
     // A thread without memory leaves its share to the others; without any, nothing was begun.
-    return next.load() >= call.num_positions;
+    return next.load() >= num_slots;
 }
 
 }  // namespace
 
-// Decides N positions on num_threads threads; arguments as models.contrastive.decide takes them, arrays contiguous.
+// Decides positions on num_threads threads; arguments as models.contrastive.decide takes them, arrays contiguous.
 // Returns 0, or 1 when there was no memory.
 extern "C" int taesar_decide_paper(const float* target_hidden, const float* base_hidden, const float* source_hidden,
-                                   const float* target_table, const float* base_table, const float* source_table,
-                                   int64_t num_positions, int64_t width, int64_t num_tokens, int64_t first,
-                                   int64_t last, int64_t num_threads, int64_t* tokens, float* alpha, float* beta,
-                                   float* score, float* margin) {
-    const Call call{{target_hidden, target_table},
-                    {base_hidden, base_table},
-                    {source_hidden, source_table},
-                    num_positions,
+                                   const float* target_table, const float* base_table,
+                                   const float* const* source_tables, const int64_t* group_stops, int64_t num_groups,
+                                   int64_t width, int64_t num_tokens, int64_t first, int64_t last, int64_t num_threads,
+                                   int64_t* tokens, float* alpha, float* beta, float* score, float* margin) {
+    const Call call{{target_hidden, base_hidden, source_hidden},
+                    target_table,
+                    base_table,
+                    source_tables,
+                    group_stops,
+                    num_groups,
                     width,
                     num_tokens,
                     first,
@@ -404,8 +422,11 @@ extern "C" int taesar_decide_paper(const float* target_hidden, const float* base
                     beta,
                     score,
                     margin};
-    // Full blocks read every table row for twice the positions; half blocks keep more threads busy on few positions.
-    const bool few = num_positions <= MOST_VECTORS * LANES * num_threads / 2;
-    const bool done = few ? decide_all<1>(call, num_threads) : decide_all<MOST_VECTORS>(call, num_threads);
+    // Whole panels multiply two vectors of positions with each item that they load. Half panels pay where they leave
+    // fewer lanes empty or keep more threads busy.
+    const std::vector<Slot> halves = slots_of<1>(call), wholes = slots_of<2>(call);
+    const int64_t num_halves = halves.size(), num_wholes = wholes.size();
+    const bool half = 2 * num_wholes * 4 > num_halves * 5 || num_wholes < num_threads;
+    const bool done = half ? decide_all<1>(call, halves, num_threads) : decide_all<2>(call, wholes, num_threads);
     return done ? 0 : 1;
 }

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +35,13 @@ class Decided(NamedTuple):
     margin_N: Tensor
 
 
+class Source(NamedTuple):
+    """A source domain in a call: its expert's item table [V, D], and how many positions are of this domain."""
+
+    table_VD: Tensor
+    num_positions: int
+
+
 def is_available() -> bool:
     """Whether the kernel is compiled here; the first call compiles it, a matter of seconds."""
     return _library() is not None
@@ -43,13 +52,16 @@ def fits(*tensors: Tensor) -> bool:
     return all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
 
 
-def decide_paper(hidden_3ND: list[Tensor], tables_3VD: list[Tensor], target_range: TokenRange) -> Decided:
+def decide_paper(
+    hidden_3ND: Sequence[Tensor], shared_2VD: Sequence[Tensor], sources: Sequence[Source], target_range: TokenRange
+) -> Decided:
     """
     Decide N positions by rule ``paper``; ``is_available`` and ``fits`` hold.
 
     Args:
-        hidden_3ND: hidden states of target expert, base and source expert, [N, D] each.
-        tables_3VD: their item tables, [V, D] each; row 0 is padding and no candidate.
+        hidden_3ND: hidden states of target expert, base and source experts, [N, D] each.
+        shared_2VD: item tables [V, D] of target expert and base; row 0 is padding and no candidate.
+        sources: the source domains of the positions, one after the other, N positions in all.
         target_range: the target domain's tokens.
 
     Returns:
@@ -57,22 +69,28 @@ def decide_paper(hidden_3ND: list[Tensor], tables_3VD: list[Tensor], target_rang
         but the position.
 
     Raises:
-        MemoryError: no room for the logits of one block, 3 V x 32 floats per thread.
+        MemoryError: no room for the logits of one panel, 3 V x 32 floats per thread.
     """
     library = _library()
     assert library is not None
-    assert fits(*hidden_3ND, *tables_3VD)
-    N, D = hidden_3ND[0].shape
-    V = len(tables_3VD[0])
-    assert all(hidden.shape == (N, D) for hidden in hidden_3ND)
-    assert all(table.shape == (V, D) for table in tables_3VD)
+    tables = [table.contiguous() for table in (*shared_2VD, *(source.table_VD for source in sources))]
+    hidden = [tensor.contiguous() for tensor in hidden_3ND]
+    assert fits(*hidden, *tables)
+    N, D = hidden[0].shape
+    V = len(tables[0])
+    stops = list(accumulate(source.num_positions for source in sources))
+    assert stops[-1:] == [N]
+    assert all(tensor.shape == (N, D) for tensor in hidden)
+    assert all(table.shape == (V, D) for table in tables)
     assert 1 <= target_range.first <= target_range.last < V
-    inputs = [tensor.contiguous() for tensor in (*hidden_3ND, *tables_3VD)]
     token_ids_N = torch.empty(N, dtype=torch.int64)
     weights = [torch.empty(N) for _ in range(4)]
-    sizes = (N, D, V, target_range.first, target_range.last, torch.get_num_threads())
+    source_tables = (ctypes.c_void_p * len(sources))(*(table.data_ptr() for table in tables[2:]))
+    sizes = (len(sources), D, V, target_range.first, target_range.last, torch.get_num_threads())
     status = library.taesar_decide_paper(
-        *(ctypes.c_void_p(tensor.data_ptr()) for tensor in inputs),
+        *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (*hidden, *tables[:2])),
+        source_tables,
+        (ctypes.c_int64 * len(stops))(*stops),
         *(ctypes.c_int64(size) for size in sizes),
         *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (token_ids_N, *weights)),
     )

@@ -37,7 +37,7 @@ def decide_logits(
     views = (View(logits, identity) for logits in (target, base, source))
     target_expert, base_view, source_expert = views
     return decide(
-        rule, target_expert=target_expert, base=base_view, source_expert=source_expert, target_range=target_range
+        rule, target_expert=target_expert, base=base_view, source_experts=[source_expert], target_range=target_range
     )
 
 
@@ -146,7 +146,7 @@ def test_no_positions_give_no_decisions(rule: Rule) -> None:
         rule,
         target_expert=View(nothing, table),
         base=View(nothing, table),
-        source_expert=View(nothing, table),
+        source_experts=[View(nothing, table)],
         target_range=TokenRange(1, 2),
     )
     assert len(decisions.token_ids_N) == 0

@@ -156,7 +156,7 @@ def test_decided_tokens_equal_the_released_ones(case: str) -> None:
     )
     candidates = TokenRange(*(int(bound) for bound in GOLDEN[f"fn/{case}/target_range"]))
 
-    decisions = decide("reference", target_expert=target, base=base, source_expert=source, target_range=candidates)
+    decisions = decide("reference", target_expert=target, base=base, source_experts=[source], target_range=candidates)
 
     for field in (decisions.alpha_N, decisions.beta_N, decisions.score_N, decisions.margin_N):
         assert torch.isfinite(field).all()

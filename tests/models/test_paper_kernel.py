@@ -36,7 +36,7 @@ def random_views(seed: int, num_positions: int, width: int, num_tokens: int, sca
 
 def decided(views: list[View], target_range: TokenRange, rows: slice = slice(None)) -> Decisions:
     target, base, source = (View(view.hidden_ND[rows], view.table_VD) for view in views)
-    return decide("paper", target_expert=target, base=base, source_expert=source, target_range=target_range)
+    return decide("paper", target_expert=target, base=base, source_experts=[source], target_range=target_range)
 
 
 def defined(views: list[View], target_range: TokenRange) -> Decisions:
@@ -122,6 +122,30 @@ def test_a_position_alone_equals_itself_in_any_company(
         whole = getattr(together, name)
         assert torch.equal(whole[chosen : chosen + 1], getattr(alone, name))
         assert torch.equal(whole[start:], getattr(some, name))
+
+
+@compiled
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 70), min_size=1, max_size=5), st.integers(0, 10_000), st.integers(1, 3))
+def test_source_domains_together_equal_each_alone(sizes: list[int], seed: int, num_threads: int) -> None:
+    """Bit for bit: positions of several source domains in one call, empty ones included."""
+    target, base, source = random_views(seed, sum(sizes), 12, 150, scale=2.0)
+    tables = [torch.roll(source.table_VD, shift, dims=0) for shift in range(len(sizes))]
+    target_range = TokenRange(20, 90)
+    parts = [view.hidden_ND.split(sizes) for view in (target, base, source)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        sources = [View(hidden, table) for hidden, table in zip(parts[2], tables, strict=True)]
+        together = decide("paper", target_expert=target, base=base, source_experts=sources, target_range=target_range)
+    finally:
+        torch.set_num_threads(before)
+    alone = [
+        decided([View(t, target.table_VD), View(b, base.table_VD), View(s, table)], target_range)
+        for t, b, s, table in zip(*parts, tables, strict=True)
+    ]
+    for name in FIELDS:
+        assert torch.equal(getattr(together, name), torch.cat([getattr(one, name) for one in alone]))
 
 
 @compiled
