@@ -51,11 +51,22 @@ KEEP_ALIVE_EVENTS = 30
 MAX_PAGE = 1000
 _FORMAT_OF: dict[str, ResultFormat] = {media_type: name for name, media_type in MEDIA_TYPES.items()}
 
+
+def _in_a_form(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a field as a form can send it: not null, but left out."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if not kinds:
+        return schema
+    rest = {name: value for name, value in schema.items() if name not in ("anyOf", "default")}
+    return {**rest, "anyOf": kinds}
+
+
 _FORM_SCHEMA: dict[str, Any] = {
     "type": "object",
+    "additionalProperties": False,
     "required": ["target_domain", "file"],
     "properties": {
-        **{name: JobOptions.model_json_schema()["properties"][name] for name in JobOptions.model_fields},
+        **{name: _in_a_form(schema) for name, schema in JobOptions.model_json_schema()["properties"].items()},
         "file": {"type": "string", "contentMediaType": "application/octet-stream", "description": "The input."},
     },
 }
