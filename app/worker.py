@@ -151,7 +151,6 @@ class WorkerThreads:
         self._sweeper.stop()
         self._worker.stop(timeout=round(timeout_seconds * 1000))
 
-
     def _sweep(self) -> None:
         self._runner.renew()  # first: what this process works on is not lost, however long it takes
         self._parts.queue_lost_tasks()
