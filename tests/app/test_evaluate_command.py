@@ -37,7 +37,11 @@ def bundle_folder(dataset: Dataset, tmp_path: Path) -> Path:
         torch.manual_seed(0)
         networks = [Decoder(config).eval() for _ in range(1 + len(dataset.vocabulary.domains))]
     save_bundle(
-        tmp_path / "bundle", vocabulary=dataset.vocabulary, base=networks[0], experts=networks[1:], provenance={"dataset_fingerprint": dataset.fingerprint}
+        tmp_path / "bundle",
+        vocabulary=dataset.vocabulary,
+        base=networks[0],
+        experts=networks[1:],
+        provenance={"dataset_fingerprint": dataset.fingerprint},
     )
     return tmp_path / "bundle"
 

@@ -83,7 +83,11 @@ def composite_folder(dataset, tmp_path_factory) -> Path:
         torch.manual_seed(0)
         networks = [Decoder(config).eval() for _ in range(1 + len(dataset.vocabulary.domains))]
     bundle = save_bundle(
-        folder / "bundle", vocabulary=dataset.vocabulary, base=networks[0], experts=networks[1:], provenance={"dataset_fingerprint": dataset.fingerprint}
+        folder / "bundle",
+        vocabulary=dataset.vocabulary,
+        base=networks[0],
+        experts=networks[1:],
+        provenance={"dataset_fingerprint": dataset.fingerprint},
     )
     write_composite(dataset, bundle, target="food", rule="paper", out=folder / "food")
     return folder / "food"
