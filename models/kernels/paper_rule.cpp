@@ -52,6 +52,7 @@ constexpr float NOTHING = -1e30f;
 
 typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(float))));
+typedef Floats StoredFloats __attribute__((may_alias));  // memory that is written as float and read as vectors
 
 inline Floats all(float value) { return value - Floats{}; }
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
@@ -212,7 +213,7 @@ class Panel {
     void products(int part, const float* table, int64_t item) {
         const int64_t width = call_.width;
         const float* rows = table + item * width;
-        const Floats* hidden = reinterpret_cast<const Floats*>(hidden_[part]);
+        const StoredFloats* hidden = reinterpret_cast<const StoredFloats*>(hidden_[part]);
         Floats sum[COUNT][VECTORS] = {};
         for (int64_t k = 0; k < width; ++k) {
             Floats states[VECTORS];
@@ -320,8 +321,8 @@ class Panel {
 
     static double clamped(double weight) { return std::min(1.0, std::max(0.0, weight)); }
 
-    Floats& at(int part, int64_t item, int v) const {
-        return reinterpret_cast<Floats*>(logits_[part])[item * VECTORS + v];
+    StoredFloats& at(int part, int64_t item, int v) const {
+        return reinterpret_cast<StoredFloats*>(logits_[part])[item * VECTORS + v];
     }
 
     const Call& call_;
