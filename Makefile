@@ -92,4 +92,5 @@ image-test: $(INSTALLED)
 	  $(BIN)/python -m pytest tests/test_image.py -v $(ARGS)
 
 clean:
+	.ci/build-image --clean
 	rm -rf $(VENV) build demo-run *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
