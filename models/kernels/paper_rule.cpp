@@ -45,6 +45,7 @@ constexpr int64_t TILE = 96;
 // Positions that share one reading of the tables, and the memory that their logits may take per thread.
 constexpr int64_t MOST_ROWS = 128;
 constexpr int64_t SCRATCH_BYTES = 96 << 20;
+constexpr int LINE = 16;  // floats of a cache line
 // Scratch starts on a huge page, where the system has them.
 constexpr std::size_t ALIGNMENT = 1 << 21;
 // Stands for "no item yet" as a maximum: far below every logit, yet finite, so that 0 * (NOTHING - l) is 0, not NaN.
@@ -219,7 +220,7 @@ class Panel {
             Floats states[VECTORS];
             for (int v = 0; v < VECTORS; ++v) states[v] = hidden[k * VECTORS + v];
             // The next COUNT items, as many bytes a turn: reading COUNT rows abreast defeats the processor's own guess.
-            __builtin_prefetch(rows + (width + k) * COUNT);
+            for (int ahead = 0; ahead < COUNT; ahead += LINE) __builtin_prefetch(rows + (width + k) * COUNT + ahead);
             for (int i = 0; i < COUNT; ++i) {
                 const float weight = rows[i * width + k];
                 for (int v = 0; v < VECTORS; ++v) sum[i][v] += states[v] * weight;
