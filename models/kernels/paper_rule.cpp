@@ -14,7 +14,7 @@
 // items in one fixed order, and nothing is ever added across lanes. A position's bits therefore depend neither on its
 // neighbours nor on how positions are grouped or shared among threads.
 //
-// Plain GNU vector extensions, no intrinsics: GCC and Clang compile it for AVX-512, AVX2 and NEON alike.
+// Plain GNU vector extensions, no intrinsics. Tested as GCC compiles it for AVX-512 and AVX2.
 //
 // Layouts: tables [V][D] row-major as they come; hidden states of a panel transposed, [D][lanes]; logits [V][lanes].
 
