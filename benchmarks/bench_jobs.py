@@ -37,8 +37,8 @@ TARGET = "kitchen"
 def main() -> None:
     """Measure, alternating, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sequences", type=int, default=4000)
-    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--sequences", type=int, default=8000)
+    parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--chunk", type=int, default=512)
     arguments = parser.parse_args()
