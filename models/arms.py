@@ -117,7 +117,7 @@ def load_composite(directory: Path, dataset: Dataset, target: str) -> Composite:
         users = np.asarray([index_of[user] for user in table["user_id"]], dtype=np.int64)
     except KeyError as error:
         raise DatasetFormatError(f"{directory / COMPOSITE}: user {error} is not in the dataset") from error
-    rows = ragged(table["token_ids"])
+    rows = Sequences.from_column(table["token_ids"])
     domain = dataset.vocabulary.token_range(target)
     if ((rows.token_ids < domain.first) | (rows.token_ids > domain.last)).any():
         raise DatasetFormatError(f"{directory / COMPOSITE}: holds items that are not of {target!r}")
@@ -192,13 +192,6 @@ def picked(sequences: Sequences, indices: npt.NDArray[np.int64]) -> Sequences:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
     return Sequences(sequences.token_ids[np.repeat(sequences.offsets[indices], lengths) + within], offsets)
-
-
-def ragged(lists: pl.Series) -> Sequences:
-    """A polars list column as sequences."""
-    lengths = lists.list.len().to_numpy().astype(np.int64)
-    flat = lists.explode(empty_as_null=False, keep_nulls=False).to_numpy().astype(TOKENS)
-    return Sequences(flat, np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def _appended(train: Sequences, validation_U: TokenArray) -> Sequences:

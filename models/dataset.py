@@ -63,6 +63,13 @@ class Sequences:
         flat = np.concatenate(arrays) if arrays else np.zeros(0, dtype=TOKENS)
         return cls(flat, np.cumsum(lengths))
 
+    @classmethod
+    def from_column(cls, lists: pl.Series) -> Sequences:
+        """A polars list column of tokens, one list per sequence, without nulls."""
+        lengths = lists.list.len().to_numpy().astype(np.int64)
+        flat = lists.explode(empty_as_null=False, keep_nulls=False).to_numpy().astype(TOKENS)
+        return cls(flat, np.concatenate([[0], np.cumsum(lengths)]))
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -157,12 +164,10 @@ def pad_right(sequences: Iterable[TokenArray], length: int | None = None) -> tor
 def _read_train(path: Path) -> tuple[tuple[str, ...], Sequences]:
     try:
         table = pl.read_parquet(path)
-        lengths = table["token_ids"].list.len().to_numpy().astype(np.int64)
-        flat = table["token_ids"].explode(empty_as_null=False, keep_nulls=False).to_numpy().astype(TOKENS)
-        user_ids = tuple(table["user_id"].to_list())
+        user_ids, sequences = tuple(table["user_id"].to_list()), Sequences.from_column(table["token_ids"])
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DatasetFormatError(f"{path}: not a readable table of sequences: {error}") from error
-    return user_ids, Sequences(flat, np.concatenate([[0], np.cumsum(lengths)]))
+    return user_ids, sequences
 
 
 def _read_held_out(path: Path, user_ids: tuple[str, ...]) -> TokenArray:
