@@ -116,10 +116,20 @@ def prepare(
             show_default="2025",
         ),
     ] = None,
+    numbering: Annotated[
+        Literal["shuffled", "first-appearance"] | None,
+        typer.Option(
+            help="Number items by a seeded hash, which says nothing of the sequences, or as the sequences name them, "
+            "held-out items included: only to reproduce the released code and measure its leak, never otherwise.",
+            show_default="shuffled",
+        ),
+    ] = None,
     numbering_seed: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Of the item numbers alone, to renumber items and change nothing else.", show_default="the seed"
+            min=0,
+            help="Of shuffled item numbers alone, to renumber items and change nothing else.",
+            show_default="the seed",
         ),
     ] = None,
     max_bad_row_share: Annotated[
@@ -147,6 +157,8 @@ def prepare(
     from models.preparation import PreparationConfig
     from models.preparation import prepare as prepare_dataset
 
+    if numbering == "first-appearance" and numbering_seed is not None:
+        raise typer.BadParameter("--numbering-seed is of shuffled numbers; first appearance has none")
     config = _given(
         PreparationConfig(columns=Columns(user_column, item_column, domain_column, timestamp_column)),
         min_user_interactions=min_user_interactions,
@@ -156,6 +168,7 @@ def prepare(
         max_length=max_length,
         ties=ties,
         seed=seed,
+        numbering=numbering,
         numbering_seed=numbering_seed,
         max_bad_row_share=max_bad_row_share,
     )

@@ -58,6 +58,7 @@ DEFAULTS = [
     ("prepare", "overlap", PREPARATION.overlap),
     ("prepare", "max_length", PREPARATION.max_length),
     ("prepare", "ties", PREPARATION.ties),
+    ("prepare", "numbering", PREPARATION.numbering),
     ("prepare", "seed", PREPARATION.seed),
     ("prepare", "max_bad_row_share", PREPARATION.max_bad_row_share),
     *[
@@ -164,6 +165,16 @@ def test_a_width_that_the_heads_do_not_divide_is_refused_before_anything_is_read
 
     assert code == 2
     assert "--width 7 is not a multiple of --heads 2" in err
+
+
+def test_first_appearance_has_no_numbering_seed(run, tmp_path) -> None:
+    code, _, err = run(
+        "prepare", tmp_path / "rows.csv", "--out", tmp_path / "dataset",
+        "--numbering", "first-appearance", "--numbering-seed", "1",
+    )  # fmt: skip
+
+    assert code == 2
+    assert "first appearance has none" in err
 
 
 def test_prepare_reports_where_every_row_went(run, tmp_path) -> None:

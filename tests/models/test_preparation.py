@@ -175,6 +175,8 @@ def test_the_defaults_are_those_of_the_paper():
         {"overlap": "some"},
         {"ties": "random"},
         {"user_threshold": "both"},
+        {"numbering": "alphabetical"},
+        {"numbering": "first-appearance", "numbering_seed": 1},
     ],
 )
 def test_a_value_out_of_range_is_refused(wrong):
@@ -249,6 +251,50 @@ def test_the_numbering_seed_changes_nothing_but_the_numbers(tmp_path):
 
     assert sequences(one) == sequences(other)
     assert one.vocabulary.item_ids != other.vocabulary.item_ids
+
+
+FIRST_APPEARANCE = PreparationConfig(
+    min_user_interactions=1, min_item_interactions=1, overlap="any", numbering="first-appearance"
+)
+
+
+def test_first_appearance_numbers_items_as_the_sequences_name_them_held_out_items_included(tmp_path):
+    """
+    u: a9 b5 a3 a1, v: a3 b8 b5 a7. Domain a appears as 9 3 1 (u's validation and test items), 7; domain b as 5 8.
+    """
+    rows = [("u", "a9", "a", 1), ("u", "b5", "b", 2), ("u", "a3", "a", 3), ("u", "a1", "a", 4)]
+    rows += [("v", "a3", "a", 1), ("v", "b8", "b", 2), ("v", "b5", "b", 3), ("v", "a7", "a", 4)]
+    _, dataset = prepared(tmp_path, rows[::-1], FIRST_APPEARANCE)
+
+    assert dataset.vocabulary.item_ids == (("a9", "a3", "a1", "a7"), ("b5", "b8"))
+    assert dataset.manifest["config"]["numbering"] == "first-appearance"
+    # The leak: u's test item is the number after its validation item.
+    assert dataset.test[0] == dataset.validation[0] + 1
+
+
+def test_numbers_are_shuffled_unless_asked_otherwise(tmp_path):
+    """Golden: the fingerprint of the sample, which holds every number, as it was before there was a choice."""
+    report = prepare(SAMPLE, tmp_path / "sample", PreparationConfig())
+    asked = prepare(SAMPLE, tmp_path / "asked", PreparationConfig(numbering="shuffled"))
+
+    assert report.fingerprint[:12] == "8e6913e07654"
+    assert asked.fingerprint == report.fingerprint
+    assert load_dataset(tmp_path / "sample").manifest["config"]["numbering"] == "shuffled"
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.lists(st.tuples(*map(st.sampled_from, (("u", "v"), "pqrstxyz"))), min_size=1, max_size=40))
+def test_sequences_hold_the_same_items_under_both_numberings(rows):
+    table: list[Row] = [(user, item, "a" if item < "t" else "b", time) for time, (user, item) in enumerate(rows)]
+    with tempfile.TemporaryDirectory() as folder:
+        (first, one), (shuffled, other) = (
+            prepared(Path(folder), table, config) for config in (FIRST_APPEARANCE, KEEP_ALL)
+        )
+
+        assert sequences(one) == sequences(other)
+        assert one.vocabulary.domains == other.vocabulary.domains
+        same_numbers = one.vocabulary.item_ids == other.vocabulary.item_ids
+        assert (first.fingerprint == shuffled.fingerprint) == same_numbers
 
 
 # -- Nothing of the held-out part leaks
