@@ -98,7 +98,7 @@ def evaluate(
         cells=out / "cells" if cells is None else cells,
         device=place,
     )
-    with TrainingProgress(console, patience_of=lambda _: evaluation.training.patience) as progress:
+    with TrainingProgress(console, patience_of=lambda stage: evaluation.training_of(stage).patience) as progress:
         report = run_study(
             prepared,
             study,

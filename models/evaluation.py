@@ -21,7 +21,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -56,10 +56,16 @@ class EvaluationConfig:
     Args:
         training: schedule; its seed is replaced by each cell's.
         recommender: hyper-parameters.
+        schedules: by name, the whole schedule of each recommender that does not take ``training``.
     """
 
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     recommender: RecommenderConfig = dataclasses.field(default_factory=RecommenderConfig)
+    schedules: Mapping[str, TrainingConfig] = dataclasses.field(default_factory=dict)
+
+    def training_of(self, recommender: str) -> TrainingConfig:
+        """The schedule of one recommender."""
+        return self.schedules.get(recommender, self.training)
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,11 @@ class Grid:
             "recommender": recommender,
             "arm": arm.fingerprint,
             "budget": self.original.fingerprint,
-            "config": dataclasses.asdict(self.config),
+            # The schedule that this recommender takes, wherever it was written; those of others change nothing.
+            "config": {
+                "training": dataclasses.asdict(self.config.training_of(recommender)),
+                "recommender": dataclasses.asdict(self.config.recommender),
+            },
             "seed": seed,
             "device": self.device.type,
         }
@@ -241,7 +251,7 @@ class Grid:
     def _trained(
         self, key: str, recommender: str, arm: Arm, seed: int, resume_file: Path, progress: Progress | None
     ) -> Cell:
-        config = dataclasses.replace(self.config.training, seed=seed)
+        config = dataclasses.replace(self.config.training_of(recommender), seed=seed)
         module = build_seeded(recommender, arm, self.config.recommender, seed).to(self.device)
         objective = RowObjective(
             module,

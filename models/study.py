@@ -27,7 +27,7 @@ from models.composite import MAPPING
 from models.dataset import Dataset
 from models.errors import ConfigurationError
 from models.evaluation import Cell, EvaluationConfig, Grid
-from models.recommenders.registry import COUNTED
+from models.recommenders.registry import COUNTED, TRAINED
 from models.report import Provenance, Report
 from models.results import summarise
 from models.statistics import (
@@ -144,20 +144,40 @@ def load_config(path: Path) -> EvaluationConfig:
     """
     Read hyper-parameters from TOML: tables ``training`` and ``recommender``, every key optional.
 
+    A table ``training.NAME`` overrides keys of ``training`` for the trained recommender of that name alone.
+
     Raises:
-        ConfigurationError: not TOML, an unknown table or key, or a value of the wrong type; the message names it.
+        ConfigurationError: not TOML, an unknown table, recommender or key, or a value of the wrong type; the message
+            names it.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path}: not a readable TOML file: {error}") from error
-    unknown = sorted(content.keys() - {field.name for field in dataclasses.fields(EvaluationConfig)})
+    unknown = sorted(content.keys() - {"training", "recommender"})
     if unknown:
         raise ConfigurationError(f"{path}: unknown table {unknown[0]!r}")
     config = EvaluationConfig()
+    shared, own = _tables_of_recommenders(path, content.get("training", {}))
+    training = _overridden(path, config.training, "training", shared)
     return EvaluationConfig(
-        **{name: _overridden(path, getattr(config, name), name, values) for name, values in content.items()}
+        training=training,
+        recommender=_overridden(path, config.recommender, "recommender", content.get("recommender", {})),
+        schedules={name: _overridden(path, training, f"training.{name}", values) for name, values in own.items()},
     )
+
+
+def _tables_of_recommenders(path: Path, training: Any) -> tuple[Any, dict[str, Any]]:
+    """Table ``training`` without the tables inside it, and those by recommender."""
+    if not isinstance(training, Mapping):
+        return training, {}  # refused where its keys are read
+    own = {name: values for name, values in training.items() if isinstance(values, Mapping)}
+    unknown = sorted(own.keys() - TRAINED.keys())
+    if unknown:
+        raise ConfigurationError(
+            f"{path}: unknown recommender training.{unknown[0]}; trained ones: {', '.join(TRAINED)}"
+        )
+    return {key: value for key, value in training.items() if key not in own}, own
 
 
 def _overridden(path: Path, defaults: Any, table: str, values: Any) -> Any:

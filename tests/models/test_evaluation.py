@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +140,50 @@ def test_a_cell_that_was_interrupted_ends_with_the_same_ranks(name, arms, tmp_pa
 
     ignored = {"seconds": 0.0}
     assert dataclasses.replace(resumed, **ignored) == dataclasses.replace(whole, **ignored)
+
+
+def test_a_schedule_of_its_own_changes_the_key_of_its_recommender_alone(arms, tmp_path):
+    """Finished cells outlive an edit that is not about them, and two spellings of one schedule share a cell."""
+    slow = dataclasses.replace(SMALL.training, learning_rate=1e-4)
+    plain = grid_of(arms, tmp_path)
+    own = grid_of(arms, tmp_path, dataclasses.replace(SMALL, schedules={"gru4rec": slow}))
+    everywhere = grid_of(arms, tmp_path, dataclasses.replace(SMALL, training=slow))
+    arm = arms["regenerated"]
+
+    assert own.key("sasrec", arm, 1) == plain.key("sasrec", arm, 1) != everywhere.key("sasrec", arm, 1)
+    assert own.key("gru4rec", arm, 1) == everywhere.key("gru4rec", arm, 1) != plain.key("gru4rec", arm, 1)
+
+
+def test_the_key_of_a_cell_is_the_hash_of_what_its_ranks_depend_on(arms, tmp_path):
+    """Spelled out, as cells on disk are found by it: another spelling would compute all of them anew."""
+    content = {
+        "version": 1,
+        "recommender": "sasrec",
+        "arm": arms["regenerated"].fingerprint,
+        "budget": arms["original"].fingerprint,
+        "config": {
+            "training": dataclasses.asdict(SMALL.training),
+            "recommender": dataclasses.asdict(SMALL.recommender),
+        },
+        "seed": 7,
+        "device": "cpu",
+    }
+    expected = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+    assert grid_of(arms, tmp_path).key("sasrec", arms["regenerated"], 7) == expected
+
+
+def test_a_recommender_trains_by_its_own_schedule(arms, tmp_path):
+    """Half the batch size and one epoch: the cell equals one of a grid where everything has that schedule."""
+    short = dataclasses.replace(SMALL.training, batch_size=8, max_epochs=1)
+    own = grid_of(arms, tmp_path / "own", dataclasses.replace(SMALL, schedules={"sasrec": short}))
+    everywhere = grid_of(arms, tmp_path / "everywhere", dataclasses.replace(SMALL, training=short))
+    first, second = (grid.run("sasrec", arms["original"], 1) for grid in (own, everywhere))
+    usual = own.run("gru4rec", arms["original"], 1)
+
+    assert first.epochs == 1 < usual.epochs
+    assert first.steps_per_epoch > usual.steps_per_epoch
+    assert dataclasses.replace(first, seconds=0) == dataclasses.replace(second, seconds=0)
 
 
 def test_a_damaged_cell_file_never_passes_for_a_result(arms, tmp_path):

@@ -249,6 +249,17 @@ def test_the_documented_configuration_is_the_default(tmp_path):
     assert load_config(tmp_path / "some.toml").recommender == RecommenderConfig(width=64, dropout=0)
 
 
+def test_a_table_of_a_recommender_overrides_the_schedule_of_that_one_alone(tmp_path):
+    """A key comes from the recommender's own table, else from [training], else it is the default."""
+    (tmp_path / "c.toml").write_text(
+        "[training.gru4rec]\nlearning_rate = 1e-3\npatience = 4\n[training]\npatience = 7\nbatch_size = 32\n"
+    )
+    config = load_config(tmp_path / "c.toml")
+
+    assert config.training_of("gru4rec") == TrainingConfig(learning_rate=1e-3, patience=4, batch_size=32)
+    assert config.training_of("sasrec") == config.training == TrainingConfig(patience=7, batch_size=32)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -260,6 +271,13 @@ def test_the_documented_configuration_is_the_default(tmp_path):
         ("[training]\npatience = true", "training.patience = True is not of type int"),
         ('[training]\nprecision = "half"', "training.precision = 'half' is none of 'auto'"),
         ("training = 3", "training is not a table"),
+        ("[training.gru5rec]\npatience = 3", "unknown recommender training.gru5rec"),
+        ("[training.popularity]\npatience = 3", "unknown recommender training.popularity"),
+        ("[training]\ngru4rec = 3", "unknown key training.gru4rec"),
+        ("[training.gru4rec]\nwidth = 3", "unknown key training.gru4rec.width"),
+        ('[training.gru4rec]\npatience = "long"', "training.gru4rec.patience = 'long' is not of type int"),
+        ("[recommender.gru4rec]\nwidth = 3", "unknown key recommender.gru4rec"),
+        ("[schedules.gru4rec]\npatience = 3", "unknown table 'schedules'"),
     ],
 )
 def test_a_configuration_that_asks_for_what_cannot_be_is_refused_by_name(text, message, tmp_path):
