@@ -24,6 +24,7 @@ from app import commands_jobs
 from app.commands_evaluate import evaluate
 from app.commands_probe import probe
 from models.errors import ModelError
+from models.rules import Rule
 
 if TYPE_CHECKING:
     from models.pipeline import PipelineConfig
@@ -57,10 +58,10 @@ DeviceOption = Annotated[
     typer.Option(help="Where to compute; auto takes CUDA when there is one: it is faster."),
 ]
 RuleOption = Annotated[
-    Literal["paper", "reference", "reference-corrected"],
+    Rule,
     typer.Option(
-        help="The paper's equations, as readers expect; what the authors' released code does, off-by-one included; "
-        "or the latter without its off-by-one."
+        help="paper: its equations, as readers expect; without-*: the same without one part (source expert, global, "
+        "local step); reference: the authors' released code, off-by-one included; reference-corrected: without it."
     ),
 ]
 
@@ -355,7 +356,7 @@ def serve(
         typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes any free one.", show_default="8000"),
     ] = None,
     rule: Annotated[
-        Literal["paper", "reference"] | None,
+        Rule | None,
         typer.Option(help="Decoding rule; the paper's is what readers expect.", show_default="paper"),
     ] = None,
     device: Annotated[

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
+from models.rules import Rule
+
 if TYPE_CHECKING:
     import torch
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
 console = Console()
 
-Rule = Literal["paper", "reference", "reference-corrected"]
 RECOMMENDERS = ("sasrec", "gru4rec", "gcegnn", "cl4srec", "popularity", "markov")
 ARMS = ("original", "duplicated", "regenerated", "mixed")
 FIRST_SEED = 2025

@@ -37,13 +37,14 @@ from app.schemas import (
     RegenerateResponse,
     Step,
 )
-from app.settings import Rule, Settings
+from app.settings import Settings
 from app.telemetry import Metrics, logger
 from models.checkpoint import Bundle, load_bundle, read_version
 from models.contrastive import DELETED
 from models.dataset import TOKENS, TokenArray
 from models.errors import BundleError, BundleMissingFileError, VocabularyError
 from models.regenerate import LENGTH_STEP, Regenerated, Regenerator
+from models.rules import Rule
 from models.vocabulary import Vocabulary
 
 log = logger(__name__)

@@ -30,10 +30,10 @@ from app.storage import Storage
 from app.tasks import Step, Task, TaskQueue
 from app.telemetry import logger
 from models.checkpoint import load_bundle, read_version
-from models.contrastive import RULES
 from models.dataset import TOKENS, TokenArray
 from models.errors import BundleError, InputFormatError, UnknownDomainError, VocabularyError
 from models.regenerate import Regenerated, Regenerator
+from models.rules import RULES
 from models.training import resolve_device
 from models.vocabulary import Vocabulary
 

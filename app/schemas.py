@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from app.settings import Rule
+from models.rules import Rule
 
 Action = Literal["replaced", "deleted"]
 OnUnknown = Literal["skip", "error"]

@@ -13,8 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-# The rules meant for use, of those in models.contrastive; named here because settings load without torch
-Rule = Literal["paper", "reference"]
+from models.rules import Rule
 
 
 class Settings(BaseSettings):
@@ -41,7 +40,9 @@ class Settings(BaseSettings):
     rule: Rule = Field(
         default="paper",
         description="Decoding rule of every loaded bundle: 'paper' follows the equations, 'reference' the authors' "
-        "released code, which differs. The paper is what a reader of the answers expects.",
+        "released code, which differs, 'reference-corrected' the latter without its off-by-one; 'without-sde', "
+        "'without-gcs' and 'without-lcs' leave out one part of 'paper'. The paper is what a reader of the answers "
+        "expects.",
     )
     device: str = Field(
         default="auto", description="Torch device of the networks; 'auto' takes CUDA when present, since it is faster."

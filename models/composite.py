@@ -27,11 +27,11 @@ import numpy.typing as npt
 import polars as pl
 
 from models.checkpoint import Bundle
-from models.contrastive import Rule
 from models.dataset import Dataset, TokenArray
 from models.errors import BundleMismatchError
 from models.output import check_replaceable, replacing
 from models.regenerate import Regenerated, Regenerator
+from models.rules import Rule
 from models.vocabulary import TokenRange, Vocabulary
 
 SUMMARY = "summary.json"

@@ -12,6 +12,9 @@ item's own domain. Their logits l_T, l_M, l_S over the items are weighed against
     domain: alpha and beta anew, the argmax replaces the item.
     The stored text of the paper lost its formulas. This is our reading of its prose, its figure 3 and the shape of
     the released code.
+``without-sde``, ``without-gcs``, ``without-lcs``
+    The same with one part missing (the paper's table 3): score = l_T, the target expert alone; no global step, so
+    every item is replaced by the local argmax; no local step, so the global argmax itself replaces. See ``Parts``.
 ``reference``
     What the released code computes, padding column, off-by-one and all: element-wise weights, score
     (1 + alpha) l_T - beta l_S, local scores written over the global ones before one argmax over everything, and
@@ -28,19 +31,19 @@ Shapes: N = positions, C = positions of one block, D = width, V = num_items + 1,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from models.kernels import paper_rule
+from models.rules import Rule
 from models.vocabulary import PADDING, TokenRange
-
-Rule = Literal["paper", "reference", "reference-corrected"]
-RULES: tuple[Rule, ...] = ("paper", "reference", "reference-corrected")
 
 DELETED = PADDING
 # Logits of one decoder held at once, in elements: 2 M floats are 8 MB, about a core's share of the last-level cache.
@@ -69,7 +72,7 @@ class Decisions:
     Args:
         token_ids_N: int64, the replacing token of the target domain, or 0: deleted.
         alpha_N: weight of the target expert in the deciding step (rule ``paper``: the local step where there was
-            one, else the global; reference rules: at the winning item).
+            one, else the global; ``without-sde``: 0; reference rules: at the winning item).
         beta_N: weight of the contrast, likewise.
         score_N: the winning score of the deciding step.
         margin_N: its lead over the runner-up's in the same step, >= 0; infinite when there is one candidate only. Of
@@ -81,6 +84,25 @@ class Decisions:
     beta_N: Tensor
     score_N: Tensor
     margin_N: Tensor
+
+
+@dataclass(frozen=True)
+class Parts:
+    """
+    Which parts of rule ``paper`` are in place; each of its ablations lacks one.
+
+    Args:
+        contrast: alpha and beta weigh the three decoders; without, both are 0 and the score is l_T.
+        gate: the global step deletes items whose argmax is foreign; without, every item is replaced.
+        local: the local step chooses the replacement; without, it is the global argmax.
+    """
+
+    contrast: bool = True
+    gate: bool = True
+    local: bool = True
+
+    def __post_init__(self) -> None:
+        assert self.gate or self.local, "the global argmax of an item that was not gated may be foreign"
 
 
 def prepare(rule: Rule) -> None:
@@ -160,15 +182,12 @@ def decide_in_blocks(
     """
     N, V = len(base.hidden_ND), len(base.table_VD)
     rows = min(MAX_BLOCK_ROWS, max(MIN_BLOCK_ROWS, block_elements // V))
-    decide_block = _decide_paper if rule == "paper" else _decide_reference
-    shift = 1 if rule == "reference" else 0
     blocks = [
-        decide_block(
+        _BLOCK_RULES[rule](
             _block_logits(target_expert, start, rows),
             _block_logits(base, start, rows),
             _block_logits(source_expert, start, rows),
             target_range,
-            shift,
         )
         for start in range(0, N, rows)
     ]
@@ -274,31 +293,38 @@ def _block_logits(view: View, start: int, rows: int) -> Tensor:
     return hidden_CD @ view.table_VD.T
 
 
-def _decide_paper(target_CV: Tensor, base_CV: Tensor, source_CV: Tensor, target_range: TokenRange, _: int) -> _Block:
+def _decide_paper(
+    target_CV: Tensor, base_CV: Tensor, source_CV: Tensor, target_range: TokenRange, *, parts: Parts
+) -> _Block:
+    step = partial(_paper_step, contrast=parts.contrast)
+    if not parts.gate:
+        return step(target_CV, base_CV, source_CV, target_range.columns)
     # 1. Global step over all items; column 0 is padding and no candidate.
     items = slice(1, target_CV.shape[1])
-    token_C, alpha_C, beta_C, score_C, margin_C = _paper_step(target_CV, base_CV, source_CV, items)
+    token_C, alpha_C, beta_C, score_C, margin_C = step(target_CV, base_CV, source_CV, items)
     convertible_C = (token_C >= target_range.first) & (token_C <= target_range.last)
-    # 2. Local step over the target domain, where the global argmax fell into it.
-    local = _paper_step(
-        target_CV[convertible_C], base_CV[convertible_C], source_CV[convertible_C], target_range.columns
-    )
     token_C = torch.where(convertible_C, token_C, DELETED)
-    for decided_C, local_C in zip((token_C, alpha_C, beta_C, score_C, margin_C), local, strict=True):
-        decided_C[convertible_C] = local_C
+    # 2. Local step over the target domain, where the global argmax fell into it.
+    if parts.local:
+        local = step(target_CV[convertible_C], base_CV[convertible_C], source_CV[convertible_C], target_range.columns)
+        for decided_C, local_C in zip((token_C, alpha_C, beta_C, score_C, margin_C), local, strict=True):
+            decided_C[convertible_C] = local_C
     return token_C, alpha_C, beta_C, score_C, margin_C
 
 
-def _paper_step(target_CV: Tensor, base_CV: Tensor, source_CV: Tensor, columns: slice) -> _Block:
+def _paper_step(target_CV: Tensor, base_CV: Tensor, source_CV: Tensor, columns: slice, *, contrast: bool) -> _Block:
     target_CX, base_CX, source_CX = target_CV[:, columns], base_CV[:, columns], source_CV[:, columns]
-    alpha_C, beta_C = confidence(target_CX), agreement(base_CX, source_CX)
+    if contrast:
+        alpha_C, beta_C = confidence(target_CX), agreement(base_CX, source_CX)
+    else:
+        alpha_C, beta_C = target_CX.new_zeros(2, len(target_CX))
     scores_CX = paper_scores(target_CX, base_CX, source_CX, alpha_C, beta_C)
     column_C, score_C, margin_C = _best(scores_CX)
     return column_C + columns.start, alpha_C, beta_C, score_C, margin_C
 
 
 def _decide_reference(
-    target_CV: Tensor, base_CV: Tensor, source_CV: Tensor, target_range: TokenRange, shift: int
+    target_CV: Tensor, base_CV: Tensor, source_CV: Tensor, target_range: TokenRange, *, shift: int
 ) -> _Block:
     # 1. Global scores over every column, padding included.
     alpha_CV, beta_CV = reference_confidence(target_CV), reference_disagreement(base_CV, source_CV)
@@ -327,3 +353,16 @@ def _best(scores_CX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if scores_CX.shape[1] == 1:
         return column_C, best_C, torch.full_like(best_C, torch.inf)
     return column_C, best_C, best_C - scores_CX.topk(2, dim=1).values[:, 1]
+
+
+# What decides one block under each rule: logits [C, V] of target expert, base and source expert, and the target range.
+_BLOCK_RULES: Mapping[Rule, Callable[[Tensor, Tensor, Tensor, TokenRange], _Block]] = MappingProxyType(
+    {
+        "paper": partial(_decide_paper, parts=Parts()),
+        "without-sde": partial(_decide_paper, parts=Parts(contrast=False)),
+        "without-gcs": partial(_decide_paper, parts=Parts(gate=False)),
+        "without-lcs": partial(_decide_paper, parts=Parts(local=False)),
+        "reference": partial(_decide_reference, shift=1),
+        "reference-corrected": partial(_decide_reference, shift=0),
+    }
+)

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import Bundle
-from models.contrastive import DELETED, RULES, Decisions, Rule, View, decide, prepare
+from models.contrastive import DELETED, Decisions, View, decide, prepare
 from models.dataset import TOKENS, TokenArray, pad_right
 from models.decoder import Decoder
+from models.rules import RULES, Rule
 from models.vocabulary import TokenRange
 
 # Sequences are padded to the next multiple of this, so that the shape of a sequence's computation, and with it every

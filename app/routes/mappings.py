@@ -25,9 +25,9 @@ from app.paging import decode_cursor, encode_cursor, preferred
 from app.results import MEDIA_TYPES, to_csv, to_ndjson, to_parquet
 from app.routes.jobs import Parts
 from app.routes.models import inference_of
-from app.settings import Rule
 from app.tables import ALL_JOBS, reading
 from models.errors import UnknownDomainError
+from models.rules import Rule
 
 router = APIRouter(tags=["mappings"])
 

@@ -10,9 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.contrastive import (
-    RULES,
     Decisions,
-    Rule,
     View,
     agreement,
     confidence,
@@ -22,6 +20,7 @@ from models.contrastive import (
     reference_confidence,
     reference_disagreement,
 )
+from models.rules import RULES, Rule
 from models.vocabulary import TokenRange
 
 
@@ -104,9 +103,65 @@ def test_global_argmax_inside_the_target_is_replaced_by_the_local_argmax() -> No
     torch.testing.assert_close(decisions.margin_N, (local_scores.max() - local_scores.min())[None])
 
 
-def test_padding_is_never_a_candidate_of_rule_paper() -> None:
+# Rows: the contrast turns the choice (above), the global argmax is the target's token 2, the global argmax is foreign.
+ABLATED = (
+    torch.tensor([[0.0, 2.0, 1.8, -5.0], [0.0, 1.0, 4.0, 2.0], [0.0, 1.0, 3.0, 9.0]]),
+    torch.tensor([[0.0, 0.0, 1.0, 9.0], [0.0] * 4, [0.0] * 4]),
+    torch.tensor([[0.0, 0.0, 0.0, -9.0], [0.0] * 4, [0.0] * 4]),
+)
+
+
+def test_without_sde_the_target_expert_decides_alone_and_the_gate_stays() -> None:
+    """score = l_T: 2.0 beats 1.8, 4 beats 1 among the target's, and foreign 9 beats 3 over all, so deletes."""
+    decisions = decide_logits("without-sde", *ABLATED, TokenRange(1, 2))
+
+    assert decisions.token_ids_N.tolist() == [1, 2, 0]
+    torch.testing.assert_close(decisions.score_N, torch.tensor([2.0, 4.0, 9.0]))
+    torch.testing.assert_close(decisions.margin_N, torch.tensor([2.0 - 1.8, 4.0 - 1.0, 9.0 - 3.0]))
+    assert decisions.alpha_N.tolist() == decisions.beta_N.tolist() == [0, 0, 0]
+
+
+def test_without_gcs_every_item_becomes_the_local_argmax() -> None:
+    """
+    Also where a foreign item leads, as in row 2, which rule ``paper`` deletes.
+
+    Local, row 0: p_M = softmax(0, 1), p_S uniform. Row 2: equal logits, so no contrast: (1 + alpha) (3 - 1) ahead.
+    """
+    decisions = decide_logits("without-gcs", *ABLATED, TokenRange(1, 2))
+    alpha = confidence(torch.tensor([[2.0, 1.8], [1.0, 4.0], [1.0, 3.0]]))
+    beta = agreement(torch.tensor([[0.0, 1.0]]), torch.zeros(1, 2)).item()
+
+    assert decisions.token_ids_N.tolist() == [2, 2, 2]
+    torch.testing.assert_close(decisions.alpha_N, alpha)
+    torch.testing.assert_close(decisions.beta_N, torch.tensor([beta, 1.0, 1.0]))
+    leads = torch.tensor([(1 + alpha[0].item()) * (1.8 - 2.0) + beta, 0.0, 0.0])
+    leads[1:] = (1 + alpha[1:]) * torch.tensor([4.0 - 1.0, 3.0 - 1.0])
+    torch.testing.assert_close(decisions.margin_N, leads)
+    assert decide_logits("paper", *ABLATED, TokenRange(1, 2)).token_ids_N.tolist() == [2, 2, 0]
+
+
+def test_without_lcs_the_global_argmax_itself_replaces() -> None:
+    """
+    The case above in which the local step turns the choice from token 1 to 2; and a foreign argmax still deletes.
+    """
+    target = torch.tensor([[0.0, 2.0, 1.8, -5.0, -5.0, -5.0], [0.0, 1.0, 2.0, 9.0, 0.0, 0.0]])
+    base = torch.tensor([[0.0, 0.0, 0.6, 9.0, -9.0, -9.0], [0.0] * 6])
+    source = torch.tensor([[0.0, 0.0, 0.0, -9.0, 9.0, 9.0], [0.0] * 6])
+    decisions = decide_logits("without-lcs", target, base, source, TokenRange(1, 2))
+    alpha, beta = confidence(target[:, 1:]), agreement(base[:, 1:], source[:, 1:])
+    scores = paper_scores(target[:, 1:], base[:, 1:], source[:, 1:], alpha, beta)
+
+    assert decisions.token_ids_N.tolist() == [1, 0]
+    assert decide_logits("paper", target, base, source, TokenRange(1, 2)).token_ids_N.tolist() == [2, 0]
+    torch.testing.assert_close(decisions.alpha_N, alpha)
+    torch.testing.assert_close(decisions.beta_N, beta)
+    torch.testing.assert_close(decisions.score_N, scores.amax(dim=1))
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if not rule.startswith("reference")])
+def test_padding_is_never_a_candidate_of_rule_paper_and_its_ablations(rule: Rule) -> None:
     favour_padding = torch.tensor([[99.0, 2.0, 1.0, 0.0]])
-    decisions = decide_logits("paper", favour_padding, favour_padding, favour_padding, TokenRange(1, 2))
+    decisions = decide_logits(rule, favour_padding, favour_padding, favour_padding, TokenRange(1, 2))
     assert decisions.token_ids_N.tolist() == [1]
 
 

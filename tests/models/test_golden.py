@@ -19,7 +19,6 @@ import torch
 from models.checkpoint import Bundle
 from models.composite import composite_rows, inter_text
 from models.contrastive import (
-    Rule,
     View,
     decide,
     reference_confidence,
@@ -31,6 +30,7 @@ from models.dataset import pad_right
 from models.decoder import Decoder, DecoderConfig
 from models.losses import domain_specific_targets, linear_cross_entropy, next_item_targets
 from models.regenerate import Regenerator
+from models.rules import Rule
 from models.vocabulary import TokenRange, Vocabulary
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "reference_tiny.npz")
