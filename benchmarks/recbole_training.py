@@ -16,6 +16,7 @@ and each at batch 128 and at a batch of 1,024, where a full-softmax step amortis
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -32,9 +33,8 @@ import torch
 
 from models.arms import Arm, build_arm, picked
 from models.dataset import Sequences, load_dataset
-from models.evaluation import RowObjective, build_seeded
+from models.evaluation import EvaluationConfig, RowObjective, build_seeded
 from models.preparation import prepare
-from models.recommenders.base import RecommenderConfig
 from models.training import TrainingConfig, fit
 
 SEED = 2025
@@ -132,10 +132,10 @@ def our_pass(name: str, arm: Arm, rows: Sequences) -> Any:
     nothing = type(arm.validation)(
         np.zeros(0, np.int64), Sequences.from_lists([]), np.zeros(0, np.int32), np.zeros(0, np.int64)
     )
-    timed = Arm(arm.name, rows, arm.num_items, arm.candidates, nothing, nothing)
+    timed = dataclasses.replace(arm, rows=rows, validation=nothing, test=nothing)
 
     def run() -> tuple[int, float]:
-        module = build_seeded(name, timed, RecommenderConfig(), SEED)
+        module = build_seeded(name, timed, EvaluationConfig(), SEED)
         objective = RowObjective(
             module, timed, steps_per_epoch=module.num_batches(rows, BATCH), batch_size=BATCH, seed=SEED
         )

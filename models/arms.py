@@ -65,18 +65,29 @@ class Queries:
 
 @dataclass(frozen=True)
 class Arm:
-    """Training rows of at least two items, the item ids they use, and what is ranked."""
+    """
+    Training rows of at least two items, the item ids they use, and what is ranked.
+
+    Args:
+        name: which arm.
+        rows: training rows.
+        num_items: items 1..num_items are what rows and histories hold.
+        domains: the domains that those items are of, one range after the other.
+        candidates: the target's items, one of *domains*.
+        validation, test: held-out items of the target.
+    """
 
     name: ArmName
     rows: Sequences
     num_items: int
+    domains: tuple[TokenRange, ...]
     candidates: TokenRange
     validation: Queries
     test: Queries
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that a trained recommender's ranks depend on."""
+        """SHA-256 of everything that a trained recommender's ranks depend on, unless it is told the domains."""
         digest = hashlib.sha256(json.dumps([self.num_items, self.candidates.first, self.candidates.last]).encode())
         for sequences in (self.rows, self.validation.histories, self.test.histories):
             digest.update(sequences.offsets.astype(np.int64).tobytes())
@@ -137,10 +148,11 @@ def build_arm(dataset: Dataset, target: str, name: ArmName, composite: Composite
     domain = dataset.vocabulary.token_range(target)
     if name == "mixed":
         rows = dataset.train
-        num_items, candidates, kept = dataset.vocabulary.num_items, domain, None
+        domains, candidates, kept = dataset.vocabulary.token_ranges, domain, None
     else:
         rows = target_only(dataset.train, domain)
-        num_items, candidates, kept = len(domain), TokenRange(1, len(domain)), domain
+        candidates, kept = TokenRange(1, len(domain)), domain
+        domains = (candidates,)
     if name == "regenerated":
         assert composite is not None
         rows = target_only(composite.rows, domain)
@@ -151,7 +163,8 @@ def build_arm(dataset: Dataset, target: str, name: ArmName, composite: Composite
     return Arm(
         name,
         rows,
-        num_items,
+        domains[-1].last,
+        domains,
         candidates,
         _queries(dataset.train, dataset.validation, domain, kept),
         _queries(_appended(dataset.train, dataset.validation), dataset.test, domain, kept),

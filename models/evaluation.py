@@ -37,8 +37,9 @@ from models.dataset import pad_right
 from models.errors import DatasetFormatError
 from models.metrics import ndcg_at_k, pessimistic_ranks
 from models.recommenders.base import Recommender, RecommenderConfig, Scorer
+from models.recommenders.multidomain import MultiDomainConfig
 from models.recommenders.popularity import Popularity
-from models.recommenders.registry import COUNTED, TRAINED
+from models.recommenders.registry import COUNTED, MULTI_DOMAIN, TRAINED
 from models.training import Progress, TrainingConfig, epoch_generator, fit
 
 # Part of every cell's key: raise it when a change moves results, so that stale cells are not read.
@@ -56,11 +57,13 @@ class EvaluationConfig:
     Args:
         training: schedule; its seed is replaced by each cell's.
         recommender: hyper-parameters.
+        multi_domain: hyper-parameters that only multi-domain recommenders have.
         schedules: by name, the whole schedule of each recommender that does not take ``training``.
     """
 
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     recommender: RecommenderConfig = dataclasses.field(default_factory=RecommenderConfig)
+    multi_domain: MultiDomainConfig = dataclasses.field(default_factory=MultiDomainConfig)
     schedules: Mapping[str, TrainingConfig] = dataclasses.field(default_factory=dict)
 
     def training_of(self, recommender: str) -> TrainingConfig:
@@ -174,7 +177,7 @@ class Grid:
 
     def key(self, recommender: str, arm: Arm, seed: int) -> str:
         """Content hash of one cell."""
-        content = {
+        content: dict[str, Any] = {
             "version": CELL_VERSION,
             "recommender": recommender,
             "arm": arm.fingerprint,
@@ -187,6 +190,9 @@ class Grid:
             "seed": seed,
             "device": self.device.type,
         }
+        if recommender in MULTI_DOMAIN:
+            content["config"]["multi_domain"] = dataclasses.asdict(self.config.multi_domain)
+            content["domains"] = [(domain.first, domain.last) for domain in arm.domains]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def finished(self, recommender: str, arm: Arm, seed: int) -> Cell | None:
@@ -252,7 +258,7 @@ class Grid:
         self, key: str, recommender: str, arm: Arm, seed: int, resume_file: Path, progress: Progress | None
     ) -> Cell:
         config = dataclasses.replace(self.config.training_of(recommender), seed=seed)
-        module = build_seeded(recommender, arm, self.config.recommender, seed).to(self.device)
+        module = build_seeded(recommender, arm, self.config, seed).to(self.device)
         objective = RowObjective(
             module,
             arm,
@@ -282,11 +288,18 @@ class Grid:
         )
 
 
-def build_seeded(recommender: str, arm: Arm, config: RecommenderConfig, seed: int) -> Recommender[Any]:
+def runs_on(recommender: str, arm: ArmName) -> bool:
+    """Whether there is such a cell: multi-domain recommenders need mixed rows, the others take any."""
+    return recommender not in MULTI_DOMAIN or arm == "mixed"
+
+
+def build_seeded(recommender: str, arm: Arm, config: EvaluationConfig, seed: int) -> Recommender[Any]:
     """An untrained recommender, its weights a function of *seed* and shapes alone; global random state is untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return TRAINED[recommender].build(arm.rows, arm.num_items, config)
+        if recommender in MULTI_DOMAIN:
+            return MULTI_DOMAIN[recommender].build(arm.domains, config.recommender, config.multi_domain)
+        return TRAINED[recommender].build(arm.rows, arm.num_items, config.recommender)
 
 
 @torch.inference_mode()

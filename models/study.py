@@ -26,8 +26,8 @@ from models.audit import leak_audits
 from models.composite import MAPPING
 from models.dataset import Dataset
 from models.errors import ConfigurationError
-from models.evaluation import Cell, EvaluationConfig, Grid
-from models.recommenders.registry import COUNTED, TRAINED
+from models.evaluation import Cell, EvaluationConfig, Grid, runs_on
+from models.recommenders.registry import COUNTED, MULTI_DOMAIN, TRAINED
 from models.report import Provenance, Report
 from models.results import summarise
 from models.statistics import (
@@ -51,7 +51,7 @@ class Study:
 
     Args:
         target: domain whose items are ranked.
-        recommenders: names of ``models.recommenders.registry``.
+        recommenders: names of ``models.recommenders.registry``; multi-domain ones run on arm ``mixed`` alone.
         arms: arms to compare; ``original`` is always run, as it sets the budget.
         seeds: one cell each for every trained recommender; counted ones need no seed.
         composite: folder of the composite dataset; needed by arms duplicated and regenerated.
@@ -104,7 +104,7 @@ def run_study(
         on_cell: called before and after every cell.
 
     Raises:
-        ConfigurationError: an arm needs a composite and there is none.
+        ConfigurationError: an arm needs a composite and there is none, or a recommender has no arm to run on.
         DatasetFormatError: the composite belongs to another dataset or target.
         UnknownDomainError: no such target.
     """
@@ -113,6 +113,9 @@ def run_study(
     wanted: tuple[ArmName, ...] = ("original", *(arm for arm in study.arms if arm != "original"))
     if composite is None and set(wanted) & set(COMPOSITE_ARMS):
         raise ConfigurationError(f"arms {', '.join(COMPOSITE_ARMS)} need a composite dataset or a bundle to make one")
+    idle = [name for name in study.recommenders if not any(runs_on(name, arm) for arm in wanted)]
+    if idle:
+        raise ConfigurationError(f"{', '.join(idle)} train on mixed rows: add arm mixed")
     arms = tuple(build_arm(dataset, study.target, name, composite) for name in wanted)
     grid = Grid(arms, study.config, study.cells, study.device)
     cells, reused = _run_cells(grid, study, progress, on_cell or _unheard)
@@ -142,7 +145,7 @@ def run_study(
 
 def load_config(path: Path) -> EvaluationConfig:
     """
-    Read hyper-parameters from TOML: tables ``training`` and ``recommender``, every key optional.
+    Read hyper-parameters from TOML: tables ``training``, ``recommender`` and ``multi_domain``, every key optional.
 
     A table ``training.NAME`` overrides keys of ``training`` for the trained recommender of that name alone.
 
@@ -154,7 +157,7 @@ def load_config(path: Path) -> EvaluationConfig:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path}: not a readable TOML file: {error}") from error
-    unknown = sorted(content.keys() - {"training", "recommender"})
+    unknown = sorted(content.keys() - {"training", "recommender", "multi_domain"})
     if unknown:
         raise ConfigurationError(f"{path}: unknown table {unknown[0]!r}")
     config = EvaluationConfig()
@@ -163,6 +166,7 @@ def load_config(path: Path) -> EvaluationConfig:
     return EvaluationConfig(
         training=training,
         recommender=_overridden(path, config.recommender, "recommender", content.get("recommender", {})),
+        multi_domain=_overridden(path, config.multi_domain, "multi_domain", content.get("multi_domain", {})),
         schedules={name: _overridden(path, training, f"training.{name}", values) for name, values in own.items()},
     )
 
@@ -172,10 +176,10 @@ def _tables_of_recommenders(path: Path, training: Any) -> tuple[Any, dict[str, A
     if not isinstance(training, Mapping):
         return training, {}  # refused where its keys are read
     own = {name: values for name, values in training.items() if isinstance(values, Mapping)}
-    unknown = sorted(own.keys() - TRAINED.keys())
+    unknown = sorted(own.keys() - TRAINED.keys() - MULTI_DOMAIN.keys())
     if unknown:
         raise ConfigurationError(
-            f"{path}: unknown recommender training.{unknown[0]}; trained ones: {', '.join(TRAINED)}"
+            f"{path}: unknown recommender training.{unknown[0]}; trained ones: {', '.join((*TRAINED, *MULTI_DOMAIN))}"
         )
     return {key: value for key, value in training.items() if key not in own}, own
 
@@ -205,6 +209,7 @@ def _run_cells(
         (recommender, arm, seed)
         for recommender in study.recommenders
         for arm in grid.arms
+        if runs_on(recommender, arm.name)
         for seed in (study.seeds[:1] if recommender in COUNTED else study.seeds)
     ]
     cells, reused = [], 0

@@ -107,30 +107,19 @@ class SequenceBatch:
 
 
 class Recommender(nn.Module, ABC, Generic[BatchT]):
-    """A trainable sequential recommender: histories to session vectors, scored against its own item table."""
+    """A trainable sequential recommender: what a batch is, its loss, and scores against its own item table."""
 
     name: ClassVar[str]
-    # True if the state at t reads items up to t only: rows then train at every position at once.
-    causal: ClassVar[bool]
 
     def __init__(self, num_items: int, max_length: int) -> None:
         super().__init__()
         self.num_items = num_items
         self.max_length = max_length
 
-    @classmethod
-    @abstractmethod
-    def build(cls, rows: Sequences, num_items: int, config: RecommenderConfig) -> Self:
-        """An untrained model for items 1..num_items; *rows* are the training rows, for models that count in them."""
-
     @property
     @abstractmethod
     def item_table_XD(self) -> Tensor:
         """Embeddings of items 1..num_items, X = num_items: what session vectors are scored against."""
-
-    @abstractmethod
-    def encode(self, item_ids_BT: Tensor) -> Tensor:
-        """Session vectors [B, D] of non-empty histories; right padding changes nothing."""
 
     @abstractmethod
     def num_batches(self, rows: Sequences, batch_size: int) -> int:
@@ -144,11 +133,9 @@ class Recommender(nn.Module, ABC, Generic[BatchT]):
     def loss(self, batch: BatchT) -> Tensor:
         """Scalar training loss of one batch."""
 
+    @abstractmethod
     def scores(self, item_ids_BT: Tensor, candidates: TokenRange) -> Tensor:
-        """Inner products [B, X] of session vectors with the candidates' embeddings."""
-        assert 1 <= candidates.first <= candidates.last <= self.num_items
-        columns = slice(candidates.first - 1, candidates.last)
-        return self.encode(most_recent(item_ids_BT, self.max_length)) @ self.item_table_XD[columns].T
+        """Scores [B, X] of the candidates, all among items 1..num_items; only the last max_length items are read."""
 
     @property
     def device(self) -> torch.device:
@@ -156,7 +143,29 @@ class Recommender(nn.Module, ABC, Generic[BatchT]):
         return self.item_table_XD.device
 
 
-class CausalRecommender(Recommender[BatchT]):
+class SessionRecommender(Recommender[BatchT]):
+    """A recommender that knows nothing of domains: one vector per history, whatever is ranked."""
+
+    # True if the state at t reads items up to t only: rows then train at every position at once.
+    causal: ClassVar[bool]
+
+    @classmethod
+    @abstractmethod
+    def build(cls, rows: Sequences, num_items: int, config: RecommenderConfig) -> Self:
+        """An untrained model for items 1..num_items; *rows* are the training rows, for models that count in them."""
+
+    @abstractmethod
+    def encode(self, item_ids_BT: Tensor) -> Tensor:
+        """Session vectors [B, D] of non-empty histories; right padding changes nothing."""
+
+    def scores(self, item_ids_BT: Tensor, candidates: TokenRange) -> Tensor:
+        """Inner products [B, X] of session vectors with the candidates' embeddings."""
+        assert 1 <= candidates.first <= candidates.last <= self.num_items
+        columns = slice(candidates.first - 1, candidates.last)
+        return self.encode(most_recent(item_ids_BT, self.max_length)) @ self.item_table_XD[columns].T
+
+
+class CausalRecommender(SessionRecommender[BatchT]):
     """A recommender whose state at every position predicts the next item, all positions in one pass."""
 
     causal = True

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from models.dataset import Sequences, pad_right
 from models.losses import linear_cross_entropy
-from models.recommenders.base import Recommender, RecommenderConfig
+from models.recommenders.base import RecommenderConfig, SessionRecommender
 from models.training import length_bucketed_batches
 from models.vocabulary import PADDING
 
@@ -63,7 +63,7 @@ class PrefixBatch:
     targets_B: Tensor
 
 
-class GCEGNN(Recommender[PrefixBatch]):
+class GCEGNN(SessionRecommender[PrefixBatch]):
     """Session vectors from a session graph and a graph over all training rows."""
 
     name = "gcegnn"

@@ -6,20 +6,28 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from models.recommenders.base import Recommender
+from models.recommenders.abxi import ABXI
+from models.recommenders.base import SessionRecommender
+from models.recommenders.cgrec import CGRec
 from models.recommenders.cl4srec import CL4SRec
 from models.recommenders.gcegnn import GCEGNN
 from models.recommenders.gru4rec import GRU4Rec
 from models.recommenders.markov import MarkovChain
+from models.recommenders.multidomain import MultiDomainRecommender
 from models.recommenders.popularity import Popularity
 from models.recommenders.sasrec import SASRec
+from models.recommenders.syncrec import SyNCRec
 
-# Trained by ``models.training.fit``.
-TRAINED: Mapping[str, type[Recommender[Any]]] = MappingProxyType(
+# Trained by ``models.training.fit``, on any arm.
+TRAINED: Mapping[str, type[SessionRecommender[Any]]] = MappingProxyType(
     {model.name: model for model in (SASRec, GRU4Rec, GCEGNN, CL4SRec)}
+)
+# Trained likewise, on mixed rows only, and told which items belong to which domain.
+MULTI_DOMAIN: Mapping[str, type[MultiDomainRecommender]] = MappingProxyType(
+    {model.name: model for model in (ABXI, CGRec, SyNCRec)}
 )
 # Counted from the rows; no seed, no steps.
 COUNTED: Mapping[str, type[Popularity] | type[MarkovChain]] = MappingProxyType(
     {Popularity.name: Popularity, MarkovChain.name: MarkovChain}
 )
-NAMES = (*TRAINED, *COUNTED)
+NAMES = (*TRAINED, *MULTI_DOMAIN, *COUNTED)

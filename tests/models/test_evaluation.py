@@ -16,8 +16,10 @@ from models.errors import DatasetFormatError
 from models.evaluation import EvaluationConfig, Grid, RowObjective, build_seeded, rank_queries
 from models.metrics import per_row_metrics
 from models.recommenders.base import RecommenderConfig
-from models.recommenders.registry import TRAINED
+from models.recommenders.multidomain import MultiDomainConfig
+from models.recommenders.registry import MULTI_DOMAIN, TRAINED
 from models.training import TrainingConfig
+from models.vocabulary import TokenRange
 
 TARGET = "food"
 CPU = torch.device("cpu")
@@ -65,14 +67,43 @@ def test_every_arm_takes_as_many_steps_per_epoch_as_one_pass_over_the_original_r
         assert counter.steps == cell.epochs * cell.steps_per_epoch > 0
         steps[arm.name] = cell.steps_per_epoch
 
-    module = build_seeded(name, arms["original"], SMALL.recommender, 1)
+    module = build_seeded(name, arms["original"], SMALL, 1)
     assert set(steps.values()) == {module.num_batches(arms["original"].rows, 16)}
+
+
+@pytest.mark.parametrize("name", MULTI_DOMAIN)
+def test_a_multi_domain_recommender_takes_the_steps_of_every_other(name, arms, tmp_path):
+    """Mixed rows, and per epoch the steps of one pass over the original rows."""
+    grid = grid_of(arms, tmp_path)
+    cell = grid.run(name, arms["mixed"], 1)
+
+    assert cell.steps_per_epoch == grid.run("sasrec", arms["mixed"], 1).steps_per_epoch
+    assert cell.epochs == SMALL.training.max_epochs
+    assert len(cell.ranks) == len(arms["mixed"].test)
+    assert max(cell.ranks) <= len(arms["mixed"].candidates)
+    assert cell.validation_ndcg_at_10 > 0
+
+
+def test_the_key_of_a_multi_domain_cell_holds_its_own_hyper_parameters_and_the_domains(arms, tmp_path):
+    """Both change its ranks, and those of no other recommender."""
+    mixed = arms["mixed"]
+    domains = (TokenRange(1, mixed.candidates.first), TokenRange(mixed.candidates.first + 1, mixed.num_items))
+    grid = grid_of(arms, tmp_path)
+    sharper = grid_of(
+        arms, tmp_path, dataclasses.replace(SMALL, multi_domain=MultiDomainConfig(weight_temperature=0.05))
+    )
+    regrouped = dataclasses.replace(mixed, domains=domains)
+
+    for name in MULTI_DOMAIN:
+        keys = {grid.key(name, mixed, 1), sharper.key(name, mixed, 1), grid.key(name, regrouped, 1)}
+        assert len(keys) == 3
+    assert grid.key("sasrec", mixed, 1) == sharper.key("sasrec", mixed, 1) == grid.key("sasrec", regrouped, 1)
 
 
 def test_an_arm_of_more_rows_sees_all_of_them_over_its_passes(arms):
     """Epochs of fixed length walk an endless stream of whole passes: two original-sized epochs cover the composite."""
     arm = arms["regenerated"]
-    module = build_seeded("sasrec", arm, SMALL.recommender, 1)
+    module = build_seeded("sasrec", arm, SMALL, 1)
     objective = RowObjective(module, arm, steps_per_epoch=1, batch_size=16, seed=1)
     per_pass = objective.batches_per_pass
     tokens = [sum(len(b.targets_N) for b in objective.batches(epoch)) for epoch in range(1, 2 * per_pass + 1)]
@@ -84,7 +115,7 @@ def test_an_arm_of_more_rows_sees_all_of_them_over_its_passes(arms):
 def test_epochs_are_a_function_of_seed_and_number_alone(arms):
     """Asked out of order, or by another objective, an epoch holds the same batches."""
     arm = arms["duplicated"]
-    module = build_seeded("sasrec", arm, SMALL.recommender, 1)
+    module = build_seeded("sasrec", arm, SMALL, 1)
     first, second = (RowObjective(module, arm, steps_per_epoch=3, batch_size=16, seed=1) for _ in range(2))
     in_order = [[b.targets_N.tolist() for b in first.batches(epoch)] for epoch in (1, 2, 3)]
 
@@ -97,10 +128,10 @@ def test_equal_seeds_start_from_equal_weights_in_every_arm_of_one_vocabulary(nam
     """Arms differ in rows, not in luck; and global random state is left alone."""
     before = torch.get_rng_state()
     weights = [
-        dict(build_seeded(name, arms[arm], SMALL.recommender, 7).named_parameters())
+        dict(build_seeded(name, arms[arm], SMALL, 7).named_parameters())
         for arm in ("original", "duplicated", "regenerated")
     ]
-    other = dict(build_seeded(name, arms["original"], SMALL.recommender, 8).named_parameters())
+    other = dict(build_seeded(name, arms["original"], SMALL, 8).named_parameters())
 
     assert torch.equal(torch.get_rng_state(), before)
     for key, value in weights[0].items():
@@ -127,10 +158,12 @@ def test_a_finished_cell_is_read_back_and_a_changed_one_is_computed_anew(arms, t
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_a_cell_that_was_interrupted_ends_with_the_same_ranks(name, arms, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "arm_name"), [*((name, "regenerated") for name in TRAINED), *((name, "mixed") for name in MULTI_DOMAIN)]
+)
+def test_a_cell_that_was_interrupted_ends_with_the_same_ranks(name, arm_name, arms, tmp_path):
     """Killed after two epochs and called again: equal to the cell that was never stopped."""
-    arm = arms["regenerated"]
+    arm = arms[arm_name]
     whole = grid_of(arms, tmp_path / "whole").run(name, arm, 3)
     stopped = grid_of(arms, tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt):

@@ -244,7 +244,7 @@ def test_the_documented_configuration_is_the_default(tmp_path):
 
     assert load_config(path) == EvaluationConfig()
     defaults = asdict(EvaluationConfig())
-    assert keys == {*defaults["training"], *defaults["recommender"]} - {"seed"}
+    assert keys == {*defaults["training"], *defaults["recommender"], *defaults["multi_domain"]} - {"seed"}
     (tmp_path / "some.toml").write_text("[recommender]\nwidth = 64\ndropout = 0\n")
     assert load_config(tmp_path / "some.toml").recommender == RecommenderConfig(width=64, dropout=0)
 

@@ -1,0 +1,253 @@
+"""
+ABXI: a domain-invariant part of the mixed history is adapted to each domain (Bian et al., WWW 2025), for K domains.
+
+Streams: the mixed history x, and for every domain d the history x^d of its own items. One stack of blocks reads them
+all; low-rank projections tell them apart. For a target in domain d:
+
+    h    = blocks(Dropout(LN(E[x] + P[count back])))                          shared by all streams
+    u^s  = LN_s(h^s + Dropout(SwiGLU(h^s)) + Dropout(LoRA_s h^s))             s in {x, 1..K}; SwiGLU shared
+    v^d  = LN'_d(u^x + Dropout(SwiGLU_i(u^x)) + Dropout(LoRA'_d u^x)) + LN''_d(u^d + Dropout(SwiGLU_d(u^d)))
+    loss = mean over d of the cross-entropy of v^d . E / 0.75 over the items of d
+
+A block is post-LN causal attention followed by post-LN SwiGLU(h) = W_3(silu(W_2 h) * W_1 h); LoRA h = A B h with B zero
+at the start. Pairs of domains became lists of K, and the input norm and the stack of blocks are there, as in the code
+released with the paper that we follow.
+
+Differs from that code, where it does not do what it describes:
+
+- A target of domain d at slot t sees the last item of d up to t. The code lays each domain's stream over the mixed
+  slots, with holes, in training, and at evaluation reads the stream's last slot, which is a hole whenever the last
+  item is not of the target domain: the domain's branch is then dead. Here a stream holds its domain's items without
+  holes, in training and evaluation alike; its state at an item is the one that the aligned slot would have.
+- Holes and padding take no part in attention. A domain without an item yet contributes u^d = 0.
+- Domain streams get input dropout (the code computes it and drops the result).
+- Full softmax over the target's domain instead of 512 sampled negatives; the mean of a domain is over its targets.
+- Selection by the target domain's validation items under the shared schedule. The code trains a fixed number of
+  epochs with a warm-up, keeps the last, and reports "test" figures of the validation items.
+
+Positions count back from the newest item (1) of the whole row, as in the code: in training, a slot's position says how
+many items follow it, and nothing about which.
+
+Shapes: B = rows, T = positions, S = positions of a stream, D = width, K = domains, M = targets of one domain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.recommenders.base import RecommenderConfig
+from models.recommenders.multidomain import (
+    MixedBatch,
+    MultiDomainConfig,
+    MultiDomainRecommender,
+    domain_cross_entropy,
+    domain_streams,
+    initialise,
+    last_states,
+)
+from models.vocabulary import PADDING, TokenRange
+
+LORA_STD = 1 / 50
+
+
+class SwiGLU(nn.Module):
+    """W_3(silu(W_2 h) * W_1 h), no biases."""
+
+    def __init__(self, width: int, inner_width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, inner_width, bias=False)
+        self.gate = nn.Linear(width, inner_width, bias=False)
+        self.outer = nn.Linear(inner_width, width, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        output: Tensor = self.outer(F.silu(self.gate(hidden)) * self.inner(hidden))
+        return output
+
+
+class LowRank(nn.Module):
+    """A B h with A [D, r] from N(0, 1) / 50 and B [r, D] zero: nothing until it is trained."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.left_Dr = nn.Parameter(torch.randn(width, rank) * LORA_STD)
+        self.right_rD = nn.Parameter(torch.zeros(rank, width))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        return hidden @ self.right_rD.T @ self.left_Dr.T
+
+
+class Block(nn.Module):
+    """Post-LN causal attention, then post-LN SwiGLU."""
+
+    def __init__(self, config: RecommenderConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.attention_dropout = config.attention_dropout
+        self.query_key_value = nn.Linear(config.width, 3 * config.width)
+        self.attention_output = nn.Linear(config.width, config.width)
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.feed_forward = SwiGLU(config.width, config.inner_width)
+        self.feed_forward_norm = nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]; position t reads positions <= t, so padding on the right is never read."""
+        B, T, D = hidden_BTD.shape
+        heads_3BHTd = self.query_key_value(hidden_BTD).view(B, T, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query_BHTd, key_BHTd, value_BHTd = heads_3BHTd.unbind(0)
+        attended_BHTd = F.scaled_dot_product_attention(
+            query_BHTd, key_BHTd, value_BHTd, is_causal=True, dropout_p=self.attention_dropout if self.training else 0.0
+        )
+        attended_BTD = self.attention_output(attended_BHTd.transpose(1, 2).reshape(B, T, D))
+        hidden_BTD = self.attention_norm(hidden_BTD + self.dropout(attended_BTD))
+        normed_BTD: Tensor = self.feed_forward_norm(hidden_BTD + self.dropout(self.feed_forward(hidden_BTD)))
+        return normed_BTD
+
+
+class StreamStage(nn.Module):
+    """Stage 1 of one stream: u = LN(h + Dropout(SwiGLU(h)) + Dropout(LoRA h)); the SwiGLU is every stream's."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.low_rank = LowRank(width, rank)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, hidden_MD: Tensor, shared: SwiGLU, dropout: nn.Dropout) -> Tensor:
+        """[M, D] -> [M, D]."""
+        staged_MD: Tensor = self.norm(hidden_MD + dropout(shared(hidden_MD)) + dropout(self.low_rank(hidden_MD)))
+        return staged_MD
+
+
+class DomainStage(nn.Module):
+    """Stage 2 of one domain: the invariant part adapted to it, plus its own."""
+
+    def __init__(self, config: RecommenderConfig, rank: int) -> None:
+        super().__init__()
+        self.low_rank = LowRank(config.width, rank)
+        self.feed_forward = SwiGLU(config.width, config.inner_width)
+        # The default epsilon: the norm of an absent domain's zero vector has a derivative of 1 / sqrt(epsilon).
+        self.invariant_norm = nn.LayerNorm(config.width)
+        self.own_norm = nn.LayerNorm(config.width)
+
+    def forward(self, mixed_MD: Tensor, own_MD: Tensor, invariant: SwiGLU, dropout: nn.Dropout) -> Tensor:
+        """u^x and u^d, both [M, D] -> v^d [M, D]."""
+        adapted_MD = mixed_MD + dropout(invariant(mixed_MD)) + dropout(self.low_rank(mixed_MD))
+        output_MD: Tensor = self.invariant_norm(adapted_MD) + self.own_norm(own_MD + dropout(self.feed_forward(own_MD)))
+        return output_MD
+
+
+class ABXI(MultiDomainRecommender):
+    """Mixed and single-domain streams through shared blocks, told apart by low-rank projections."""
+
+    name = "abxi"
+
+    def __init__(self, domains: tuple[TokenRange, ...], config: RecommenderConfig, own: MultiDomainConfig) -> None:
+        super().__init__(domains, config)
+        self.temperature = own.abxi_temperature
+        self.position_embedding = nn.Embedding(config.max_length + 1, config.width, padding_idx=PADDING)
+        self.input_norm = nn.LayerNorm(config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.shared = SwiGLU(config.width, config.inner_width)
+        self.invariant = SwiGLU(config.width, config.inner_width)
+        self.mixed_stage = StreamStage(config.width, own.abxi_domain_rank)
+        self.stream_stages = nn.ModuleList(StreamStage(config.width, own.abxi_domain_rank) for _ in domains)
+        self.domain_stages = nn.ModuleList(DomainStage(config, own.abxi_invariant_rank) for _ in domains)
+        self.dropout = nn.Dropout(config.dropout)
+        self.apply(initialise)
+
+    @classmethod
+    def build(cls, domains: tuple[TokenRange, ...], config: RecommenderConfig, own: MultiDomainConfig) -> Self:
+        """One stage 1 per stream, one stage 2 per domain."""
+        return cls(domains, config, own)
+
+    def states(self, item_ids_BT: Tensor) -> Tensor:
+        """Shared blocks over any stream: [B, T] -> [B, T, D], meaningless at padding."""
+        lengths_B1 = (item_ids_BT != PADDING).sum(dim=1, keepdim=True)
+        counted_back_BT = (lengths_B1 - torch.arange(item_ids_BT.shape[1], device=item_ids_BT.device)).clamp(min=0)
+        embedded_BTD = self.item_embedding(item_ids_BT) + self.position_embedding(counted_back_BT)
+        hidden_BTD: Tensor = self.dropout(self.input_norm(embedded_BTD))
+        for block in self.blocks:
+            hidden_BTD = block(hidden_BTD)
+        return hidden_BTD
+
+    def fuse(self, domain: int, mixed_MD: Tensor, own_MD: Tensor, present_M: Tensor) -> Tensor:
+        """
+        v^d of *domain*.
+
+        Args:
+            domain: d, an index into ``domains``.
+            mixed_MD: h^x at the slots that ask for items of d.
+            own_MD: h^d at the last item of d up to those slots; anything where there is none.
+            present_M: whether there is one.
+        """
+        invariant_MD = self.mixed_stage(mixed_MD, self.shared, self.dropout)
+        staged_MD = self.stream_stages[domain](own_MD, self.shared, self.dropout)
+        present_MD = torch.where(present_M[:, None], staged_MD, 0.0)
+        fused_MD: Tensor = self.domain_stages[domain](invariant_MD, present_MD, self.invariant, self.dropout)
+        return fused_MD
+
+    def encode_for(self, domain: int, item_ids_BT: Tensor) -> Tensor:
+        """v^d at the end of each history: mixed states' last, and the domain's own last."""
+        own_BS = domain_streams(item_ids_BT, (self.domains[domain],)).item_ids_KBS[0]
+        lengths_B, own_lengths_B = ((items != PADDING).sum(dim=1) for items in (item_ids_BT, own_BS))
+        mixed_BD = last_states(self.states(item_ids_BT), lengths_B)
+        return self.fuse(domain, mixed_BD, last_states(self.states(own_BS), own_lengths_B), own_lengths_B > 0)
+
+    def loss(self, batch: MixedBatch) -> Tensor:
+        """Mean over domains of their cross-entropies at temperature 0.75."""
+        streams = aligned_streams(batch, self.domains)  # on the CPU, where batches are made
+        mixed_PD = self.states(batch.item_ids_BT.to(self.device)).flatten(0, 1)
+        own_PD = self.states(streams.item_ids_KBS.flatten(0, 1).to(self.device)).flatten(0, 1)
+        total = torch.zeros((), device=self.device)
+        for domain, (targets, table_XD) in enumerate(zip(batch.targets, self.domain_tables, strict=True)):
+            vectors_MD = self.fuse(
+                domain,
+                mixed_PD[targets.positions_M.to(self.device)],
+                own_PD[streams.slots[domain].clamp(min=0).to(self.device)],
+                (streams.slots[domain] >= 0).to(self.device),
+            )
+            loss = domain_cross_entropy(vectors_MD / self.temperature, table_XD, targets.columns_M)
+            total = total + targets.weight * loss
+        return total / len(self.domains)
+
+
+@dataclass(frozen=True)
+class AlignedStreams:
+    """
+    What the domains' branches read for the targets of a batch.
+
+    Args:
+        item_ids_KBS: per domain and row the domain's items that some target follows, without holes.
+        slots: per domain, for each of its targets, the flat index ((d * B + b) * S + s) of the domain's last item
+            before it; -1 where there is none.
+    """
+
+    item_ids_KBS: Tensor
+    slots: tuple[Tensor, ...]
+
+
+def aligned_streams(batch: MixedBatch, domains: tuple[TokenRange, ...]) -> AlignedStreams:
+    """
+    The aligned streams of the paper without their holes.
+
+    An item that no target of its domain follows is no part of them, so that the newest item, from which positions
+    count, is one that asks, as it is at evaluation.
+    """
+    streams = domain_streams(batch.item_ids_BT, domains)
+    _, B, S = streams.item_ids_KBS.shape
+    newest_KB = torch.full((len(domains), B), -1)
+    slots = []
+    for domain, targets in enumerate(batch.targets):
+        rows_M = targets.positions_M // batch.item_ids_BT.shape[1]
+        last_M = streams.last_KBT[domain].flatten()[targets.positions_M]
+        newest_KB[domain].scatter_reduce_(0, rows_M, last_M, "amax")
+        slots.append(torch.where(last_M >= 0, (domain * B + rows_M) * S + last_M, -1))
+    asking_KBS = torch.arange(S) <= newest_KB[:, :, None]
+    return AlignedStreams(torch.where(asking_KBS, streams.item_ids_KBS, PADDING), tuple(slots))
