@@ -208,13 +208,26 @@ def train(
             show_default="10",
         ),
     ] = None,
+    experts: Annotated[
+        Literal["adapted", "from-scratch", "single-domain"] | None,
+        typer.Option(
+            help="Adapt the base by domain-specific prediction; or, as ablations, train experts by it from scratch, or "
+            "adapt the base on single-domain sequences by next-item prediction.",
+            show_default="adapted",
+        ),
+    ] = None,
     expert_epochs: Annotated[
-        int | None, typer.Option(min=0, help="Most epochs of each expert, as in the released code.", show_default="20")
+        int | None,
+        typer.Option(
+            min=0, help="Most epochs of each expert, as in the released code; from scratch 300.", show_default="20"
+        ),
     ] = None,
     expert_patience: Annotated[
         int | None,
         typer.Option(
-            min=1, help="The same patience, for an expert: experts peak within a few epochs.", show_default="5"
+            min=1,
+            help="The same patience, for an expert: experts peak within a few epochs; from scratch 10.",
+            show_default="5",
         ),
     ] = None,
     learning_rate: Annotated[
@@ -262,17 +275,20 @@ def train(
     """
     from app.progress import TrainingProgress
     from models.dataset import load_dataset
-    from models.pipeline import PipelineConfig, forget_run, train_bundle
+    from models.pipeline import PipelineConfig, expert_training, forget_run, train_bundle
     from models.training import resolve_device
 
-    defaults = PipelineConfig()
+    defaults = _given(PipelineConfig(), experts=experts)
     schedule = {"seed": seed, "learning_rate": learning_rate, "batch_size": batch_size, "precision": precision}
     config = PipelineConfig(
         network=_given(
             defaults.network, width=width, inner_width=width, num_layers=layers, num_heads=heads, dropout=dropout
         ),
         base=_given(defaults.base, max_epochs=epochs, patience=patience, **schedule),
-        expert=_given(defaults.expert, max_epochs=expert_epochs, patience=expert_patience, **schedule),
+        expert=_given(
+            expert_training(defaults.experts), max_epochs=expert_epochs, patience=expert_patience, **schedule
+        ),
+        experts=defaults.experts,
     )
     if config.network.width % config.network.num_heads:
         raise typer.BadParameter(

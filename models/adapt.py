@@ -3,6 +3,15 @@ Stage 1, second half: one expert theta_d per domain, adapted from the base by Do
 
 Differs from the released code in: the epoch kept is the best by validation NDCG@10 (the released code trains 20
 epochs and keeps the last, by which its experts had lost up to a third of their NDCG@10).
+
+The paper's table 3 leaves out one half at a time:
+
+``from-scratch``
+    w/o DSA: nothing of the base. The weights of each expert are drawn anew, the prediction stays domain-specific.
+``single-domain``
+    DSA w/o DSP: from the base, but on the sequences without foreign items, predicting the next item at every one. The
+    released code's disabled branch takes the softmax over all items; ours stays within the domain, so that the loss
+    differs by its rows and positions alone.
 """
 
 from __future__ import annotations
@@ -12,14 +21,19 @@ import dataclasses
 import hashlib
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
+import torch
 from safetensors.torch import save
 
-from models.dataset import Dataset
+from models.dataset import Dataset, Sequences, TokenArray
 from models.decoder import Decoder
-from models.losses import domain_specific_targets
+from models.losses import domain_specific_targets, next_item_targets
 from models.prediction import PredictionObjective, held_out_rows, trainable_sequences
-from models.training import Progress, TrainingConfig, TrainingResult, fit
+from models.training import Progress, TrainingConfig, TrainingResult, epoch_generator, fit
+from models.vocabulary import TokenRange
+
+Experts = Literal["adapted", "from-scratch", "single-domain"]
 
 
 def train_expert(
@@ -28,6 +42,7 @@ def train_expert(
     domain: str,
     config: TrainingConfig,
     *,
+    experts: Experts,
     resume_file: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Decoder, TrainingResult]:
@@ -36,29 +51,56 @@ def train_expert(
 
     The input is the full mixed sequence; at every item of the domain but the last, predict the next item of the
     domain, softmax over the domain's items only; all weights train. Validation ranks the domain's validation items
-    among the domain's items, with mixed histories.
+    among the domain's items, with mixed histories, which is what decoding feeds an expert, however it was trained.
+
+    Args:
+        experts: ``adapted`` as just said, or an ablation of it; see the top of this file. From scratch only the
+            configuration of *base* is used.
 
     Raises:
         UnknownDomainError: the dataset has no such domain.
     """
     candidates = dataset.vocabulary.token_range(domain)
+    name = f"expert {domain}"
+    expert = _untrained(base, config.seed, name) if experts == "from-scratch" else copy.deepcopy(base)
+    mixed = trainable_sequences(dataset.train)
+    # The same weights under another dropout or number of heads are another run, too.
+    fingerprint = f"{dataset.fingerprint} {dataclasses.asdict(base.config)} {_weights_hash(expert)}"
     objective = PredictionObjective(
-        name=f"expert {domain}",
-        # The same weights under another dropout or number of heads are another run, too.
-        fingerprint=f"{dataset.fingerprint} {dataclasses.asdict(base.config)} {_weights_hash(base)}",
-        sequences=trainable_sequences(dataset.train),
-        targets_of=partial(domain_specific_targets, token_range=candidates),
+        name=name,
+        fingerprint=fingerprint if experts == "adapted" else f"{fingerprint} {experts}",
+        sequences=_without_foreign(dataset.train, candidates) if experts == "single-domain" else mixed,
+        targets_of=(
+            next_item_targets
+            if experts == "single-domain"
+            else partial(domain_specific_targets, token_range=candidates)
+        ),
         candidates=candidates,
         validation=held_out_rows(dataset.train, dataset.validation, candidates),
         max_length=base.config.max_length,
         batch_size=config.batch_size,
         seed=config.seed,
     )
-    expert = copy.deepcopy(base).requires_grad_(True)
+    expert.requires_grad_(True)
     result = fit(expert, objective, config, resume_file=resume_file, progress=progress)
     return expert, result
 
 
-def _weights_hash(base: Decoder) -> str:
-    """An expert resumes only from a file that was adapted from the same base."""
-    return hashlib.sha256(save({key: value.cpu() for key, value in base.state_dict().items()})).hexdigest()
+def _untrained(base: Decoder, seed: int, name: str) -> Decoder:
+    """A decoder of the base's size; other weights for every expert, and none of the base's."""
+    with torch.random.fork_rng(devices=[]):
+        # Epoch 0 has no batches, so its generator is free.
+        torch.manual_seed(int(epoch_generator(seed, name, 0).integers(1 << 63)))
+        expert = Decoder(base.config)
+    return expert.to(base.item_embeddings_VD.device)
+
+
+def _without_foreign(sequences: Sequences, candidates: TokenRange) -> list[TokenArray]:
+    """Each sequence's items of the domain, in order; those with an item to predict."""
+    own = (tokens[(tokens >= candidates.first) & (tokens <= candidates.last)] for tokens in sequences)
+    return [tokens for tokens in own if len(tokens) >= 2]
+
+
+def _weights_hash(start: Decoder) -> str:
+    """An expert resumes only from a file that started from the same weights."""
+    return hashlib.sha256(save({key: value.cpu() for key, value in start.state_dict().items()})).hexdigest()

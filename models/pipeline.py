@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from models.adapt import train_expert
+from models.adapt import Experts, train_expert
 from models.checkpoint import Bundle, check_destination, save_bundle
 from models.dataset import Dataset
 from models.decoder import Decoder, DecoderConfig
@@ -37,11 +37,25 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """How to train base and experts."""
+    """
+    How to train base and experts.
+
+    Args:
+        network: size and regularisation.
+        base: schedule of the base.
+        expert: schedule of each expert; ``expert_training`` has the usual one of each kind.
+        experts: how experts come to be; see ``models.adapt``.
+    """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     base: TrainingConfig = BASE_TRAINING
     expert: TrainingConfig = EXPERT_TRAINING
+    experts: Experts = "adapted"
+
+
+def expert_training(experts: Experts) -> TrainingConfig:
+    """The usual schedule: from scratch the base's, as 20 epochs would end before such an expert has learned."""
+    return BASE_TRAINING if experts == "from-scratch" else EXPERT_TRAINING
 
 
 def train_bundle(
@@ -83,7 +97,13 @@ def train_bundle(
     for index, domain in enumerate(dataset.vocabulary.domains):
         resume_file = run_directory / f"expert-{index:02d}{RESUME_SUFFIX}"
         expert, results[domain] = train_expert(
-            dataset, base, domain, config.expert, resume_file=resume_file, progress=progress
+            dataset,
+            base,
+            domain,
+            config.expert,
+            experts=config.experts,
+            resume_file=resume_file,
+            progress=progress,
         )
         experts.append(expert)
     provenance = {

@@ -75,6 +75,7 @@ DEFAULTS = [
     ("train", "batch_size", PIPELINE.expert.batch_size),
     ("train", "epochs", PIPELINE.base.max_epochs),
     ("train", "patience", PIPELINE.base.patience),
+    ("train", "experts", PIPELINE.experts),
     ("train", "expert_epochs", PIPELINE.expert.max_epochs),
     ("train", "expert_patience", PIPELINE.expert.patience),
     ("train", "width", PIPELINE.network.width),
@@ -225,6 +226,33 @@ def test_train_and_regenerate_write_what_they_say(run, tmp_path, dataset: Datase
     assert regenerated == 0
     assert f"{counts['kept'][0]:,} interactions kept, {counts['replaced'][0]:,} replaced" in out
     assert (tmp_path / "food" / "food.inter").is_file()
+
+
+@pytest.mark.parametrize(("experts", "epochs", "patience"), [("from-scratch", 300, 10), ("single-domain", 20, 5)])
+def test_the_kind_of_experts_brings_its_schedule(
+    run, tmp_path, monkeypatch, dataset, experts, epochs, patience
+) -> None:
+    """An ablation's schedule is its own where no option says otherwise; training itself is tested with the models."""
+    asked = []
+
+    class TrainedEnoughError(Exception):
+        pass
+
+    def train_bundle(dataset, out, config, **_):
+        asked.append(config)
+        raise TrainedEnoughError
+
+    monkeypatch.setattr("models.pipeline.train_bundle", train_bundle)
+    for given in ((), ("--expert-epochs", "7")):
+        with pytest.raises(TrainedEnoughError):
+            run("train", dataset.directory, "--out", tmp_path / "bundle", *TINY, "--experts", experts, *given)
+
+    assert [config.experts for config in asked] == [experts] * 2
+    assert [(config.expert.max_epochs, config.expert.patience) for config in asked] == [
+        (epochs, patience),
+        (7, patience),
+    ]
+    assert asked[0].base.max_epochs == 300
 
 
 def test_the_folder_to_write_may_be_the_one_that_one_is_in(run, tmp_path, monkeypatch, dataset: Dataset) -> None:
