@@ -1,11 +1,13 @@
 """
 The losses: which item each position predicts, and the cross-entropy of predicting it.
 
-Shapes: B = sequences, T = positions, N = predicted positions, D = width, X = candidate items.
+Shapes: B = sequences, T = positions, N = predicted positions, D = width, V = rows of an item table, X = candidates,
+C = predicted positions of a chunk, W = candidates of a tile.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,11 +16,13 @@ from torch import Tensor
 from models.vocabulary import PADDING, TokenRange
 
 NO_TARGET = PADDING
-# Logits held at once, in elements: 2 M floats are 8 MB, large enough for full-speed products and small next to
+# Weights held at once, in elements: 2 M floats are 8 MB, large enough for full-speed products and small next to
 # [N, X], which is 4 GB at 10,000 positions and 100,000 items.
 CHUNK_ELEMENTS = 1 << 21
 # A product with fewer rows than this loses more to loading the item table than it saves in memory.
-MIN_CHUNK_ROWS = 64
+MIN_CHUNK_ROWS = 128
+# Candidates of one tile on the CPU: 128 rows of 2,048 logits are 1 MB, which every step on them finds in the caches.
+TILE_COLUMNS = 2048
 
 
 def next_item_targets(token_ids_BT: Tensor) -> Tensor:
@@ -67,75 +71,148 @@ def domain_specific_targets(token_ids_BT: Tensor, token_range: TokenRange) -> Te
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, item_table_XD: Tensor, target_columns_N: Tensor, *, chunk_elements: int = CHUNK_ELEMENTS
+    hidden_ND: Tensor,
+    item_table_VD: Tensor,
+    target_rows_N: Tensor,
+    *,
+    candidates: slice = slice(None),
+    chunk_elements: int = CHUNK_ELEMENTS,
 ) -> Tensor:
     """
     Mean cross-entropy of picking each row's target among the candidates, never holding [N, X] logits.
 
-    loss = mean_n [ logsumexp_x(h_n . e_x) - h_n . e_target(n) ]. Rows are taken in chunks; where a gradient is
-    wanted it is computed in the same pass, from the probabilities at hand, so the logits are computed once (three
-    products in all, against four when they are recomputed). Under autocast the products run in its low precision
-    and the softmax in float32.
+    loss = mean_n [ logsumexp_x(h_n . e_x) - h_n . e_target(n) ]. Positions are taken in chunks and candidates in tiles;
+    where a gradient is wanted it is computed in the same pass, from the weights at hand, so the logits are computed
+    once (three products in all, against four when they are recomputed). Under autocast the products run in its low
+    precision; softmax, sums and what the targets contribute stay float32.
 
     Args:
         hidden_ND: hidden states of the predicted positions only.
-        item_table_XD: embeddings of the candidates.
-        target_columns_N: int64 rows of item_table_XD.
-        chunk_elements: most logits held at once (at least 64 rows are taken).
+        item_table_VD: embeddings of the items.
+        target_rows_N: int64 rows of item_table_VD, each of them a candidate.
+        candidates: the candidates' rows, without a step. The gradient of the other rows is 0. A slice of the table
+            would say the same and cost a second gradient of the table's size.
+        chunk_elements: most softmax weights held at once (at least 128 rows are taken).
 
     Returns:
-        Scalar float32; 0 with zero gradients when N = 0.
+        Scalar float32; 0 with zero gradients when N = 0. Its backward runs once.
     """
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, item_table_XD, target_columns_N, chunk_elements
+        hidden_ND, item_table_VD, target_rows_N, candidates, chunk_elements
     )
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, table_XD: Tensor, targets_N: Tensor, chunk_elements: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, table_VD: Tensor, targets_N: Tensor, candidates: slice, chunk_elements: int
+    ) -> Tensor:
         device_type = hidden_ND.device.type
         low_precision = torch.is_autocast_enabled(device_type)
         product_dtype = torch.get_autocast_dtype(device_type) if low_precision else torch.float32
         wants_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        ctx.dtypes = (hidden_ND.dtype, table_VD.dtype)
         with torch.autocast(device_type, enabled=False):
-            hidden, table = hidden_ND.to(product_dtype), table_XD.to(product_dtype)
-            N, X = len(hidden), len(table)
-            rows = max(MIN_CHUNK_ROWS, chunk_elements // max(1, X))
-            total = torch.zeros((), device=hidden.device)
-            d_hidden = torch.empty_like(hidden) if wants_gradient else None
-            d_table = torch.zeros(table.shape, device=table.device) if wants_gradient else None
-            # One chunk's memory for all: fresh pages cost more than the exponential that fills them.
-            held = torch.empty(min(rows, N), X, dtype=product_dtype, device=hidden.device)
-            for start in range(0, N, rows):
-                chunk = slice(start, start + rows)
-                logits_CX = torch.mm(hidden[chunk], table.T, out=held[: len(hidden[chunk])]).float()
-                targets_C1 = targets_N[chunk, None]
-                wanted_C1 = logits_CX.gather(1, targets_C1)
-                # One exponential for loss and gradient alike, written over the logits.
-                largest_C1 = logits_CX.amax(dim=1, keepdim=True)
-                weights_CX = logits_CX.sub_(largest_C1).exp_()
-                mass_C1 = weights_CX.sum(dim=1, keepdim=True)
-                total += (mass_C1.log() + largest_C1 - wanted_C1).sum()
-                if d_hidden is None or d_table is None:
-                    continue
-                # d loss / d logits = (softmax - one-hot) / N
-                error_CX = weights_CX.mul_((mass_C1 * N).reciprocal_())
-                error_CX.scatter_add_(1, targets_C1, error_CX.new_full(targets_C1.shape, -1 / N))
-                error_CX = error_CX.to(product_dtype)
-                torch.mm(error_CX, table, out=d_hidden[chunk])
-                if low_precision:
-                    d_table += (error_CX.T @ hidden[chunk]).float()
-                else:
-                    d_table.addmm_(error_CX.T, hidden[chunk])
-        ctx.save_for_backward(d_hidden, d_table)
-        ctx.dtypes = (hidden_ND.dtype, table_XD.dtype)
-        return total / max(1, N)
+            hidden_ND, table_VD = hidden_ND.float(), table_VD.float()
+            sweep = _Sweep(hidden_ND, table_VD[candidates], product_dtype, chunk_elements)
+            target_hidden_ND = table_VD[targets_N]
+            total = -(hidden_ND * target_hidden_ND).sum()
+            if not wants_gradient:
+                return (total + sweep.log_masses()) / max(1, len(hidden_ND))
+            N = max(1, len(hidden_ND))
+            d_hidden_ND = torch.empty_like(hidden_ND)
+            d_table_VD = torch.empty_like(table_VD)
+            first, stop, _ = candidates.indices(len(table_VD))
+            d_table_VD[:first].zero_()
+            d_table_VD[stop:].zero_()
+            total += sweep.gradients(d_hidden_ND, d_table_VD[first:stop], scale=1 / N)
+            # d loss / d logits = (softmax - one-hot) / N: the sweep gave the first, exact float32 the second.
+            d_hidden_ND.sub_(target_hidden_ND, alpha=1 / N)
+            d_table_VD.index_put_((targets_N,), hidden_ND / -N, accumulate=True)
+        ctx.save_for_backward(d_hidden_ND, d_table_VD)
+        return total / N
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         (grad_loss,) = grad_outputs
         d_hidden, d_table = ctx.saved_tensors
         hidden_dtype, table_dtype = ctx.dtypes
-        return (grad_loss * d_hidden).to(hidden_dtype), (grad_loss * d_table).to(table_dtype), None, None
+        # In place: fresh memory of the table's size costs more than the product. A second backward is an error.
+        return d_hidden.mul_(grad_loss).to(hidden_dtype), d_table.mul_(grad_loss).to(table_dtype), None, None, None
+
+
+class _Sweep:
+    """
+    Products and softmax of all positions and candidates, a chunk of positions and a tile of candidates at a time.
+
+    A tile's weights are exp(logit - largest so far), as the largest of all is known only after the last tile; what
+    was summed before is shrunk whenever a larger one comes.
+    """
+
+    def __init__(self, hidden_ND: Tensor, table_XD: Tensor, product_dtype: torch.dtype, chunk_elements: int) -> None:
+        self.hidden_ND = hidden_ND
+        self.product_hidden_ND, self.product_table_XD = hidden_ND.to(product_dtype), table_XD.to(product_dtype)
+        N, X = len(hidden_ND), len(table_XD)
+        # A GPU wants large products, not small caches.
+        W = TILE_COLUMNS if hidden_ND.device.type == "cpu" else max(1, X)
+        self.tiles = [slice(start, min(start + W, X)) for start in range(0, X, W)]
+        C = max(MIN_CHUNK_ROWS, chunk_elements // max(1, X))
+        self.chunks = [slice(start, min(start + C, N)) for start in range(0, N, C)]
+
+    def log_masses(self) -> Tensor:
+        """Sum over positions of logsumexp over candidates."""
+        total = self.hidden_ND.new_zeros(())
+        for chunk in self.chunks:
+            largest_C1, mass_C1 = self._nothing(chunk)
+            for tile in self.tiles:
+                largest_C1, _ = self._weigh(chunk, tile, largest_C1, mass_C1)
+            total += (mass_C1.log_() + largest_C1).sum()
+        return total
+
+    def gradients(self, d_hidden_ND: Tensor, d_table_XD: Tensor, *, scale: float) -> Tensor:
+        """As ``log_masses``; writes scale times its gradient to d_hidden_ND and d_table_XD."""
+        total = self.hidden_ND.new_zeros(())
+        if not self.chunks:
+            d_table_XD.zero_()
+        for chunk in self.chunks:
+            largest_C1, mass_C1 = self._nothing(chunk)
+            mixed_CD = torch.zeros_like(self.hidden_ND[chunk])
+            held = []
+            for tile in self.tiles:
+                before_C1 = largest_C1
+                largest_C1, weights_CW = self._weigh(chunk, tile, largest_C1, mass_C1)
+                _add_product(mixed_CD.mul_((before_C1 - largest_C1).exp_()), weights_CW, self.product_table_XD[tile])
+                held.append((weights_CW, largest_C1))
+            share_C1 = scale / mass_C1
+            torch.mul(mixed_CD, share_C1, out=d_hidden_ND[chunk])
+            for tile, (weights_CW, then_C1) in zip(self.tiles, held, strict=True):
+                # Scaling [C, D] hidden states is cheaper than [C, W] weights.
+                scaled_CD = self.hidden_ND[chunk] * ((then_C1 - largest_C1).exp_() * share_C1)
+                scaled_CD = scaled_CD.to(weights_CW.dtype)
+                _add_product(d_table_XD[tile], weights_CW.T, scaled_CD, is_first=chunk.start == 0)
+            total += (mass_C1.log_() + largest_C1).sum()
+        return total
+
+    def _nothing(self, chunk: slice) -> tuple[Tensor, Tensor]:
+        largest_C1 = self.hidden_ND.new_full((chunk.stop - chunk.start, 1), -math.inf)
+        return largest_C1, torch.zeros_like(largest_C1)
+
+    def _weigh(self, chunk: slice, tile: slice, largest_C1: Tensor, mass_C1: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest logit so far and the tile's weights; *mass_C1* becomes the sum of all weights so far."""
+        products_CW = self.product_hidden_ND[chunk] @ self.product_table_XD[tile].T
+        logits_CW = products_CW.float()
+        next_C1 = torch.maximum(largest_C1, logits_CW.amax(dim=1, keepdim=True))
+        weights_CW = logits_CW.sub_(next_C1).exp_()
+        mass_C1.mul_((largest_C1 - next_C1).exp_()).add_(weights_CW.sum(dim=1, keepdim=True))
+        return next_C1, weights_CW.to(products_CW.dtype)
+
+
+def _add_product(out: Tensor, left: Tensor, right: Tensor, *, is_first: bool = False) -> None:
+    """Add left @ right to float32 *out*, whatever the factors' precision; *is_first* writes over what out holds."""
+    if left.dtype == out.dtype:
+        out.addmm_(left, right, beta=0 if is_first else 1)
+    elif is_first:
+        out.copy_(left @ right)
+    else:
+        out.add_(left @ right)

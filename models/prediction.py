@@ -89,8 +89,9 @@ class PredictionObjective:
         targets_BT = self.targets_of(token_ids_BT)
         hidden_BTD = module(token_ids_BT[:, :-1])
         asks_BT = targets_BT != NO_TARGET
-        table_XD = module.item_embeddings_VD[self.candidates.columns]
-        return linear_cross_entropy(hidden_BTD[asks_BT], table_XD, targets_BT[asks_BT] - self.candidates.first)
+        return linear_cross_entropy(
+            hidden_BTD[asks_BT], module.item_embeddings_VD, targets_BT[asks_BT], candidates=self.candidates.columns
+        )
 
     def validate(self, module: Decoder) -> float | None:
         """Mean NDCG@10 over the validation rows; None if there are none."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models import losses
 from models.losses import MIN_CHUNK_ROWS, domain_specific_targets, linear_cross_entropy, next_item_targets
 from models.vocabulary import TokenRange
 
@@ -42,8 +43,12 @@ def test_cross_entropy_by_arithmetic() -> None:
     assert loss.item() == pytest.approx(-log(exp(1) / (exp(1) + exp(2))))
 
 
+@pytest.mark.parametrize("tile_columns", [10, 36, 37, 100])
 @pytest.mark.parametrize("num_rows", [1, MIN_CHUNK_ROWS, MIN_CHUNK_ROWS + 1, 5 * MIN_CHUNK_ROWS - 3])
-def test_chunks_give_the_loss_and_gradients_of_the_whole(num_rows: int) -> None:
+def test_chunks_and_tiles_give_the_loss_and_gradients_of_the_whole(
+    num_rows: int, tile_columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "TILE_COLUMNS", tile_columns)
     generator = torch.Generator().manual_seed(num_rows)
     hidden_ND = torch.randn(num_rows, 8, generator=generator, dtype=torch.float32).requires_grad_()
     table_XD = torch.randn(37, 8, generator=generator).requires_grad_()
@@ -56,6 +61,49 @@ def test_chunks_give_the_loss_and_gradients_of_the_whole(num_rows: int) -> None:
 
     torch.testing.assert_close(chunked, whole, rtol=1e-6, atol=0)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("candidates", [slice(1, 30), slice(20, 37), slice(5, 6)])
+def test_candidates_are_a_slice_of_the_table_with_gradient_zero_outside(candidates: slice) -> None:
+    generator = torch.Generator().manual_seed(1)
+    hidden_ND = torch.randn(50, 8, generator=generator).requires_grad_()
+    table_VD = torch.randn(37, 8, generator=generator).requires_grad_()
+    targets_N = torch.randint(candidates.start, candidates.stop, (50,), generator=generator)
+    whole = F.cross_entropy(hidden_ND @ table_VD[candidates].T, targets_N - candidates.start)
+    expected = torch.autograd.grad(whole, [hidden_ND, table_VD])
+
+    ours = linear_cross_entropy(hidden_ND, table_VD, targets_N, candidates=candidates)
+    actual = torch.autograd.grad(ours, [hidden_ND, table_VD])
+
+    torch.testing.assert_close(ours, whole, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
+    assert not actual[1][: candidates.start].any()
+
+
+def test_logits_beyond_the_range_of_the_exponential_are_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits 0, 1, ... 9 times 100 in tiles of three, ever larger and ever smaller: e^900 is no float."""
+    monkeypatch.setattr(losses, "TILE_COLUMNS", 3)
+    for table_XD in (torch.arange(10.0)[:, None], torch.arange(10.0).flip(0)[:, None]):
+        hidden_ND = torch.tensor([[100.0], [-100.0], [0.0]], requires_grad=True)
+        loss = linear_cross_entropy(hidden_ND, table_XD, torch.tensor([4, 4, 4]))
+        loss.backward()
+
+        expected = (100 * abs(float(table_XD.max() - table_XD[4])) + 100 * float(table_XD[4]) + log(10)) / 3
+        assert loss.item() == pytest.approx(expected)
+        assert hidden_ND.grad is not None
+        assert hidden_ND.grad.flatten().tolist() == pytest.approx(
+            [float((9 - table_XD[4]) / 3), float(-table_XD[4] / 3), float((4.5 - table_XD[4]) / 3)], abs=1e-5
+        )
+
+
+def test_a_second_backward_is_an_error_not_another_number() -> None:
+    """The gradients are scaled where they lie."""
+    hidden_ND = torch.ones(2, 1, requires_grad=True)
+    loss = linear_cross_entropy(hidden_ND, torch.ones(3, 1, requires_grad=True), torch.tensor([0, 1]))
+    loss.backward(retain_graph=True)
+
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_no_positions_give_zero_loss_and_zero_gradient() -> None:
