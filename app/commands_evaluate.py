@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 console = Console()
 
-RECOMMENDERS = ("sasrec", "gru4rec", "gcegnn", "cl4srec", "popularity", "markov")
+MULTI_DOMAIN = ("abxi", "cgrec", "syncrec")
+RECOMMENDERS = ("sasrec", "gru4rec", "gcegnn", "cl4srec", *MULTI_DOMAIN, "popularity", "markov")
 ARMS = ("original", "duplicated", "regenerated", "mixed")
 FIRST_SEED = 2025
 
@@ -32,7 +33,8 @@ def evaluate(
     target: Annotated[str, typer.Option(help="Domain whose items are ranked.")],
     out: Annotated[Path, typer.Option(resolve_path=True, help="Folder of report.json, report.md and report.html.")],
     recommender: Annotated[
-        str, typer.Option(help=f"Comma-separated, of: {', '.join(RECOMMENDERS)}.")
+        str,
+        typer.Option(help=f"Comma-separated, of: {', '.join(RECOMMENDERS)}; {', '.join(MULTI_DOMAIN)} need arm mixed."),
     ] = "sasrec,popularity,markov",
     arms: Annotated[
         str, typer.Option(help=f"Comma-separated, of: {', '.join(ARMS)}; original is always run.")

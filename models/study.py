@@ -115,7 +115,7 @@ def run_study(
         raise ConfigurationError(f"arms {', '.join(COMPOSITE_ARMS)} need a composite dataset or a bundle to make one")
     idle = [name for name in study.recommenders if not any(runs_on(name, arm) for arm in wanted)]
     if idle:
-        raise ConfigurationError(f"{', '.join(idle)} train on mixed rows: add arm mixed")
+        raise ConfigurationError(f"{', '.join(idle)} can only train on mixed rows: add arm mixed")
     arms = tuple(build_arm(dataset, study.target, name, composite) for name in wanted)
     grid = Grid(arms, study.config, study.cells, study.device)
     cells, reused = _run_cells(grid, study, progress, on_cell or _unheard)

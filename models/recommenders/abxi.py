@@ -1,5 +1,5 @@
 """
-ABXI: a domain-invariant part of the mixed history is adapted to each domain (Bian et al., WWW 2025), for K domains.
+ABXI: invariant interest, adapted to each domain by low-rank projections (Bian et al., WWW 2025).
 
 Streams: the mixed history x, and for every domain d the history x^d of its own items. One stack of blocks reads them
 all; low-rank projections tell them apart. For a target in domain d:

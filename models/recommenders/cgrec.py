@@ -1,5 +1,5 @@
 """
-CGRec: losses of single domains weighted by how much each helps the others (Park et al., CIKM 2023).
+CGRec: the domains' losses, weighted by Shapley values (Park et al., CIKM 2023).
 
     h0 = blocks(Dropout(LN(E[x] + E_domain + P))),   h1 = LN(h0 + Dropout(W_2 gelu(W_1 h0)))
     cross-entropies: coarse, of the next item's domain, from h0 . E_domain; fine, of the item in it, from h1 . E[x]

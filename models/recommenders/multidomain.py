@@ -1,5 +1,5 @@
 """
-What the multi-domain recommenders share: rows of all domains, and scores that stay inside one.
+What multi-domain recommenders share: mixed rows, and losses and scores inside one domain.
 
 They train on mixed rows and rank one domain's items from mixed histories. Whatever the published code does, here every
 one of them picks a target among the items of the target's own domain by full softmax, since that is what ranking asks;

@@ -1,6 +1,5 @@
 """
-SyNCRec: a mixed stream and single-domain streams share experts; what mixing costs a domain weighs its loss
-(Park et al., SIGIR 2024).
+SyNCRec: experts of mixed and single-domain streams, weighted by what mixing costs (Park et al., SIGIR 2024).
 
 E encoders ("experts"): floor(0.8 E) learn from the mixed stream, the others from the single-domain ones; each stream
 reads the other side's experts through a stop-gradient. With e = Dropout(LN(E[x] + E_domain + P)), f_i the experts and

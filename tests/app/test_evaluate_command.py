@@ -10,13 +10,13 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from app.commands_evaluate import ARMS, RECOMMENDERS, evaluate
+from app.commands_evaluate import ARMS, MULTI_DOMAIN, RECOMMENDERS, evaluate
 from models.arms import ARM_NAMES
 from models.checkpoint import save_bundle
 from models.dataset import Dataset
 from models.decoder import Decoder, DecoderConfig
 from models.errors import ConfigurationError
-from models.recommenders.registry import NAMES
+from models.recommenders import registry
 
 CONFIG = "[training]\nmax_epochs = 1\nbatch_size = 16\n[recommender]\nwidth = 16\ninner_width = 16\n"
 
@@ -75,6 +75,32 @@ def test_arms_without_regeneration_need_neither_bundle_nor_composite(dataset, tm
     assert (tmp_path / "report" / "report.html").is_file()
 
 
+def test_multi_domain_recommenders_run_on_mixed_rows_beside_the_others_on_every_arm(dataset, tmp_path):
+    """One cell each, next to two of SASRec, all over the same test users."""
+    (tmp_path / "config.toml").write_text(CONFIG + "[multi_domain]\nsyncrec_num_experts = 2\n")
+    done = run(
+        dataset, tmp_path / "report", "--arms", "original,mixed", "--seeds", "1",
+        "--config", str(tmp_path / "config.toml"), "--recommender", "sasrec,abxi,cgrec,syncrec",
+    )  # fmt: skip
+
+    assert done.exit_code == 0, done.output
+    results = json.loads((tmp_path / "report" / "report.json").read_text())["results"]
+    assert [(run["recommender"], run["arm"]) for run in results["runs"]] == [
+        ("sasrec", "original"), ("sasrec", "mixed"), ("abxi", "mixed"), ("cgrec", "mixed"), ("syncrec", "mixed"),
+    ]  # fmt: skip
+    assert len({score["users"] for score in results["scores"] if score["group"] == "1 or more"}) == 1
+    assert len({run["steps_per_epoch"] for run in results["runs"]}) == 1
+
+
+def test_a_multi_domain_recommender_without_mixed_rows_is_refused(dataset, tmp_path):
+    """The error names it and the arm it needs."""
+    done = run(dataset, tmp_path / "report", "--arms", "original", "--recommender", "sasrec,abxi")
+
+    assert isinstance(done.exception, ConfigurationError)
+    assert "abxi can only train on mixed rows: add arm mixed" in str(done.exception)
+    assert not (tmp_path / "report").exists()
+
+
 def test_arms_with_regeneration_and_nothing_to_regenerate_from_are_refused(dataset, tmp_path):
     """The error says what is missing, before anything is trained."""
     done = run(dataset, tmp_path / "report")
@@ -98,5 +124,6 @@ def test_an_unknown_name_is_refused_with_the_names_there_are(option, value, data
 
 def test_the_command_offers_what_the_models_have():
     """Names are written twice so that --help loads no torch; this keeps them equal."""
-    assert RECOMMENDERS == NAMES
+    assert RECOMMENDERS == registry.NAMES
+    assert tuple(registry.MULTI_DOMAIN) == MULTI_DOMAIN
     assert ARMS == ARM_NAMES

@@ -9,25 +9,37 @@ import torch
 from models.dataset import Sequences, pad_right
 from models.metrics import hit_rate_at_k, pessimistic_ranks
 from models.recommenders.base import RecommenderConfig
-from models.recommenders.registry import COUNTED, TRAINED
+from models.recommenders.multidomain import MultiDomainConfig, MultiDomainRecommender
+from models.recommenders.registry import COUNTED, MULTI_DOMAIN, TRAINED
 from models.vocabulary import TokenRange
 
 NUM_ITEMS = 30
 ALL = TokenRange(1, NUM_ITEMS)
+DOMAINS = (TokenRange(1, 10), TokenRange(11, 18), TokenRange(19, NUM_ITEMS))
 SMALL = RecommenderConfig(width=16, inner_width=16, max_length=16, gru4rec_hidden_width=16)
 ROWS = Sequences.from_lists(
     np.random.default_rng(3).integers(1, NUM_ITEMS + 1, size=length).tolist() for length in (2, 3, 5, 8, 8, 13, 20)
 )
 HISTORIES = [np.asarray(tokens, dtype=np.int32) for tokens in ([4], [3, 5, 3, 7, 7, 2, 3], [9, 9], [1, 2, 3, 4])]
 
-every_trained = pytest.mark.parametrize("name", TRAINED)
+every_trained = pytest.mark.parametrize("name", [*TRAINED, *MULTI_DOMAIN])
+every_session = pytest.mark.parametrize("name", TRAINED)
 every_causal = pytest.mark.parametrize("name", [name for name, model in TRAINED.items() if model.causal])
 every_counted = pytest.mark.parametrize("name", COUNTED)
 
 
-def build(name, config=SMALL, rows=ROWS):
-    torch.manual_seed(0)
+def build(name, config=SMALL, rows=ROWS, seed=0):
+    torch.manual_seed(seed)
+    if name in MULTI_DOMAIN:
+        return MULTI_DOMAIN[name].build(DOMAINS, config, MultiDomainConfig()).eval()
     return TRAINED[name].build(rows, NUM_ITEMS, config).eval()
+
+
+def session_vectors(model, item_ids_BT):
+    """All vectors that scores are made of."""
+    if isinstance(model, MultiDomainRecommender):
+        return torch.stack([model.encode_for(domain, item_ids_BT) for domain in range(len(DOMAINS))])
+    return model.encode(item_ids_BT)
 
 
 @every_causal
@@ -47,7 +59,9 @@ def test_padding_does_not_change_the_session_vector(name):
     """Five more padded columns leave every vector where it was."""
     model = build(name)
 
-    torch.testing.assert_close(model.encode(pad_right(HISTORIES, 7)), model.encode(pad_right(HISTORIES, 12)))
+    torch.testing.assert_close(
+        session_vectors(model, pad_right(HISTORIES, 7)), session_vectors(model, pad_right(HISTORIES, 12))
+    )
 
 
 @every_trained
@@ -115,8 +129,7 @@ def test_the_same_generator_seed_gives_the_same_batches(name):
 def test_weights_survive_a_round_trip(name):
     """state_dict of one model makes another score the same."""
     model = build(name)
-    torch.manual_seed(99)
-    other = TRAINED[name].build(ROWS, NUM_ITEMS, SMALL).eval()
+    other = build(name, seed=99)
     before = other.scores(pad_right(HISTORIES), ALL)
     other.load_state_dict(model.state_dict())
 
@@ -124,7 +137,7 @@ def test_weights_survive_a_round_trip(name):
     assert torch.equal(other.scores(pad_right(HISTORIES), ALL), model.scores(pad_right(HISTORIES), ALL))
 
 
-@every_trained
+@every_session
 def test_fifty_users_on_a_cycle_are_learnt(name):
     """Every model can overfit: the next item of a deterministic cycle over 30 items is in the top 3 for > 90 %."""
     generator = np.random.default_rng(1)
