@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from models.dataset import Sequences
 from models.decoder import DecoderBlock
+from models.errors import ConfigurationError
 from models.losses import linear_cross_entropy
 from models.recommenders.base import Recommender, RecommenderConfig, most_recent, sequence_batches
 from models.recommenders.sasrec import decoder_config
@@ -50,6 +51,9 @@ class MultiDomainConfig:
         syncrec_num_experts: encoders, of which floor(0.8 * n) learn from the mixed stream; at least 2.
         syncrec_expert_layers: Transformer blocks of each.
         syncrec_mutual_weight: of the mutual-information term next to the cross-entropies, >= 0.
+
+    Raises:
+        ConfigurationError: a value is out of its range.
     """
 
     weight_memory: float = 0.9
@@ -61,6 +65,24 @@ class MultiDomainConfig:
     syncrec_num_experts: int = 4
     syncrec_expert_layers: int = 1
     syncrec_mutual_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        least = {
+            "abxi_domain_rank": 1,
+            "abxi_invariant_rank": 1,
+            "cgrec_shapley_interval": 1,
+            "syncrec_num_experts": 2,
+            "syncrec_expert_layers": 1,
+            "syncrec_mutual_weight": 0,
+        }
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ConfigurationError(f"{name} = {getattr(self, name)!r} is less than {bound}")
+        for name in ("weight_temperature", "abxi_temperature"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name} = {getattr(self, name)!r} is not above 0")
+        if not 0 <= self.weight_memory < 1:
+            raise ConfigurationError(f"weight_memory = {self.weight_memory!r} is not in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -139,8 +161,8 @@ class MultiDomainRecommender(Recommender[MixedBatch]):
     def domain_tables(self) -> tuple[Tensor, ...]:
         """The item table, cut by domain."""
         # One split, not K slices: its gradient is one concatenation instead of K tables that are mostly zeros.
-        tables: tuple[Tensor, ...] = torch.split(self.item_table_XD, [len(domain) for domain in self.domains])
-        return tables
+        _, *tables = torch.split(self.item_embedding.weight, [1, *(len(domain) for domain in self.domains)])
+        return tuple(tables)
 
     def num_batches(self, rows: Sequences, batch_size: int) -> int:
         """ceil(rows / batch_size)."""

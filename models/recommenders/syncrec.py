@@ -97,7 +97,6 @@ class SyNCRec(MultiDomainRecommender):
         self.own = own
         num_mixed = int(OWN_SHARE * own.syncrec_num_experts)
         num_single = own.syncrec_num_experts - num_mixed
-        assert num_mixed >= 1
         self.input = MixedInput(len(domains), config)
         self.mixed_experts = _experts(num_mixed, own, config)
         self.single_experts = _experts(num_single, own, config)

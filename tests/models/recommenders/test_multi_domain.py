@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from models.dataset import Sequences, pad_right
+from models.errors import ConfigurationError
 from models.metrics import hit_rate_at_k, pessimistic_ranks
 from models.recommenders.abxi import ABXI, LowRank, aligned_streams
 from models.recommenders.base import RecommenderConfig
@@ -86,6 +87,24 @@ def test_domain_streams_take_a_mixed_row_apart_and_back():
             assert streams.item_ids_KBS[k, b].tolist() == own + [0] * (streams.item_ids_KBS.shape[2] - len(own))
             for t in range(len(row)):
                 assert streams.last_KBT[k, b, t] == len(of_domain(row[: t + 1], domain)) - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("weight_memory", 1.0),
+        ("weight_temperature", 0.0),
+        ("abxi_temperature", -1.0),
+        ("abxi_domain_rank", 0),
+        ("cgrec_shapley_interval", 0),
+        ("syncrec_num_experts", 1),
+        ("syncrec_mutual_weight", -0.1),
+    ],
+)
+def test_a_hyper_parameter_out_of_its_range_is_refused_by_name(name, value):
+    """Before anything is trained; a single expert, for one, leaves a side without any."""
+    with pytest.raises(ConfigurationError, match=name):
+        replace(OWN, **{name: value})
 
 
 # What all of them promise
