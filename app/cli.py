@@ -265,15 +265,25 @@ def train(
             show_default="auto",
         ),
     ] = None,
+    sampled_softmax: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Estimate every softmax from so many items, drawn anew for each step, for vocabularies of a million "
+            "and more; without it each softmax is over all items.",
+            show_default="all items",
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget a run that was interrupted; start anew.")] = False,
 ) -> None:
     """
     Train the base and one expert per domain; write them as a bundle.
 
     The state after every epoch lies in OUT.run: the same command, given again after a kill, goes on from there and
-    ends with the same weights.
+    ends with the same weights. Under `torchrun --nproc-per-node N --no-python` N GPUs train together.
     """
     from app.progress import TrainingProgress
+    from models import distributed
     from models.dataset import load_dataset
     from models.pipeline import PipelineConfig, expert_training, forget_run, train_bundle
     from models.training import resolve_device
@@ -289,20 +299,24 @@ def train(
             expert_training(defaults.experts), max_epochs=expert_epochs, patience=expert_patience, **schedule
         ),
         experts=defaults.experts,
+        sampled_softmax=sampled_softmax,
     )
     if config.network.width % config.network.num_heads:
         raise typer.BadParameter(
             f"--width {config.network.width} is not a multiple of --heads {config.network.num_heads}"
         )
     run_directory = out.parent / f"{out.name}.run"
-    if fresh:
-        forget_run(run_directory)
-    if run_directory.exists():
-        console.print(f"going on with the run in {run_directory}")
     prepared = load_dataset(dataset)
     place = resolve_device(device)
-    with TrainingProgress(console, patience_of=lambda stage: _patience_of(config, stage)) as progress:
-        bundle = train_bundle(prepared, out, config, device=place, run_directory=run_directory, progress=progress)
+    with distributed.joined(place):
+        console.quiet = not distributed.is_main()
+        if fresh and distributed.is_main():
+            forget_run(run_directory)
+        distributed.wait_for_all()
+        if run_directory.exists():
+            console.print(f"going on with the run in {run_directory}")
+        with TrainingProgress(console, patience_of=lambda stage: _patience_of(config, stage)) as progress:
+            bundle = train_bundle(prepared, out, config, device=place, run_directory=run_directory, progress=progress)
     console.print(f"bundle {bundle.version} written to {out}", highlight=False)
 
 

@@ -43,6 +43,7 @@ def train_expert(
     config: TrainingConfig,
     *,
     experts: Experts,
+    sampled_softmax: int | None = None,
     resume_file: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Decoder, TrainingResult]:
@@ -56,6 +57,7 @@ def train_expert(
     Args:
         experts: ``adapted`` as just said, or an ablation of it; see the top of this file. From scratch only the
             configuration of *base* is used.
+        sampled_softmax: estimate the softmax from so many of the domain's items, if it has more.
 
     Raises:
         UnknownDomainError: the dataset has no such domain.
@@ -66,6 +68,8 @@ def train_expert(
     mixed = trainable_sequences(dataset.train)
     # The same weights under another dropout or number of heads are another run, too.
     fingerprint = f"{dataset.fingerprint} {dataclasses.asdict(base.config)} {_weights_hash(expert)}"
+    if sampled_softmax is not None:
+        fingerprint += f" sampled {sampled_softmax}"
     objective = PredictionObjective(
         name=name,
         fingerprint=fingerprint if experts == "adapted" else f"{fingerprint} {experts}",
@@ -80,6 +84,7 @@ def train_expert(
         max_length=base.config.max_length,
         batch_size=config.batch_size,
         seed=config.seed,
+        sampled_softmax=sampled_softmax,
     )
     expert.requires_grad_(True)
     result = fit(expert, objective, config, resume_file=resume_file, progress=progress)

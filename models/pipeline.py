@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from models import distributed
 from models.adapt import Experts, train_expert
-from models.checkpoint import Bundle, check_destination, save_bundle
+from models.checkpoint import Bundle, check_destination, load_bundle, save_bundle
 from models.dataset import Dataset
 from models.decoder import Decoder, DecoderConfig
 from models.pretrain import train_base
@@ -45,12 +46,14 @@ class PipelineConfig:
         base: schedule of the base.
         expert: schedule of each expert; ``expert_training`` has the usual one of each kind.
         experts: how experts come to be; see ``models.adapt``.
+        sampled_softmax: estimate every softmax from so many items per step; None takes all of them.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     base: TrainingConfig = BASE_TRAINING
     expert: TrainingConfig = EXPERT_TRAINING
     experts: Experts = "adapted"
+    sampled_softmax: int | None = None
 
 
 def expert_training(experts: Experts) -> TrainingConfig:
@@ -71,7 +74,8 @@ def train_bundle(
     Train the base, then an expert per domain, and write the bundle to *out*.
 
     After every epoch the state lies in *run_directory*; calling again with the same arguments after a kill goes on
-    from there and ends with the same weights. The folder is removed once the bundle is written.
+    from there and ends with the same weights. The folder is removed once the bundle is written. Of several processes
+    (``models.distributed``) the main one writes; all return the bundle.
 
     Raises:
         ResumeMismatchError: *run_directory* belongs to another dataset or configuration.
@@ -89,6 +93,7 @@ def train_bundle(
         decoder_config,
         config.base,
         device=device,
+        sampled_softmax=config.sampled_softmax,
         resume_file=run_directory / f"base{RESUME_SUFFIX}",
         progress=progress,
     )
@@ -102,22 +107,28 @@ def train_bundle(
             domain,
             config.expert,
             experts=config.experts,
+            sampled_softmax=config.sampled_softmax,
             resume_file=resume_file,
             progress=progress,
         )
         experts.append(expert)
+    if not distributed.is_main():
+        distributed.wait_for_all()
+        return load_bundle(out, device=device)
     provenance = {
         "dataset_fingerprint": dataset.fingerprint,
         "config": dataclasses.asdict(config),
         "base": _summary(base_result),
         "experts": {domain: _summary(result) for domain, result in results.items()},
         "device": str(device),
+        "processes": distributed.num_processes(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "seconds": round(time.perf_counter() - started, 1),
     }
     bundle = save_bundle(out, vocabulary=dataset.vocabulary, base=base, experts=experts, provenance=provenance)
     forget_run(run_directory)
+    distributed.wait_for_all()
     return bundle
 
 

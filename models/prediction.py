@@ -11,16 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models import distributed
 from models.dataset import Sequences, TokenArray, pad_right
 from models.decoder import Decoder
-from models.losses import NO_TARGET, linear_cross_entropy
+from models.losses import NO_TARGET, linear_cross_entropy, sampled_cross_entropy
 from models.metrics import ndcg_at_k, pessimistic_ranks
+from models.negatives import LogUniformSampler, Negatives
 from models.training import epoch_generator, length_bucketed_batches
 from models.vocabulary import TokenRange
 
@@ -43,6 +47,21 @@ class HeldOut:
     targets: TokenArray
 
 
+class PredictionBatch(NamedTuple):
+    """
+    One process's part of one step.
+
+    Args:
+        token_ids_BT: whole sequences, padded on the right with 0.
+        negatives: of the step, in a sampled softmax.
+        share: of the step's predicted positions that are in these sequences; less than 1 only beside other processes.
+    """
+
+    token_ids_BT: Tensor
+    negatives: Negatives | None = None
+    share: float = 1.0
+
+
 @dataclass(frozen=True)
 class PredictionObjective:
     """
@@ -57,7 +76,9 @@ class PredictionObjective:
         validation: rows that early stopping ranks.
         max_length: most positions that the decoder takes.
         batch_size: rows per step.
-        seed: of the shuffles.
+        seed: of the shuffles and of negatives.
+        sampled_softmax: how many negatives to draw for each step, all its positions sharing them; None, or as many as
+            there are candidates, takes the softmax over all. Validation ranks among all candidates in any case.
     """
 
     name: str
@@ -69,29 +90,37 @@ class PredictionObjective:
     max_length: int
     batch_size: int
     seed: int
+    sampled_softmax: int | None = None
 
     def num_batches(self) -> int:
         """Steps per epoch."""
         return -(-len(self.sequences) // self.batch_size)
 
-    def batches(self, epoch: int) -> Iterator[Tensor]:
-        """Whole sequences [B, T], similar lengths together."""
+    def batches(self, epoch: int) -> Iterator[PredictionBatch]:
+        """Similar lengths together; each process gets rows of its own of every batch."""
         lengths = np.asarray([len(sequence) for sequence in self.sequences])
         generator = epoch_generator(self.seed, self.name, epoch)
+        # Of their own, so that the shuffles are the same with any number of negatives.
+        negatives_generator = epoch_generator(self.seed, f"{self.name} negatives", epoch)
         for rows in length_bucketed_batches(lengths, self.batch_size, generator):
             # One more than the decoder's positions: the last item is only a target.
             longest = min(int(lengths[rows].max()), self.max_length + 1)
-            yield pad_right((self.sequences[row] for row in rows), longest)
+            token_ids_BT = pad_right((self.sequences[row] for row in rows), longest)
+            negatives = self._sampler.draw(negatives_generator) if self._sampler else None
+            yield self._own_part(token_ids_BT, negatives)
 
-    def loss(self, module: Decoder, batch: Tensor) -> Tensor:
-        """Mean cross-entropy over the positions that ask something, within the candidates."""
-        token_ids_BT = batch.to(module.item_embeddings_VD.device, non_blocking=True)
+    def loss(self, module: Decoder, batch: PredictionBatch) -> Tensor:
+        """Mean cross-entropy over the positions that ask something, within the candidates, times the batch's share."""
+        device = module.item_embeddings_VD.device
+        token_ids_BT = batch.token_ids_BT.to(device, non_blocking=True)
         targets_BT = self.targets_of(token_ids_BT)
         hidden_BTD = module(token_ids_BT[:, :-1])
         asks_BT = targets_BT != NO_TARGET
-        return linear_cross_entropy(
-            hidden_BTD[asks_BT], module.item_embeddings_VD, targets_BT[asks_BT], candidates=self.candidates.columns
-        )
+        asked = hidden_BTD[asks_BT], module.item_embeddings_VD, targets_BT[asks_BT]
+        if batch.negatives is None:
+            return batch.share * linear_cross_entropy(*asked, candidates=self.candidates.columns)
+        token_ids_S, log_weights_S = (tensor.to(device, non_blocking=True) for tensor in batch.negatives)
+        return batch.share * sampled_cross_entropy(*asked, Negatives(token_ids_S, log_weights_S))
 
     def validate(self, module: Decoder) -> float | None:
         """Mean NDCG@10 over the validation rows; None if there are none."""
@@ -99,6 +128,23 @@ class PredictionObjective:
             return None
         ranks_N = rank_held_out(module, self.validation, self.candidates)
         return float(ndcg_at_k(ranks_N, 10).mean())
+
+    @cached_property
+    def _sampler(self) -> LogUniformSampler | None:
+        if self.sampled_softmax is None or self.sampled_softmax >= len(self.candidates):
+            return None
+        return LogUniformSampler.of(self.sequences, self.candidates, self.sampled_softmax)
+
+    def _own_part(self, token_ids_BT: Tensor, negatives: Negatives | None) -> PredictionBatch:
+        num_processes, rank = distributed.num_processes(), distributed.rank()
+        if num_processes == 1:
+            return PredictionBatch(token_ids_BT, negatives)
+        own_BT = token_ids_BT[rank::num_processes]
+        if not len(own_BT):
+            # Fewer rows than processes: the same steps on some row, of which nothing counts.
+            return PredictionBatch(token_ids_BT[:1], negatives, share=0.0)
+        asked, own_asked = (int((self.targets_of(rows) != NO_TARGET).sum()) for rows in (token_ids_BT, own_BT))
+        return PredictionBatch(own_BT, negatives, share=own_asked / max(1, asked))
 
 
 def trainable_sequences(sequences: Sequences) -> list[TokenArray]:

@@ -22,6 +22,7 @@ def train_base(
     config: TrainingConfig,
     *,
     device: torch.device,
+    sampled_softmax: int | None = None,
     resume_file: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Decoder, TrainingResult]:
@@ -29,13 +30,15 @@ def train_base(
     Train the base on the mixed training sequences.
 
     loss = - mean over positions t of log softmax_x(h_t . e_x)[s_{t+1}], x over every item of every domain. The epoch
-    with the best NDCG@10 on validation items, ranked among all items, is kept.
+    with the best NDCG@10 on validation items, ranked among all items, is kept. *sampled_softmax* estimates the softmax
+    from so many items (``losses.sampled_cross_entropy``).
     """
     all_items = TokenRange(1, dataset.vocabulary.num_items)
+    fingerprint = f"{dataset.fingerprint} {json.dumps(dataclasses.asdict(decoder_config), sort_keys=True)}"
     objective = PredictionObjective(
         name="base",
-        # Another network on the same data is another run.
-        fingerprint=f"{dataset.fingerprint} {json.dumps(dataclasses.asdict(decoder_config), sort_keys=True)}",
+        # Another network on the same data is another run, and so is another loss.
+        fingerprint=fingerprint if sampled_softmax is None else f"{fingerprint} sampled {sampled_softmax}",
         sequences=trainable_sequences(dataset.train),
         targets_of=next_item_targets,
         candidates=all_items,
@@ -43,6 +46,7 @@ def train_base(
         max_length=decoder_config.max_length,
         batch_size=config.batch_size,
         seed=config.seed,
+        sampled_softmax=sampled_softmax,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

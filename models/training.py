@@ -29,6 +29,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models import distributed
 from models.errors import ResumeMismatchError, TrainingError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -171,6 +172,10 @@ def fit(
     4. Stop after ``patience`` epochs without a strictly better metric, or at ``max_epochs``.
     5. Load the best epoch's weights; without validation rows, the last epoch's.
 
+    Of several processes (``models.distributed``) each steps on its own part of every batch, on the sum of all their
+    gradients; the objective's losses add up to that of the whole batch. The main process's metric counts and it alone
+    writes the resume file, which all of them read: they share a file system.
+
     Args:
         module: already on its device.
         objective: data, loss and validation.
@@ -194,16 +199,16 @@ def fit(
             progress.on_epoch(report)
     else:
         started = time.perf_counter()
-        metric = objective.validate(module.eval())
+        metric = distributed.of_main(objective.validate(module.eval()))
         state.record(objective.name, 0, math.nan, metric, config, time.perf_counter() - started)
         progress.on_epoch(state.history[-1])
     while not state.finished(config):
         epoch = len(state.history)
         started = time.perf_counter()
         loss = _run_epoch(module, objective, state.optimiser, config, epoch, progress)
-        metric = objective.validate(module.eval())
+        metric = distributed.of_main(objective.validate(module.eval()))
         state.record(objective.name, epoch, loss, metric, config, time.perf_counter() - started)
-        if resume_file is not None:
+        if resume_file is not None and distributed.is_main():
             state.save(resume_file, identity)
         progress.on_epoch(state.history[-1])
     module.load_state_dict(state.best_weights)
@@ -271,14 +276,17 @@ def _run_epoch(
     num_steps = objective.num_batches()
     steps = 0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(_epoch_seed(config.seed, objective.name, epoch))
+        # Processes have rows of their own, so masks of their own, too.
+        name = objective.name if distributed.is_main() else f"{objective.name} rank {distributed.rank()}"
+        torch.manual_seed(_epoch_seed(config.seed, name, epoch))
         for batch in objective.batches(epoch):
             with _autocast(device, config.precision):
                 loss = objective.loss(module, batch)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            distributed.sum_gradients(module)
             optimiser.step()
-            total += loss.detach()
+            total += distributed.summed(loss.detach())
             steps += 1
             progress.on_step(StepReport(objective.name, epoch, steps, num_steps, total / steps))
     mean = float(total) / max(1, steps)
@@ -301,6 +309,8 @@ def _product_precision(device: torch.device, precision: Precision) -> Precision:
 
 def _identity(objective: Objective[ModuleContraT, BatchT], config: TrainingConfig, device: torch.device) -> str:
     options = {**dataclasses.asdict(config), "precision": _product_precision(device, config.precision)}
+    if distributed.num_processes() > 1:
+        options["processes"] = distributed.num_processes()
     return json.dumps([objective.name, objective.fingerprint, options, device.type], sort_keys=True)
 
 

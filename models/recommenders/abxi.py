@@ -28,12 +28,11 @@ Differs from that code, where it does not do what it describes:
 Positions count back from the newest item (1) of the whole row, as in the code: in training, a slot's position says how
 many items follow it, and nothing about which.
 
-Shapes: B = rows, T = positions, S = positions of a stream, D = width, K = domains, M = targets of one domain.
+Shapes: B = rows, T = positions, D = width, K = domains, M = targets of one domain, P = slots of all streams.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -42,12 +41,14 @@ from torch import Tensor, nn
 
 from models.recommenders.base import RecommenderConfig
 from models.recommenders.multidomain import (
+    DomainStreams,
     MixedBatch,
     MultiDomainConfig,
     MultiDomainRecommender,
     domain_cross_entropy,
     domain_streams,
     initialise,
+    items_so_far,
     last_states,
 )
 from models.vocabulary import PADDING, TokenRange
@@ -177,6 +178,10 @@ class ABXI(MultiDomainRecommender):
             hidden_BTD = block(hidden_BTD)
         return hidden_BTD
 
+    def stream_states(self, streams: DomainStreams) -> Tensor:
+        """Shared blocks over the domains' streams, group by group: [P, D]."""
+        return torch.cat([self.states(group.item_ids_RS.to(self.device)).flatten(0, 1) for group in streams.groups])
+
     def fuse(self, domain: int, mixed_MD: Tensor, own_MD: Tensor, present_M: Tensor) -> Tensor:
         """
         v^d of *domain*.
@@ -195,59 +200,34 @@ class ABXI(MultiDomainRecommender):
 
     def encode_for(self, domain: int, item_ids_BT: Tensor) -> Tensor:
         """v^d at the end of each history: mixed states' last, and the domain's own last."""
-        own_BS = domain_streams(item_ids_BT, (self.domains[domain],)).item_ids_KBS[0]
-        lengths_B, own_lengths_B = ((items != PADDING).sum(dim=1) for items in (item_ids_BT, own_BS))
-        mixed_BD = last_states(self.states(item_ids_BT), lengths_B)
-        return self.fuse(domain, mixed_BD, last_states(self.states(own_BS), own_lengths_B), own_lengths_B > 0)
+        streams = domain_streams(item_ids_BT, (self.domains[domain],))
+        slots_B = streams.slots_KBT[0, :, -1]
+        mixed_BD = last_states(self.states(item_ids_BT), (item_ids_BT != PADDING).sum(dim=1))
+        return self.fuse(domain, mixed_BD, self.stream_states(streams)[slots_B.clamp(min=0)], slots_B >= 0)
 
     def loss(self, batch: MixedBatch) -> Tensor:
         """Mean over domains of their cross-entropies at temperature 0.75."""
         streams = aligned_streams(batch, self.domains)  # on the CPU, where batches are made
-        mixed_PD = self.states(batch.item_ids_BT.to(self.device)).flatten(0, 1)
-        own_PD = self.states(streams.item_ids_KBS.flatten(0, 1).to(self.device)).flatten(0, 1)
+        mixed_BTD, own_PD = self.states(batch.item_ids_BT.to(self.device)), self.stream_states(streams)
         total = torch.zeros((), device=self.device)
         for domain, (targets, table_XD) in enumerate(zip(batch.targets, self.domain_tables, strict=True)):
-            vectors_MD = self.fuse(
-                domain,
-                mixed_PD[targets.positions_M.to(self.device)],
-                own_PD[streams.slots[domain].clamp(min=0).to(self.device)],
-                (streams.slots[domain] >= 0).to(self.device),
-            )
+            slots_M = streams.slots_KBT[domain].flatten()[targets.positions_M].to(self.device)
+            mixed_MD = mixed_BTD.flatten(0, 1)[targets.positions_M.to(self.device)]
+            vectors_MD = self.fuse(domain, mixed_MD, own_PD[slots_M.clamp(min=0)], slots_M >= 0)
             loss = domain_cross_entropy(vectors_MD / self.temperature, table_XD, targets.columns_M)
             total = total + targets.weight * loss
         return total / len(self.domains)
 
 
-@dataclass(frozen=True)
-class AlignedStreams:
+def aligned_streams(batch: MixedBatch, domains: tuple[TokenRange, ...]) -> DomainStreams:
     """
-    What the domains' branches read for the targets of a batch.
+    The aligned streams of the paper without their holes: of each domain, the items that one of its targets follows.
 
-    Args:
-        item_ids_KBS: per domain and row the domain's items that some target follows, without holes.
-        slots: per domain, for each of its targets, the flat index ((d * B + b) * S + s) of the domain's last item
-            before it; -1 where there is none.
+    So the newest item, from which positions count, is one that asks, as it is at evaluation.
     """
-
-    item_ids_KBS: Tensor
-    slots: tuple[Tensor, ...]
-
-
-def aligned_streams(batch: MixedBatch, domains: tuple[TokenRange, ...]) -> AlignedStreams:
-    """
-    The aligned streams of the paper without their holes.
-
-    An item that no target of its domain follows is no part of them, so that the newest item, from which positions
-    count, is one that asks, as it is at evaluation.
-    """
-    streams = domain_streams(batch.item_ids_BT, domains)
-    _, B, S = streams.item_ids_KBS.shape
-    newest_KB = torch.full((len(domains), B), -1)
-    slots = []
+    count_KBT = items_so_far(batch.item_ids_BT, domains)
+    lengths_KB = torch.zeros_like(count_KBT[:, :, 0])
     for domain, targets in enumerate(batch.targets):
         rows_M = targets.positions_M // batch.item_ids_BT.shape[1]
-        last_M = streams.last_KBT[domain].flatten()[targets.positions_M]
-        newest_KB[domain].scatter_reduce_(0, rows_M, last_M, "amax")
-        slots.append(torch.where(last_M >= 0, (domain * B + rows_M) * S + last_M, -1))
-    asking_KBS = torch.arange(S) <= newest_KB[:, :, None]
-    return AlignedStreams(torch.where(asking_KBS, streams.item_ids_KBS, PADDING), tuple(slots))
+        lengths_KB[domain].scatter_reduce_(0, rows_M, count_KBT[domain].flatten()[targets.positions_M], "amax")
+    return domain_streams(batch.item_ids_BT, domains, lengths_KB)

@@ -29,8 +29,8 @@ Differs from the code released with the paper that we follow, where it does not 
 - MI is InfoNCE over the batch; the code's sigmoid of a difference of two sigmoids moves between 0.31 and 1.31 only.
 - Selection by the target domain's validation items; the code selects by the test items.
 
-Shapes: B = rows, T = positions, S = positions of a stream, D = width, K = domains, M = targets of one domain,
-P = B * T, E = experts of one side.
+Shapes: B = rows, T = positions, R = streams, S = positions of a stream, P = slots of all streams, D = width,
+K = domains, M = targets of one domain, E = experts of one side.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from models.recommenders.multidomain import (
     MixedInput,
     MultiDomainConfig,
     MultiDomainRecommender,
+    StreamGroup,
     Tower,
     domain_cross_entropy,
     domain_indices,
@@ -126,19 +127,9 @@ class SyNCRec(MultiDomainRecommender):
         towered_BTD: Tensor = self.mixed_tower(mixed_BTD)
         return towered_BTD
 
-    def encode_streams(self, item_ids_KBS: Tensor) -> Tensor:
-        """The domains' states s [K, B, S, D], all streams at once; meaningless at padding."""
-        K, B, _ = item_ids_KBS.shape
-        domains_KBS = torch.arange(K, device=item_ids_KBS.device)[:, None, None].expand_as(item_ids_KBS)
-        # All streams make one batch, so that an expert is called once.
-        items_RSD = self.item_embedding(item_ids_KBS.flatten(0, 1))
-        embedded_RSD = self.input(items_RSD, domains_KBS.flatten(0, 1))
-        embedded = torch.split(embedded_RSD, B)
-        gated = [gate(embedded_BSD) for gate, embedded_BSD in zip(self.single_gates, embedded, strict=True)]
-        own_RSE, other_RSE = (torch.cat(side) for side in zip(*gated, strict=True))
-        mixed_RSD = _mixture(embedded_RSD, self.single_experts, self.mixed_experts, own_RSE, other_RSE)
-        mixed = torch.split(mixed_RSD, B)
-        return torch.stack([tower(mixed_BSD) for tower, mixed_BSD in zip(self.single_towers, mixed, strict=True)])
+    def encode_streams(self, streams: DomainStreams) -> Tensor:
+        """The domains' states s [P, D] of all streams, group by group; meaningless at padding."""
+        return torch.cat([self._encode_group(group).flatten(0, 1) for group in streams.groups])
 
     def encode_for(self, domain: int, item_ids_BT: Tensor) -> Tensor:  # noqa: ARG002
         """The state c at each history's last item, whichever domain is asked for."""
@@ -155,18 +146,18 @@ class SyNCRec(MultiDomainRecommender):
         """
         streams = domain_streams(batch.item_ids_BT, self.domains)  # on the CPU, where batches are made
         mixed_BTD = self.encode_all(batch.item_ids_BT.to(self.device))
-        single_KBSD = self.encode_streams(streams.item_ids_KBS.to(self.device))
-        single_K, warm_K, cold_K, num_warm_K, num_cold_K = self._stream_losses(batch, streams, mixed_BTD, single_KBSD)
+        single_PD = self.encode_streams(streams)
+        single_K, warm_K, cold_K, num_warm_K, num_cold_K = self._stream_losses(batch, streams, mixed_BTD, single_PD)
         if self.training:
             gained_K = torch.where(num_warm_K > 0, (single_K - warm_K).detach(), self.gain_K)
             self.gain_K.lerp_(gained_K, 1 - self.own.weight_memory)
         mixed_K = self.domain_weights_K * (num_warm_K * warm_K + num_cold_K * cold_K)
         mean = (num_warm_K * single_K + mixed_K).sum() / (num_warm_K + num_cold_K).sum()
-        mutual = self.mutual_information(batch.item_ids_BT, streams, mixed_BTD, single_KBSD)
+        mutual = self.mutual_information(batch.item_ids_BT, streams, mixed_BTD, single_PD)
         return batch.weight * (mean + self.own.syncrec_mutual_weight * mutual)
 
     def mutual_information(
-        self, item_ids_BT: Tensor, streams: DomainStreams, mixed_BTD: Tensor, single_KBSD: Tensor
+        self, item_ids_BT: Tensor, streams: DomainStreams, mixed_BTD: Tensor, single_PD: Tensor
     ) -> Tensor:
         """
         InfoNCE between W c_t and the single-domain state of the item at t; negatives are the other rows' at t.
@@ -174,11 +165,9 @@ class SyNCRec(MultiDomainRecommender):
         loss = mean over items of [ -a_b . h_b / sqrt(D) + log sum over rows b' with an item at t of
         exp(a_b . h_b' / sqrt(D)) ], a = W c.
         """
-        B, S = len(item_ids_BT), streams.item_ids_KBS.shape[2]
         domains_BT = domain_indices(item_ids_BT, self.domains)
-        own_last_BT = streams.last_KBT.gather(0, domains_BT[None])[0].clamp(min=0)
-        own_BT = (domains_BT * B + torch.arange(B)[:, None]) * S + own_last_BT
-        own_BTD = single_KBSD.flatten(0, 2)[own_BT.to(self.device)]
+        own_BT = streams.slots_KBT.gather(0, domains_BT[None])[0].clamp(min=0)
+        own_BTD = single_PD[own_BT.to(self.device)]
         present_TB = (item_ids_BT != PADDING).T.to(self.device)
         logits_TBB = torch.einsum("btd,ctd->tbc", self.agreement(mixed_BTD), own_BTD).float() / math.sqrt(self.width)
         log_shares_TBB = logits_TBB.masked_fill(~present_TB[:, None, :], float("-inf")).log_softmax(dim=2)
@@ -189,18 +178,29 @@ class SyNCRec(MultiDomainRecommender):
         """D."""
         return self.item_embedding.embedding_dim
 
+    def _encode_group(self, group: StreamGroup) -> Tensor:
+        sizes = list(group.sizes)
+        domains_R1 = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[:, None].to(self.device)
+        items_RSD = self.item_embedding(group.item_ids_RS.to(self.device))
+        embedded_RSD = self.input(items_RSD, domains_R1)
+        embedded = torch.split(embedded_RSD, sizes)
+        gated = [gate(of_domain_RSD) for gate, of_domain_RSD in zip(self.single_gates, embedded, strict=True)]
+        own_RSE, other_RSE = (torch.cat(side) for side in zip(*gated, strict=True))
+        # Experts read all domains' streams in one call; gates and towers are each domain's own.
+        mixed_RSD = _mixture(embedded_RSD, self.single_experts, self.mixed_experts, own_RSE, other_RSE)
+        mixed = torch.split(mixed_RSD, sizes)
+        return torch.cat([tower(of_domain_RSD) for tower, of_domain_RSD in zip(self.single_towers, mixed, strict=True)])
+
     def _stream_losses(
-        self, batch: MixedBatch, streams: DomainStreams, mixed_BTD: Tensor, single_KBSD: Tensor
+        self, batch: MixedBatch, streams: DomainStreams, mixed_BTD: Tensor, single_PD: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Each [K]: CE of s, of c there, of c where s has no item; and how many targets the last two are over."""
-        T, S = batch.item_ids_BT.shape[1], streams.item_ids_KBS.shape[2]
         losses, counts = [], []
         for domain, (targets, table_XD) in enumerate(zip(batch.targets, self.domain_tables, strict=True)):
-            last_M = streams.last_KBT[domain].flatten()[targets.positions_M]
-            own_M = targets.positions_M // T * S + last_M
-            warm_M = last_M >= 0
+            slots_M = streams.slots_KBT[domain].flatten()[targets.positions_M]
+            warm_M = slots_M >= 0
             mixed_MD = mixed_BTD.flatten(0, 1)[targets.positions_M.to(self.device)]
-            single_MD = single_KBSD[domain].flatten(0, 1)[own_M[warm_M].to(self.device)]
+            single_MD = single_PD[slots_M[warm_M].to(self.device)]
             warm, cold = warm_M.nonzero()[:, 0], (~warm_M).nonzero()[:, 0]
             losses += [
                 domain_cross_entropy(single_MD, table_XD, targets.columns_M[warm]),

@@ -121,8 +121,9 @@ class StopAtTwo(Silent):
         dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, dropout=0.5)),
         dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, num_heads=4)),
         dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, width=32)),
+        dataclasses.replace(CONFIG, sampled_softmax=12),
     ],
-    ids=["seed", "precision", "dropout", "heads", "width"],
+    ids=["seed", "precision", "dropout", "heads", "width", "sampled softmax"],
 )
 def test_a_run_of_another_configuration_is_refused(dataset: Dataset, tmp_path: Path, other: PipelineConfig) -> None:
     """Not only what changes shapes: a bundle must not be half-trained under one option and half under another."""
@@ -131,6 +132,33 @@ def test_a_run_of_another_configuration_is_refused(dataset: Dataset, tmp_path: P
         train_bundle(dataset, tmp_path / "bundle", CONFIG, progress=StopAtTwo(), **arguments)
     with pytest.raises(ResumeMismatchError, match=r"base\.safetensors belongs to another run"):
         train_bundle(dataset, tmp_path / "bundle", other, **arguments)
+
+
+@dataclasses.dataclass
+class StopAt(Silent):
+    stage: str
+    epoch: int
+
+    def on_epoch(self, report: EpochReport) -> None:
+        if (report.stage, report.epoch) == (self.stage, self.epoch):
+            raise StopError
+
+
+def test_a_sampled_softmax_learns_and_resumes_to_the_same_bundle(dataset: Dataset, tmp_path: Path) -> None:
+    """30 of 60 items per step for the base, 12 of 20 for an expert, stopped in both."""
+    short = dataclasses.replace(SHORT, max_epochs=6)
+    for draws, stage in ((30, "base"), (12, "expert food")):
+        config = dataclasses.replace(CONFIG, base=short, expert=short, sampled_softmax=draws)
+        folder = tmp_path / stage
+        whole = train_bundle(dataset, folder / "whole", config, device=CPU, run_directory=folder / "run")
+        with pytest.raises(StopError):
+            train_bundle(
+                dataset, folder / "b", config, device=CPU, run_directory=folder / "run", progress=StopAt(stage, 3)
+            )
+        resumed = train_bundle(dataset, folder / "b", config, device=CPU, run_directory=folder / "run")
+
+        assert resumed.version == whole.version
+        assert whole.provenance["base"]["best_validation_ndcg_at_10"] > 0.2
 
 
 def test_a_run_folder_loses_its_resume_files_and_nothing_else(dataset: Dataset, tmp_path: Path) -> None:

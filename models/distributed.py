@@ -1,0 +1,85 @@
+"""
+Training by several processes that `torchrun` starts, one per device.
+
+Each takes rows of its own of every batch, gradients are summed, weights stay equal. In a process that
+is alone every function here does nothing, or answers as the only one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """
+    Be one of the processes that `torchrun` started, if it did: over NCCL on CUDA, over Gloo on the CPU.
+
+    Inside, ``torch.device("cuda")`` is the device of this process's local rank.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def num_processes() -> int:
+    """How many train together, this one counted."""
+    return dist.get_world_size() if _is_joined() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if _is_joined() else 0
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and reports progress."""
+    return rank() == 0
+
+
+def sum_gradients(module: nn.Module) -> None:
+    """Replace every gradient by its sum over all processes; all of them have the same parameters with gradients."""
+    if _is_joined():
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+
+
+def summed(value: Tensor) -> Tensor:
+    """*value* summed over all processes."""
+    if _is_joined():
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
+def of_main(value: float | None) -> float | None:
+    """What the main process holds, in every process: decisions that depend on it cannot fall differently."""
+    if not _is_joined():
+        return value
+    held = [value]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def wait_for_all() -> None:
+    """Return once every process has come here."""
+    if _is_joined():
+        dist.barrier()
+
+
+def _is_joined() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -1,0 +1,78 @@
+"""
+Items drawn to stand for all of them in a sampled softmax, where a vocabulary is too large for the whole one.
+
+Shapes: X = candidates, S = distinct items drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.vocabulary import TokenRange
+
+
+class Negatives(NamedTuple):
+    """
+    Distinct tokens, ascending, and the logarithm of how many items each of them stands for.
+
+    Args:
+        token_ids_S: int64.
+        log_weights_S: float32; log(times drawn / expected times), so that sum_s w_s f(x_s) estimates sum_x f(x)
+            without bias.
+    """
+
+    token_ids_S: Tensor
+    log_weights_S: Tensor
+
+
+@dataclass(frozen=True)
+class LogUniformSampler:
+    """
+    Draws candidates with replacement, popular ones more often: q(rank r) = ln((r + 2) / (r + 1)) / ln(X + 1), r >= 0.
+
+    The logarithm of a rank is uniform, which is about how often items of a rank occur in logs of what people do. Every
+    candidate can be drawn, so no probability is ever divided by 0.
+
+    Args:
+        by_popularity_X: the candidates' tokens, most frequent first.
+        num_draws: draws per step, > 0.
+    """
+
+    by_popularity_X: npt.NDArray[np.int64]
+    num_draws: int
+
+    @classmethod
+    def of(
+        cls, sequences: Iterable[npt.NDArray[np.integer]], candidates: TokenRange, num_draws: int
+    ) -> LogUniformSampler:
+        """The candidates ranked by how often they occur in *sequences*; of equals the lower token first."""
+        counts_X = np.zeros(len(candidates), dtype=np.int64)
+        for tokens in sequences:
+            own = tokens[(tokens >= candidates.first) & (tokens <= candidates.last)].astype(np.int64)
+            np.add.at(counts_X, own - candidates.first, 1)
+        return cls(np.argsort(-counts_X, kind="stable") + candidates.first, num_draws)
+
+    def draw(self, generator: np.random.Generator) -> Negatives:
+        """One step's negatives; the same for the same state of the generator."""
+        X = len(self.by_popularity_X)
+        # The inverse of the distribution function ln(r + 1) / ln(X + 1); rounding may reach X itself.
+        ranks = np.minimum(np.exp(generator.random(self.num_draws) * np.log(X + 1)).astype(np.int64) - 1, X - 1)
+        distinct_S, times_S = np.unique(ranks, return_counts=True)
+        log_weights_S = np.log(times_S) - np.log(self.num_draws * self.probabilities(distinct_S))
+        token_ids_S = self.by_popularity_X[distinct_S]
+        order_S = np.argsort(token_ids_S)
+        return Negatives(
+            torch.from_numpy(token_ids_S[order_S]), torch.from_numpy(log_weights_S[order_S].astype(np.float32))
+        )
+
+    def probabilities(self, ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Of drawing the items of these ranks, 0 the most frequent."""
+        probabilities: npt.NDArray[np.float64] = np.log1p(1 / (ranks + 1)) / np.log(len(self.by_popularity_X) + 1)
+        return probabilities
