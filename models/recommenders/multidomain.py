@@ -6,8 +6,8 @@ one of them picks a target among the items of the target's own domain by full so
 drawing one negative among all domains' items, as the published code of two of them does, mostly teaches which domain
 comes next. Selection, early stopping and candidates are those of every other recommender (``models.evaluation``).
 
-Shapes: B = rows, T = positions, D = width, K = domains, M = targets of one domain, X = candidate items, R = streams (one
-per domain and row), S = positions of a stream, P = slots of all streams.
+Shapes: B = rows, T = positions, D = width, K = domains, M = targets of one domain, X = candidate items, R = streams
+(of one domain in one row), S = positions of a stream, P = slots of all streams.
 """
 
 from __future__ import annotations

@@ -77,16 +77,35 @@ def test_every_target_of_a_domain_weighs_the_same_over_a_pass():
     assert counted.tolist() == targets_per_domain(ROWS, DOMAINS, max_length=SMALL.max_length).tolist()
 
 
-def test_domain_streams_take_a_mixed_row_apart_and_back():
-    """Each stream is the row's items of the domain; last_KBT points at the newest one up to every slot."""
-    rows = [row.tolist() for row in ROWS]
-    streams = domain_streams(pad_right(list(ROWS)), DOMAINS)
+def flat_items(streams):
+    """The items in the slots of all groups, which ``slots_KBT`` points into."""
+    return torch.cat([group.item_ids_RS.flatten() for group in streams.groups])
+
+
+def test_domain_streams_take_a_mixed_row_apart_and_point_back():
+    """Every slot holds its domain's last item so far, and the ones before it hold the domain's items before that."""
+    rows = [row.tolist() for row in ROWS] + [[1] * 30, [11]]
+    streams = domain_streams(pad_right([np.asarray(row) for row in rows]), DOMAINS)
+    items = flat_items(streams).tolist()
     for k, domain in enumerate(DOMAINS):
         for b, row in enumerate(rows):
-            own = of_domain(row, domain)
-            assert streams.item_ids_KBS[k, b].tolist() == own + [0] * (streams.item_ids_KBS.shape[2] - len(own))
             for t in range(len(row)):
-                assert streams.last_KBT[k, b, t] == len(of_domain(row[: t + 1], domain)) - 1
+                own, slot = of_domain(row[: t + 1], domain), int(streams.slots_KBT[k, b, t])
+                assert (slot < 0) == (not own)
+                assert not own or items[slot + 1 - len(own) : slot + 1] == own
+
+    assert sorted(item for item in items if item) == sorted(item for row in rows for item in row)
+
+
+def test_domain_streams_of_similar_length_share_a_group_and_their_domains_are_counted():
+    """Lengths 1 to 4, 5 to 16 and so on; rows in domain order; a domain without items still has a stream to encode."""
+    rows = pad_right([np.asarray([1] * 6 + [11]), np.asarray([2, 12, 21])])
+    short, long = domain_streams(rows, DOMAINS).groups
+    (empty,) = domain_streams(rows[1:, :2], DOMAINS[2:]).groups
+
+    assert (short.item_ids_RS.tolist(), short.sizes) == ([[2], [11], [12], [21]], (1, 2, 1))
+    assert (long.item_ids_RS.tolist(), long.sizes) == ([[1] * 6], (1, 0, 0))
+    assert (empty.item_ids_RS.tolist(), empty.sizes) == ([[0]], (1,))
 
 
 @pytest.mark.parametrize(
@@ -203,13 +222,12 @@ def aligned_rows(row):
     """The streams that ``aligned_streams`` means, laid back over the mixed slots."""
     batch = one_batch(build(ABXI, replace(SMALL, max_length=32)), Sequences.from_lists([row]))
     streams = aligned_streams(batch, DOMAINS)
-    laid = []
-    for targets, slots in zip(batch.targets, streams.slots, strict=True):
-        stream = [0] * batch.item_ids_BT.shape[1]
-        for position, slot in zip(targets.positions_M.tolist(), slots.tolist(), strict=True):
-            stream[position] = int(streams.item_ids_KBS.flatten()[slot]) if slot >= 0 else 0
-        laid.append(stream)
-    return laid, streams
+    items = flat_items(streams)
+    laid = torch.zeros(3, batch.item_ids_BT.shape[1], dtype=torch.int64)
+    for domain, targets in enumerate(batch.targets):
+        slots_M = streams.slots_KBT[domain, 0, targets.positions_M]
+        laid[domain, targets.positions_M] = torch.where(slots_M >= 0, items[slots_M.clamp(min=0)], 0)
+    return laid.tolist(), streams
 
 
 def test_abxi_aligns_each_target_with_the_last_item_of_its_domain():
@@ -218,7 +236,7 @@ def test_abxi_aligns_each_target_with_the_last_item_of_its_domain():
 
     assert laid == [[0, 1, 0, 0, 2, 0, 0], [0, 0, 0, 11, 0, 0, 12], [0, 0, 0, 0, 0, 21, 0]]
     # Without holes; 3 and 22, which no item of their domain follows, are no part of it.
-    assert [row[row != 0].tolist() for row in streams.item_ids_KBS[:, 0]] == [[1, 2], [11, 12], [21]]
+    assert [group.item_ids_RS.tolist() for group in streams.groups] == [[[1, 2], [11, 12], [21, 0]]]
 
 
 def test_abxi_alignment_equals_its_definition_on_random_rows():
@@ -240,11 +258,13 @@ def test_abxi_reads_at_the_last_target_of_a_domain_what_it_reads_at_evaluation()
     row = [1, 11, 2, 21, 12, 3, 22, 13]
     batch = one_batch(model, Sequences.from_lists([row]))
     streams = aligned_streams(batch, DOMAINS)
-    own_PD = model.states(streams.item_ids_KBS.flatten(0, 1)).flatten(0, 1)
-    for domain, (targets, slots) in enumerate(zip(batch.targets, streams.slots, strict=True)):
-        history = of_domain(row[: int(targets.positions_M[-1]) + 1], DOMAINS[domain])
+    own_PD = model.stream_states(streams)
+    for domain, targets in enumerate(batch.targets):
+        last = int(targets.positions_M[-1])
+        history = of_domain(row[: last + 1], DOMAINS[domain])
+        slot = streams.slots_KBT[domain, 0, last]
 
-        torch.testing.assert_close(own_PD[slots[-1]], model.states(torch.tensor([history]))[0, -1])
+        torch.testing.assert_close(own_PD[slot], model.states(torch.tensor([history]))[0, -1])
 
 
 def test_abxi_training_loss_is_that_of_its_evaluation_vectors_at_the_last_slot():
@@ -399,7 +419,7 @@ def test_syncrec_streams_stop_each_others_gradients_at_the_experts():
     assert all(reached(model.mixed_experts))
     assert not any(reached(model.single_experts))
     model.zero_grad(set_to_none=True)
-    model.encode_streams(items[None].expand(3, -1, -1)).square().sum().backward()
+    model.encode_streams(domain_streams(items, DOMAINS)).square().sum().backward()
     assert all(reached(model.single_experts))
     assert not any(reached(model.mixed_experts))
 
@@ -422,6 +442,21 @@ def test_syncrec_mixes_distinct_experts_by_its_gates():
     torch.testing.assert_close(own.sum(dim=2), torch.ones(1, 4))
 
 
+def test_syncrec_encodes_streams_in_groups_as_it_does_one_by_one():
+    """Lengths 1 to 9 of three domains: each last state equals the one from the modules read slowly."""
+    model = build(SyNCRec)
+    rows = [[1, 11, 2, 21], [12, 3], [22], [5] * 6 + [25, 24, 23, 22, 21, 25, 24, 23, 22]]
+    streams = domain_streams(pad_right([np.asarray(row) for row in rows]), DOMAINS)
+    states_PD = model.encode_streams(streams)
+
+    assert len(streams.groups) == 2
+    for domain, (b, row) in itertools.product(range(3), enumerate(rows)):
+        own = of_domain(row, DOMAINS[domain])
+        if own:
+            slot = streams.slots_KBT[domain, b, len(row) - 1]
+            torch.testing.assert_close(states_PD[slot], single_state(model, own, domain))
+
+
 def test_syncrec_gates_are_noisy_in_training_only():
     """The same input twice: equal weights in evaluation mode, different ones in training mode."""
     gate = build(SyNCRec).mixed_gate
@@ -430,6 +465,16 @@ def test_syncrec_gates_are_noisy_in_training_only():
     assert torch.equal(gate(embedded)[0], gate(embedded)[0])
     gate.train()
     assert not torch.equal(gate(embedded)[0], gate(embedded)[0])
+
+
+def single_state(model, own, domain):
+    """s of *domain* after the items *own* of it, from the modules themselves."""
+    items = torch.tensor([own])
+    embedded = model.input(model.item_embedding(items), torch.full_like(items, domain))
+    gates_own, gates_other = model.single_gates[domain](embedded)
+    mixture = 0.8 * sum(gates_own[..., [e]] * expert(embedded) for e, expert in enumerate(model.single_experts))
+    mixture += 0.2 * sum(gates_other[..., [e]] * expert(embedded) for e, expert in enumerate(model.mixed_experts))
+    return model.single_towers[domain](mixture)[0, -1]
 
 
 def slow_syncrec_losses(model, row):
@@ -442,9 +487,7 @@ def slow_syncrec_losses(model, row):
         own = of_domain(row[: t + 1], DOMAINS[domain])
         single = None
         if own:
-            streams = torch.zeros(3, 1, len(own), dtype=torch.int64)
-            streams[domain, 0] = torch.tensor(own)
-            single = -(model.encode_streams(streams)[domain, 0, -1] @ table.T).log_softmax(0)[column]
+            single = -(single_state(model, own, domain) @ table.T).log_softmax(0)[column]
         yield domain, -(mixed[t] @ table.T).log_softmax(0)[column], single
 
 
@@ -482,11 +525,11 @@ def test_syncrec_mutual_information_equals_an_explicit_double_loop():
     rows = [[1, 11, 2, 21], [12, 3], [22]]
     items = pad_right([np.asarray(row) for row in rows])
     streams = domain_streams(items, DOMAINS)
-    mixed, single = model.encode_all(items), model.encode_streams(streams.item_ids_KBS)
+    mixed, single = model.encode_all(items), model.encode_streams(streams)
 
     def own_state(b, t):
         (domain,) = (k for k in range(3) if rows[b][t] in DOMAINS[k])
-        return single[domain, b, len(of_domain(rows[b][: t + 1], DOMAINS[domain])) - 1]
+        return single_state(model, of_domain(rows[b][: t + 1], DOMAINS[domain]), domain)
 
     total = 0.0
     for b, row in enumerate(rows):
