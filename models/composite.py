@@ -197,7 +197,7 @@ def _regenerate_all(
     regenerated: list[Regenerated] = []
     while len(regenerated) < total:
         users = range(len(regenerated), min(total, len(regenerated) + USERS_PER_REPORT))
-        regenerated += regenerator.regenerate([dataset.train[user] for user in users], target)
+        regenerated += regenerator.regenerate([dataset.train[user] for user in users], target, training_rows=True)
         if on_users is not None:
             on_users(len(regenerated), total)
     return regenerated

@@ -31,7 +31,7 @@ Shapes: N = positions, C = positions of one block, D = width, V = num_items + 1,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from models.kernels import paper_rule
-from models.rules import Rule
+from models.rules import ContrastiveRule
 from models.vocabulary import PADDING, TokenRange
 
 DELETED = PADDING
@@ -105,14 +105,14 @@ class Parts:
         assert self.gate or self.local, "the global argmax of an item that was not gated may be foreign"
 
 
-def prepare(rule: Rule) -> None:
+def prepare(rule: ContrastiveRule) -> None:
     """Compile what *rule* can use, if it is not yet: seconds that the first decision would wait otherwise."""
     if rule == "paper":
         paper_rule.is_available()
 
 
 def decide(
-    rule: Rule, *, target_expert: View, base: View, source_experts: Sequence[View], target_range: TokenRange
+    rule: ContrastiveRule, *, target_expert: View, base: View, source_experts: Sequence[View], target_range: TokenRange
 ) -> Decisions:
     """
     Decide N source items for one target domain.
@@ -158,7 +158,7 @@ def decide(
 
 
 def decide_in_blocks(
-    rule: Rule,
+    rule: ContrastiveRule,
     *,
     target_expert: View,
     base: View,
@@ -181,7 +181,7 @@ def decide_in_blocks(
         One decision per position, the same to the bit whatever *block_elements*.
     """
     N, V = len(base.hidden_ND), len(base.table_VD)
-    rows = min(MAX_BLOCK_ROWS, max(MIN_BLOCK_ROWS, block_elements // V))
+    rows = _block_rows(V, block_elements)
     blocks = [
         _BLOCK_RULES[rule](
             _block_logits(target_expert, start, rows),
@@ -194,6 +194,18 @@ def decide_in_blocks(
     if not blocks:
         return _no_decisions(base)
     return Decisions(*(torch.cat(parts)[:N] for parts in zip(*blocks, strict=True)))
+
+
+def logits_in_blocks(view: View, block_elements: int = BLOCK_ELEMENTS) -> Iterator[Tensor]:
+    """
+    Logits [C, V] of all positions of *view*, block after block, at most *block_elements* at once (or 16 positions).
+
+    A position's logits are the same to the bit whatever the others and however many there are.
+    """
+    N, V = len(view.hidden_ND), len(view.table_VD)
+    rows = _block_rows(V, block_elements)
+    for start in range(0, N, rows):
+        yield _block_logits(view, start, rows)[: N - start]
 
 
 def confidence(logits_CX: Tensor) -> Tensor:
@@ -283,6 +295,10 @@ def _no_decisions(view: View) -> Decisions:
     return Decisions(empty.long(), empty, empty, empty, empty)
 
 
+def _block_rows(V: int, block_elements: int) -> int:
+    return min(MAX_BLOCK_ROWS, max(MIN_BLOCK_ROWS, block_elements // V))
+
+
 def _block_logits(view: View, start: int, rows: int) -> Tensor:
     """Logits [C, V] of positions start.. in a product of at least MIN_BLOCK_ROWS rows; the padded rows are zero."""
     hidden_CD = view.hidden_ND[start : start + rows]
@@ -356,7 +372,7 @@ def _best(scores_CX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 # What decides one block under each rule: logits [C, V] of target expert, base and source expert, and the target range.
-_BLOCK_RULES: Mapping[Rule, Callable[[Tensor, Tensor, Tensor, TokenRange], _Block]] = MappingProxyType(
+_BLOCK_RULES: Mapping[ContrastiveRule, Callable[[Tensor, Tensor, Tensor, TokenRange], _Block]] = MappingProxyType(
     {
         "paper": partial(_decide_paper, parts=Parts()),
         "without-sde": partial(_decide_paper, parts=Parts(contrast=False)),

@@ -1,10 +1,11 @@
 """
-Stage 2: mixed sequences -> target-only sequences, and the composite dataset (eq. 3-6).
+Stage 2: mixed sequences -> target-only sequences (eq. 3-5).
 
 Teacher-forced: one causal pass of every needed decoder over the original mixed sequence; replacements are not fed
-back. A source item at position 0 has no history to decide by and is deleted.
+back. Under the contrastive rules a decision reads what came before the source item, so that one at position 0 is
+deleted; under rule ``anticipate`` it reads the source item, too.
 
-Shapes: B = sequences, T = positions, N = source positions, D = width.
+Shapes: B = sequences, T = positions, N = source positions, R = runs of them, D = width.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.anticipation import Expected, Run, candidates_needed, expected_items, hints, runs
 from models.checkpoint import Bundle
 from models.contrastive import DELETED, Decisions, View, decide, prepare
 from models.dataset import TOKENS, TokenArray, pad_right
 from models.decoder import Decoder
-from models.rules import RULES, Rule
+from models.rules import ANTICIPATE, RULES, Rule
 from models.vocabulary import TokenRange
 
 # Sequences are padded to the next multiple of this, so that the shape of a sequence's computation, and with it every
@@ -42,7 +44,8 @@ class Steps:
         positions: 0-based positions in the sequence that was regenerated.
         source_tokens: the item that stood there.
         replacements: the target token that replaces it, 0 where it is deleted.
-        alpha, beta, score, margin: see ``contrastive.Decisions``; NaN at position 0, which is not scored.
+        alpha, beta, score, margin: see ``contrastive.Decisions``; NaN at position 0, which is not scored. Rule
+            ``anticipate`` has no alpha and beta (NaN), its score is a log-probability, and what it deletes has none.
     """
 
     positions: npt.NDArray[np.int64]
@@ -92,25 +95,31 @@ class Regenerator:
         assert rule in RULES
         self.bundle = bundle
         self.rule: Rule = rule
-        prepare(rule)
+        if rule != ANTICIPATE:
+            prepare(rule)
 
     @property
     def max_items(self) -> int:
-        """Most items of a sequence that are read: one more than the decoders' positions, as no item reads the last."""
-        return self.bundle.config.max_length + 1
+        """Most items of a sequence that are read: as many as decoders have positions, one more if the last is not."""
+        return self.bundle.config.max_length + (self.rule != ANTICIPATE)
 
-    def regenerate(self, sequences: Sequence[TokenArray], target: str) -> list[Regenerated]:
+    def regenerate(
+        self, sequences: Sequence[TokenArray], target: str, *, training_rows: bool = False
+    ) -> list[Regenerated]:
         """
         Rewrite every source item of every sequence into a target item, or delete it.
 
         1. Cut each sequence to its last ``max_items`` items and list its source positions.
-        2. Encode the histories by base, target expert and the source experts needed, each only where needed.
-        3. Decide all source positions, ordered by source domain.
+        2. Encode the histories by the decoders that the rule asks, each only where needed.
+        3. Decide all source positions.
         4. Put kept and replacing items in order and collapse consecutive repeats.
 
         Args:
             sequences: mixed token sequences, any lengths, empty ones included.
             target: name of the target domain.
+            training_rows: the bundle was trained on these very sequences, and recommenders will be. Rule
+                ``anticipate`` then withholds what the expert would recite (``models.anticipation``); the contrastive
+                rules are the paper's and do the same either way.
 
         Returns:
             One result per sequence, in order. A sequence's result does not depend on the others of the call.
@@ -122,20 +131,24 @@ class Regenerator:
         histories = [np.asarray(sequence, dtype=TOKENS)[-self.max_items :] for sequence in sequences]
         results: list[Regenerated] = []
         for first, last in _windows(histories):
-            results += self._regenerate_window(histories[first:last], target, target_range)
+            window = histories[first:last]
+            if self.rule == ANTICIPATE:
+                results += self._anticipate(window, target, target_range, training_rows=training_rows)
+            else:
+                results += self._contrast(window, target, target_range)
         return results
 
     @torch.inference_mode()
-    def _regenerate_window(
-        self, histories: Sequence[TokenArray], target: str, target_range: TokenRange
-    ) -> list[Regenerated]:
+    def _contrast(self, histories: Sequence[TokenArray], target: str, target_range: TokenRange) -> list[Regenerated]:
+        assert self.rule != ANTICIPATE
         source = _source_positions(histories, target_range)
         domain_N = self.bundle.vocabulary.domain_of_tokens(source.tokens_N)
         scored_N = source.positions_N > 0
         replacements_N = np.zeros(len(source.tokens_N), dtype=TOKENS)
         weights_4N = np.full((4, len(source.tokens_N)), np.nan, dtype=np.float32)
         base, target_expert = self.bundle.base, self.bundle.expert(target)
-        read = _Reader(histories, source)
+        # The item at a position does not read itself: the last one is no history of any.
+        read = _Reader([history[:-1] for history in histories], source.sequences_N, source.positions_N - 1)
         shared = np.flatnonzero(scored_N)
         # One source domain after the other, so that all are decided in one call.
         shared = shared[np.argsort(domain_N[shared], kind="stable")]
@@ -157,6 +170,37 @@ class Regenerator:
             for index, history in enumerate(histories)
         ]
 
+    @torch.inference_mode()
+    def _anticipate(
+        self, histories: Sequence[TokenArray], target: str, target_range: TokenRange, *, training_rows: bool
+    ) -> list[Regenerated]:
+        source = _source_positions(histories, target_range)
+        runs_B = [runs(history, target_range) for history in histories]
+        expected = self._expected(histories, runs_B, target, target_range)
+        replacements_N = np.zeros(len(source.tokens_N), dtype=TOKENS)
+        weights_4N = np.full((4, len(source.tokens_N)), np.nan, dtype=np.float32)
+        results, first_row = [], 0
+        for index, (history, own_runs) in enumerate(zip(histories, runs_B, strict=True)):
+            span = source.of_sequence(index)
+            positions_N = source.positions_N[span]
+            for hint in hints(history, own_runs, expected, first_row, training_row=training_rows):
+                at = span.start + int(np.searchsorted(positions_N, hint.position))
+                replacements_N[at] = hint.token_id
+                weights_4N[2:, at] = hint.log_probability, hint.margin
+            first_row += len(own_runs)
+            results.append(_assemble(history, span, replacements_N, weights_4N, source))
+        return results
+
+    def _expected(
+        self, histories: Sequence[TokenArray], runs_B: Sequence[Sequence[Run]], target: str, target_range: TokenRange
+    ) -> Expected:
+        """What the target expert expects at the end of every run, sequence by sequence."""
+        sequences_R = np.repeat(np.arange(len(histories)), [len(own_runs) for own_runs in runs_B])
+        last_R = np.asarray([run.last for own_runs in runs_B for run in own_runs], dtype=np.int64)
+        expert = self.bundle.expert(target)
+        hidden_RD = _Reader(histories, sequences_R, last_R).hidden_states(expert, np.arange(len(last_R)))
+        return expected_items(View(hidden_RD, expert.item_embeddings_VD), target_range, candidates_needed(histories))
+
 
 @dataclass(frozen=True)
 class _Sources:
@@ -171,31 +215,43 @@ class _Sources:
 
 
 class _Reader:
-    """Encodes the histories of chosen source positions, bucketed by each sequence's own padded length."""
+    """
+    Encodes histories, bucketed by each one's own padded length, and picks states from them.
 
-    def __init__(self, histories: Sequence[TokenArray], source: _Sources) -> None:
+    Args:
+        histories: what is encoded.
+        sequences_N: per place, which history; rising.
+        positions_N: per place, the position in it whose state is wanted.
+    """
+
+    def __init__(
+        self,
+        histories: Sequence[TokenArray],
+        sequences_N: npt.NDArray[np.int64],
+        positions_N: npt.NDArray[np.int64],
+    ) -> None:
         self._histories = histories
-        self._source = source
+        self._sequences_N = sequences_N
+        self._positions_N = positions_N
 
     def hidden_states(self, decoder: Decoder, chosen_N: npt.NDArray[np.int64]) -> Tensor:
-        """Hidden states [len(chosen_N), D] after the item before each chosen source position."""
+        """Hidden states [len(chosen_N), D] at the chosen places."""
         device = decoder.item_embeddings_VD.device
         hidden_ND = torch.empty(len(chosen_N), decoder.config.width, device=device)
-        sequences_N = self._source.sequences_N[chosen_N]
-        # The item at a position does not read itself: the histories end one before the last item.
+        sequences_N = self._sequences_N[chosen_N]
         longest = decoder.config.max_length
-        padded_B = np.asarray([_padded_length(len(history) - 1, longest) for history in self._histories])
+        padded_B = np.asarray([_padded_length(len(history), longest) for history in self._histories])
         for length in np.unique(padded_B[sequences_N]):
             members = np.unique(sequences_N[padded_B[sequences_N] == length])
             batch = max(1, ENCODER_POSITIONS // length)
             for start in range(0, len(members), batch):
                 rows = members[start : start + batch]
-                token_ids_BT = pad_right((self._histories[row][:-1] for row in rows), int(length))
+                token_ids_BT = pad_right((self._histories[row] for row in rows), int(length))
                 hidden_BTD = decoder(token_ids_BT.to(device))
                 here = np.flatnonzero(np.isin(sequences_N, rows))
                 row_of = torch.from_numpy(np.searchsorted(rows, sequences_N[here])).to(device)
-                before = torch.from_numpy(self._source.positions_N[chosen_N[here]] - 1).to(device)
-                hidden_ND[torch.from_numpy(here).to(device)] = hidden_BTD[row_of, before]
+                positions = torch.from_numpy(self._positions_N[chosen_N[here]]).to(device)
+                hidden_ND[torch.from_numpy(here).to(device)] = hidden_BTD[row_of, positions]
         return hidden_ND
 
 

@@ -1,8 +1,16 @@
-"""The names of the decoding rules, torch-free for commands and settings; ``models.contrastive`` says what each does."""
+"""
+The names of the decoding rules, torch-free for commands and settings.
+
+``models.contrastive`` says what the contrastive rules do, ``models.anticipation`` what ``anticipate`` does.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
-Rule = Literal["paper", "without-sde", "without-gcs", "without-lcs", "reference", "reference-corrected"]
+ContrastiveRule = Literal["paper", "without-sde", "without-gcs", "without-lcs", "reference", "reference-corrected"]
+Rule = Literal[ContrastiveRule, "anticipate"]
+
+CONTRASTIVE_RULES: tuple[ContrastiveRule, ...] = get_args(ContrastiveRule)
+ANTICIPATE: Final = "anticipate"
 RULES: tuple[Rule, ...] = get_args(Rule)

@@ -20,7 +20,7 @@ from models.contrastive import (
     reference_confidence,
     reference_disagreement,
 )
-from models.rules import RULES, Rule
+from models.rules import CONTRASTIVE_RULES, ContrastiveRule
 from models.vocabulary import TokenRange
 
 
@@ -29,7 +29,7 @@ def logits_of(*probabilities: float) -> torch.Tensor:
 
 
 def decide_logits(
-    rule: Rule, target: torch.Tensor, base: torch.Tensor, source: torch.Tensor, target_range: TokenRange
+    rule: ContrastiveRule, target: torch.Tensor, base: torch.Tensor, source: torch.Tensor, target_range: TokenRange
 ) -> Decisions:
     """Decide on given logits: with the identity as item table, hidden states are logits."""
     identity = torch.eye(target.shape[1])
@@ -158,8 +158,8 @@ def test_without_lcs_the_global_argmax_itself_replaces() -> None:
     torch.testing.assert_close(decisions.score_N, scores.amax(dim=1))
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if not rule.startswith("reference")])
-def test_padding_is_never_a_candidate_of_rule_paper_and_its_ablations(rule: Rule) -> None:
+@pytest.mark.parametrize("rule", [rule for rule in CONTRASTIVE_RULES if not rule.startswith("reference")])
+def test_padding_is_never_a_candidate_of_rule_paper_and_its_ablations(rule: ContrastiveRule) -> None:
     favour_padding = torch.tensor([[99.0, 2.0, 1.0, 0.0]])
     decisions = decide_logits(rule, favour_padding, favour_padding, favour_padding, TokenRange(1, 2))
     assert decisions.token_ids_N.tolist() == [1]
@@ -194,8 +194,8 @@ def test_reference_weights_by_arithmetic() -> None:
     assert reference_disagreement(logits, logits_of(0.1, 0.1, 0.8)).amax().item() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_no_positions_give_no_decisions(rule: Rule) -> None:
+@pytest.mark.parametrize("rule", CONTRASTIVE_RULES)
+def test_no_positions_give_no_decisions(rule: ContrastiveRule) -> None:
     nothing, table = torch.zeros(0, 4), torch.zeros(4, 4)
     decisions = decide(
         rule,
@@ -207,13 +207,13 @@ def test_no_positions_give_no_decisions(rule: Rule) -> None:
     assert len(decisions.token_ids_N) == 0
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", CONTRASTIVE_RULES)
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 1_000), num_positions=st.integers(1, 70), block_elements=st.sampled_from([1, 1_000, 1 << 21])
 )
 def test_decisions_depend_neither_on_neighbours_nor_on_blocks(
-    rule: Rule, seed: int, num_positions: int, block_elements: int
+    rule: ContrastiveRule, seed: int, num_positions: int, block_elements: int
 ) -> None:
     """Bit for bit: a position decided alone, among others, or in blocks of another size."""
     generator = torch.Generator().manual_seed(seed)
