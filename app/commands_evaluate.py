@@ -14,8 +14,6 @@ from rich.console import Console
 from models.rules import Rule
 
 if TYPE_CHECKING:
-    import torch
-
     from models.checkpoint import Bundle
     from models.dataset import Dataset
     from models.study import CellReport
@@ -25,6 +23,7 @@ console = Console()
 MULTI_DOMAIN = ("abxi", "cgrec", "syncrec")
 RECOMMENDERS = ("sasrec", "gru4rec", "gcegnn", "cl4srec", *MULTI_DOMAIN, "popularity", "markov")
 ARMS = ("original", "duplicated", "regenerated", "mixed")
+HISTORIES = ("target", "regenerated")
 FIRST_SEED = 2025
 
 
@@ -54,6 +53,13 @@ def evaluate(
             show_default="none",
         ),
     ] = None,
+    history: Annotated[
+        str,
+        typer.Option(
+            help=f"Comma-separated, of: {', '.join(HISTORIES)}. regenerated: test histories go through the bundle "
+            "first, as a live user's would; needs arm regenerated and --bundle."
+        ),
+    ] = "target",
     rule: Annotated[Rule, typer.Option(help="Decoding rule of --bundle.")] = "paper",
     config: Annotated[
         Path | None,
@@ -85,6 +91,7 @@ def evaluate(
 
     names = _choices("--recommender", recommender, RECOMMENDERS)
     arm_names = _choices("--arms", arms, ARMS)
+    histories = _choices("--history", history, HISTORIES)
     evaluation = EvaluationConfig() if config is None else load_config(config)
     place = resolve_device(device)
     prepared = load_dataset(dataset)
@@ -97,6 +104,7 @@ def evaluate(
         arms=arm_names,  # type: ignore[arg-type]  # checked against ARMS above
         seeds=tuple(range(first_seed, first_seed + seeds)),
         composite=composite,
+        histories=histories,  # type: ignore[arg-type]  # checked against HISTORIES above
         config=evaluation,
         cells=out / "cells" if cells is None else cells,
         device=place,
@@ -106,7 +114,7 @@ def evaluate(
             prepared,
             study,
             command=shlex.join(["taesar", *sys.argv[1:]]),
-            base_item_table_VD=None if loaded is None else _item_table(loaded),
+            bundle=loaded,
             progress=progress,
             on_cell=_print_cell,
         )
@@ -148,10 +156,6 @@ def _regenerated(dataset: Dataset, bundle: Bundle, target: str, rule: Rule, out:
             on_users=lambda done, total: progress(f"regenerating {total:,} sequences", done / total),
         )
     return folder
-
-
-def _item_table(bundle: Bundle) -> torch.Tensor:
-    return bundle.base.item_embeddings_VD
 
 
 def _print_cell(report: CellReport) -> None:

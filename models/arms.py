@@ -10,6 +10,9 @@ Arms differ in training rows only. All rank the same held-out items of the same 
 first three, items are the target's alone, numbered from 1, and histories hold target items only; ``mixed`` keeps the
 vocabulary's tokens and mixed histories.
 
+    served       not an arm of its own: recommenders of ``regenerated``, but each test user's mixed history is
+                 regenerated first, as a live user's would be by POST /regenerate
+
 Populations: a user is a validation (test) user of the domain that s[n-2] (s[n-1]) lies in. The history of a test
 item includes the validation item. Histories may be empty of target items: such users are ranked, reported as a group
 of their own, and left out of the main table.
@@ -22,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -38,6 +41,8 @@ from models.vocabulary import PADDING, TokenRange
 
 ArmName = Literal["original", "duplicated", "regenerated", "mixed"]
 ARM_NAMES: tuple[ArmName, ...] = get_args(ArmName)
+# What a line of the results says was ranked: an arm, or the arm ``regenerated`` with regenerated histories.
+RowName = Literal[ArmName, "served"]
 # These need a composite: one for its rows, the other for how many they are.
 COMPOSITE_ARMS: tuple[ArmName, ...] = ("duplicated", "regenerated")
 
@@ -75,6 +80,7 @@ class Arm:
         domains: the domains that those items are of, one range after the other.
         candidates: the target's items, one of *domains*.
         validation, test: held-out items of the target.
+        served: the test items once more, after regenerated histories; None where they are not asked for.
     """
 
     name: ArmName
@@ -84,12 +90,14 @@ class Arm:
     candidates: TokenRange
     validation: Queries
     test: Queries
+    served: Queries | None = None
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of everything that a trained recommender's ranks depend on, unless it is told the domains."""
         digest = hashlib.sha256(json.dumps([self.num_items, self.candidates.first, self.candidates.last]).encode())
-        for sequences in (self.rows, self.validation.histories, self.test.histories):
+        served = () if self.served is None else (self.served.histories,)
+        for sequences in (self.rows, self.validation.histories, self.test.histories, *served):
             digest.update(sequences.offsets.astype(np.int64).tobytes())
             digest.update(sequences.token_ids.astype(TOKENS).tobytes())
         for targets in (self.validation.targets, self.test.targets):
@@ -169,6 +177,18 @@ def build_arm(dataset: Dataset, target: str, name: ArmName, composite: Composite
         _queries(dataset.train, dataset.validation, domain, kept),
         _queries(_appended(dataset.train, dataset.validation), dataset.test, domain, kept),
     )
+
+
+def with_served(arm: Arm, histories: Sequences, domain: TokenRange) -> Arm:
+    """
+    *arm* with its test items ranked a second time, after *histories*.
+
+    Args:
+        arm: of the target's items alone.
+        histories: one regenerated history per test row, in the vocabulary's tokens.
+        domain: the target's tokens.
+    """
+    return replace(arm, served=replace(arm.test, histories=target_only(histories, domain)))
 
 
 def target_only(sequences: Sequences, domain: TokenRange) -> Sequences:

@@ -32,7 +32,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.arms import Arm, ArmName, Queries, picked
+from models.arms import Arm, ArmName, Queries, RowName, picked
 from models.dataset import pad_right
 from models.errors import DatasetFormatError
 from models.metrics import ndcg_at_k, pessimistic_ranks
@@ -78,6 +78,7 @@ class Cell:
 
     Args:
         ranks: pessimistic ranks [N] of the test rows, in the order of the arm's queries.
+        served_ranks: the same after regenerated histories, by the same weights; None where the arm has none.
         validation_ndcg_at_10: of the weights that ranked them; None for counted recommenders.
         best_epoch: epoch of those weights; 0 is the untrained model.
         epochs: epochs trained.
@@ -89,9 +90,10 @@ class Cell:
 
     key: str
     recommender: str
-    arm: ArmName
+    arm: RowName
     seed: int
     ranks: tuple[int, ...]
+    served_ranks: tuple[int, ...] | None
     validation_ndcg_at_10: float | None
     best_epoch: int
     epochs: int
@@ -208,6 +210,8 @@ class Grid:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             # Two arms of equal content share one cell; each reads it under its own name.
+            served = content.get("served_ranks")
+            content |= {"served_ranks": None if served is None else tuple(served)}
             return Cell(**{**content, "ranks": tuple(content["ranks"]), "arm": arm.name})
         except (ValueError, KeyError, TypeError) as error:
             raise DatasetFormatError(f"{path}: a damaged cell ({error}); delete it to compute it anew") from error
@@ -237,22 +241,7 @@ class Grid:
         del resume_file, progress  # counting takes a moment and needs neither
         started = time.perf_counter()
         scorer = COUNTED[recommender].build(arm.rows, arm.num_items, self.config.recommender)
-        ranks = rank_queries(scorer, arm.test, arm, self.device)
-        return Cell(
-            key=key,
-            recommender=recommender,
-            arm=arm.name,
-            seed=seed,
-            ranks=tuple(ranks.tolist()),
-            validation_ndcg_at_10=None,
-            best_epoch=0,
-            epochs=0,
-            steps_per_epoch=0,
-            num_parameters=0,
-            seconds=round(time.perf_counter() - started, 3),
-            device=self.device.type,
-            torch_version=torch.__version__,
-        )
+        return untrained_cell(scorer, arm, self.device, key=key, recommender=recommender, seed=seed, started=started)
 
     def _trained(
         self, key: str, recommender: str, arm: Arm, seed: int, resume_file: Path, progress: Progress | None
@@ -269,6 +258,7 @@ class Grid:
         started = time.perf_counter()
         result = fit(module, objective, config, resume_file=resume_file, progress=progress)
         ranks = rank_queries(module, arm.test, arm, self.device)
+        served_ranks = _served_ranks(module, arm, self.device)
         ranking_seconds = time.perf_counter() - started - sum(report.seconds for report in result.epochs)
         return Cell(
             key=key,
@@ -276,6 +266,7 @@ class Grid:
             arm=arm.name,
             seed=seed,
             ranks=tuple(ranks.tolist()),
+            served_ranks=served_ranks,
             validation_ndcg_at_10=result.best_metric,
             best_epoch=result.best_epoch,
             epochs=result.epochs[-1].epoch,
@@ -286,6 +277,34 @@ class Grid:
             device=self.device.type,
             torch_version=torch.__version__,
         )
+
+
+def untrained_cell(
+    scorer: Scorer, arm: Arm, device: torch.device, *, key: str, recommender: str, seed: int, started: float
+) -> Cell:
+    """The cell of a scorer that took no training steps; *started* is what ``time.perf_counter`` said before it."""
+    return Cell(
+        key=key,
+        recommender=recommender,
+        arm=arm.name,
+        seed=seed,
+        ranks=tuple(rank_queries(scorer, arm.test, arm, device).tolist()),
+        served_ranks=_served_ranks(scorer, arm, device),
+        validation_ndcg_at_10=None,
+        best_epoch=0,
+        epochs=0,
+        steps_per_epoch=0,
+        num_parameters=0,
+        seconds=round(time.perf_counter() - started, 3),
+        device=device.type,
+        torch_version=torch.__version__,
+    )
+
+
+def as_served(cell: Cell) -> Cell:
+    """The line of the results that tells the ranks after regenerated histories."""
+    assert cell.served_ranks is not None
+    return dataclasses.replace(cell, arm="served", ranks=cell.served_ranks, served_ranks=None)
 
 
 def runs_on(recommender: str, arm: ArmName) -> bool:
@@ -325,6 +344,10 @@ def rank_queries(scorer: Scorer, queries: Queries, arm: Arm, device: torch.devic
             scores_BX = model.scores(item_ids_BT, arm.candidates)
             ranks_N[members] = pessimistic_ranks(scores_BX, columns_B.to(device)).cpu().numpy()
     return ranks_N
+
+
+def _served_ranks(scorer: Scorer, arm: Arm, device: torch.device) -> tuple[int, ...] | None:
+    return None if arm.served is None else tuple(rank_queries(scorer, arm.served, arm, device).tolist())
 
 
 def _with_history(queries: Queries) -> Queries:

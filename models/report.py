@@ -147,7 +147,10 @@ def drawings(report: Report) -> list[str]:
             (f"{c.recommender}: {_difference(c)}", c.interval)
             for c in report.results.comparisons
             # Differences between recommenders are larger by far and would flatten those between arms.
-            if c.metric == metric and not c.without_leak_hits and c.recommender == c.baseline_recommender
+            if c.metric == metric
+            and c.group == MAIN.name
+            and not c.without_leak_hits
+            and c.recommender == c.baseline_recommender
         ]
         if compared:
             title = f"Difference in {metric}, 95 % interval"
@@ -205,12 +208,23 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> Table:
         "Differences",
         "Paired by user, averaged over seeds, with a 95 % bootstrap interval over users. An interval that contains 0 "
         "shows no difference. Only a gain over `duplicated` is a gain from regeneration.",
-        ("recommender", "difference", "metric", "users", "mean", "95 % interval", "relative", "per seed"),
+        (
+            "recommender",
+            "difference",
+            "metric",
+            "target items",
+            "users",
+            "mean",
+            "95 % interval",
+            "relative",
+            "per seed",
+        ),
         tuple(
             (
                 c.recommender,
                 _difference(c) + (", leak hits left out" if c.without_leak_hits else ""),
                 c.metric,
+                c.group,
                 f"{c.users:,}",
                 f"{c.interval.mean:+.4f}",
                 f"{c.interval.low:+.4f} to {c.interval.high:+.4f}" + (" *" if c.interval.excludes_zero else ""),
@@ -231,7 +245,7 @@ def _group_table(scores: Sequence[Score]) -> Table:
     return Table(
         "NDCG@10 by target items in the history",
         "Users without any are ranked by popularity in the arm's rows (by the model itself in arm mixed, where other "
-        "domains speak).",
+        "domains speak). Line `served` ranks what arm regenerated learned after regenerated histories.",
         ("recommender", "arm", *(f"{name} ({sizes.get(name, 0):,} users)" for name in names)),
         tuple((*run, *(f"{ndcg[*run, name]:.4f}" if (*run, name) in ndcg else "" for name in names)) for run in runs),
     )
@@ -341,7 +355,7 @@ def _correspondence_table(correspondences: Sequence[Correspondence]) -> Table:
 
 def _difference(comparison: Comparison) -> str:
     if comparison.recommender != comparison.baseline_recommender:
-        return f"{comparison.arm}, minus {comparison.baseline_recommender}"
+        return f"{comparison.arm}, minus {comparison.baseline_recommender} ({comparison.baseline})"
     return f"{comparison.arm} - {comparison.baseline}"
 
 

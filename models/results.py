@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.arms import ArmName, Queries
+from models.arms import ArmName, Queries, RowName
 from models.evaluation import Cell
 from models.metrics import METRICS, broken_inequalities, per_row_metrics
-from models.recommenders.registry import COUNTED
+from models.recommenders.registry import COUNTED, TRAINED
 from models.significance import Interval, bootstrap_means
 
 # What each arm is compared with: a gain over ``original`` counts only if ``duplicated`` does not show it too.
@@ -39,6 +39,8 @@ class Group:
 
 
 MAIN = Group("1 or more", 1, float("inf"))
+# The users whom other domains are to help: the target knows little or nothing of them.
+COLD = Group("0-2", 0, 2)
 GROUPS = (Group("0", 0, 0), Group("1-2", 1, 2), Group("3-5", 3, 5), Group("6 or more", 6, float("inf")))
 
 
@@ -55,7 +57,7 @@ class Score:
     """
 
     recommender: str
-    arm: ArmName
+    arm: RowName
     group: str
     users: int
     means: Mapping[str, float]
@@ -65,10 +67,11 @@ class Score:
 @dataclass(frozen=True)
 class Comparison:
     """
-    Paired difference in one metric, over the main population: of two arms of one recommender, or of a trained
-    recommender and a counted one on the original rows.
+    Paired difference in one metric: of two lines of one recommender, of a trained recommender and a counted one on the
+    original rows, or, for users with few target items, of line ``served`` and any other.
 
     Args:
+        group: population, by target items in the history.
         baseline_recommender, baseline: what is subtracted.
         without_leak_hits: True where users that the leak audit hit are left out.
         interval: of the mean difference over users (arm minus baseline).
@@ -77,10 +80,11 @@ class Comparison:
     """
 
     recommender: str
-    arm: ArmName
+    arm: RowName
     baseline_recommender: str
-    baseline: ArmName
+    baseline: RowName
     metric: str
+    group: str
     without_leak_hits: bool
     users: int
     interval: Interval
@@ -93,7 +97,7 @@ class Run:
     """What one recommender's training on one arm took, per seed."""
 
     recommender: str
-    arm: ArmName
+    arm: RowName
     seeds: tuple[int, ...]
     best_epochs: tuple[int, ...]
     epochs: tuple[int, ...]
@@ -116,13 +120,13 @@ class Results:
 @dataclass(frozen=True)
 class _Pair:
     recommender: str
-    arm: ArmName
+    arm: RowName
     baseline_recommender: str
-    baseline: ArmName
+    baseline: RowName
 
 
 # Per (recommender, arm), per seed: metrics [N, M].
-_Values = Mapping[tuple[str, ArmName], Mapping[int, npt.NDArray[np.float64]]]
+_Values = Mapping[tuple[str, RowName], Mapping[int, npt.NDArray[np.float64]]]
 
 
 def summarise(cells: Iterable[Cell], queries: Queries, *, leak_hits: Sequence[int], seed: int) -> Results:
@@ -135,7 +139,7 @@ def summarise(cells: Iterable[Cell], queries: Queries, *, leak_hits: Sequence[in
         leak_hits: positions in the dataset of users to leave out in the second reading of every comparison.
         seed: of the bootstrap.
     """
-    by_run: dict[tuple[str, ArmName], list[Cell]] = {}
+    by_run: dict[tuple[str, RowName], list[Cell]] = {}
     for cell in cells:
         by_run.setdefault((cell.recommender, cell.arm), []).append(cell)
     values = {run: {cell.seed: _values_NM(cell) for cell in group} for run, group in by_run.items()}
@@ -146,7 +150,11 @@ def summarise(cells: Iterable[Cell], queries: Queries, *, leak_hits: Sequence[in
             for group in (MAIN, *GROUPS)
             if group.members(queries.num_target_items).any()
         ),
-        comparisons=(*_floor_comparisons(values, queries, seed), *_arm_comparisons(values, queries, leak_hits, seed)),
+        comparisons=(
+            *_floor_comparisons(values, queries, seed),
+            *_arm_comparisons(values, queries, leak_hits, seed),
+            *_cold_comparisons(values, queries, seed),
+        ),
         runs=tuple(_run(group) for group in by_run.values()),
         broken_checks=tuple(
             f"{cell.recommender}, {cell.arm}, seed {cell.seed}: {broken}"
@@ -167,10 +175,24 @@ def _arm_comparisons(values: _Values, queries: Queries, leak_hits: Sequence[int]
             pair = _Pair(recommender, arm, recommender, baseline)
             baseline_values = values[recommender, baseline]
             yield from _compare(pair, per_seed, baseline_values, main_N, seed=seed)
-            if leak_hits and arm == "regenerated":
+            if leak_hits and arm in ("regenerated", "served"):
                 yield from _compare(
                     pair, per_seed, baseline_values, main_N & clean_N, without_leak_hits=True, seed=seed
                 )
+
+
+def _cold_comparisons(values: _Values, queries: Queries, seed: int) -> Iterator[Comparison]:
+    """For users with at most two target items: regenerated histories against every other way to serve them."""
+    cold_N = COLD.members(queries.num_target_items)
+    for (recommender, arm), per_seed in values.items():
+        for (other, line), other_values in values.items():
+            if arm != "served" or line == "served" or (other != recommender and other in TRAINED and line != "mixed"):
+                continue
+            # What took no seed is the same under every seed.
+            baseline = dict.fromkeys(per_seed, *other_values.values()) if len(other_values) == 1 else other_values
+            yield from _compare(
+                _Pair(recommender, arm, other, line), per_seed, baseline, cold_N, group=COLD.name, seed=seed
+            )
 
 
 def _floor_comparisons(values: _Values, queries: Queries, seed: int) -> Iterator[Comparison]:
@@ -195,7 +217,7 @@ def _means(values_NM: npt.NDArray[np.float64]) -> dict[str, float]:
 
 
 def _score(
-    recommender: str, arm: ArmName, group: Group, values_SNM: npt.NDArray[np.float64], queries: Queries
+    recommender: str, arm: RowName, group: Group, values_SNM: npt.NDArray[np.float64], queries: Queries
 ) -> Score:
     members_N = group.members(queries.num_target_items)
     per_seed_SM = values_SNM[:, members_N].mean(axis=1)
@@ -216,6 +238,7 @@ def _compare(
     baseline_values: Mapping[int, npt.NDArray[np.float64]],
     members_N: npt.NDArray[np.bool_],
     *,
+    group: str = MAIN.name,
     without_leak_hits: bool = False,
     seed: int,
 ) -> list[Comparison]:
@@ -233,6 +256,7 @@ def _compare(
             pair.baseline_recommender,
             pair.baseline,
             metric,
+            group,
             without_leak_hits,
             int(members_N.sum()),
             interval,

@@ -15,21 +15,23 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import polars as pl
 import torch
 from torch import Tensor
 
-from models.arms import COMPOSITE_ARMS, ArmName, Composite, build_arm, load_composite
+from models.arms import COMPOSITE_ARMS, Arm, ArmName, Composite, RowName, build_arm, load_composite, with_served
 from models.audit import leak_audits
+from models.checkpoint import Bundle
 from models.composite import MAPPING
 from models.dataset import Dataset
 from models.errors import ConfigurationError
-from models.evaluation import Cell, EvaluationConfig, Grid, runs_on
+from models.evaluation import Cell, EvaluationConfig, Grid, as_served, runs_on, untrained_cell
 from models.recommenders.registry import COUNTED, MULTI_DOMAIN, TRAINED
 from models.report import Provenance, Report
 from models.results import summarise
+from models.serving import BASE_DECODER, TARGET_EXPERT, DecoderScorer, served_histories
 from models.statistics import (
     Correspondence,
     ProjectedItems,
@@ -44,6 +46,10 @@ from models.training import Progress, TrainingConfig
 ANALYSIS_SEED = 2025
 
 
+HistoryName = Literal["target", "regenerated"]
+HISTORY_NAMES: tuple[HistoryName, ...] = get_args(HistoryName)
+
+
 @dataclass(frozen=True)
 class Study:
     """
@@ -55,6 +61,8 @@ class Study:
         arms: arms to compare; ``original`` is always run, as it sets the budget.
         seeds: one cell each for every trained recommender; counted ones need no seed.
         composite: folder of the composite dataset; needed by arms duplicated and regenerated.
+        histories: "target" ranks after the target's items alone; "regenerated" ranks arm ``regenerated`` a second time
+            after regenerated histories (line ``served``) and needs the bundle.
         config: schedule and hyper-parameters.
         cells: folder of finished cells.
         device: where to train.
@@ -65,6 +73,7 @@ class Study:
     arms: tuple[ArmName, ...]
     seeds: tuple[int, ...]
     composite: Path | None
+    histories: tuple[HistoryName, ...]
     config: EvaluationConfig
     cells: Path
     device: torch.device
@@ -77,7 +86,7 @@ class CellReport:
     number: int
     total: int
     recommender: str
-    arm: ArmName
+    arm: RowName
     seed: int
     cell: Cell | None
     reused: bool
@@ -88,7 +97,7 @@ def run_study(
     study: Study,
     *,
     command: str,
-    base_item_table_VD: Tensor | None = None,
+    bundle: Bundle | None = None,
     progress: Progress | None = None,
     on_cell: Callable[[CellReport], None] | None = None,
 ) -> Report:
@@ -99,12 +108,14 @@ def run_study(
         dataset: the prepared dataset.
         study: what to run.
         command: how this run was started, for the report.
-        base_item_table_VD: the base's item table, for figure 4; left out of the report without it.
+        bundle: what the composite was made with. With it the report has base decoder and target expert on mixed
+            histories, regenerated histories if they are asked for, and figure 4.
         progress: receiver of training reports.
         on_cell: called before and after every cell.
 
     Raises:
-        ConfigurationError: an arm needs a composite and there is none, or a recommender has no arm to run on.
+        ConfigurationError: an arm needs a composite and there is none, a recommender has no arm to run on, or
+            regenerated histories are asked for without arm ``regenerated`` or without the bundle of its composite.
         DatasetFormatError: the composite belongs to another dataset or target.
         UnknownDomainError: no such target.
     """
@@ -117,12 +128,18 @@ def run_study(
     if idle:
         raise ConfigurationError(f"{', '.join(idle)} can only train on mixed rows: add arm mixed")
     arms = tuple(build_arm(dataset, study.target, name, composite) for name in wanted)
+    if "regenerated" in study.histories:
+        arms = _with_served(dataset, study, arms, composite, bundle)
     grid = Grid(arms, study.config, study.cells, study.device)
     cells, reused = _run_cells(grid, study, progress, on_cell or _unheard)
+    computed = len(cells) - reused
     audits = () if composite is None else leak_audits(dataset, study.target, composite)
     hits = sorted({user for audit in audits for user in audit.hit_users})
+    cells += [as_served(cell) for cell in cells if cell.served_ranks is not None]
+    cells += _decoder_cells(dataset, study, bundle)
     results = summarise(cells, arms[0].test, leak_hits=hits, seed=ANALYSIS_SEED)
-    correspondences, projections = _mapping_views(dataset, study.target, composite, base_item_table_VD)
+    item_table_VD = None if bundle is None else bundle.base.item_embeddings_VD
+    correspondences, projections = _mapping_views(dataset, study.target, composite, item_table_VD)
     return Report(
         provenance=Provenance(
             command=command,
@@ -131,7 +148,7 @@ def run_study(
             target=study.target,
             configuration=dataclasses.asdict(study.config) | {"seeds": list(study.seeds)},
             composite=None if composite is None else dict(composite.summary),
-            cells_computed=len(cells) - reused,
+            cells_computed=computed,
             cells_reused=reused,
             seconds=round(time.perf_counter() - started, 1),
         ),
@@ -222,6 +239,41 @@ def _run_cells(
         reused += before is not None
         cells.append(cell)
     return cells, reused
+
+
+def _with_served(
+    dataset: Dataset, study: Study, arms: tuple[Arm, ...], composite: Composite | None, bundle: Bundle | None
+) -> tuple[Arm, ...]:
+    if composite is None or not any(arm.name == "regenerated" for arm in arms):
+        raise ConfigurationError("regenerated histories are for recommenders of arm regenerated: add it")
+    if bundle is None or bundle.version != composite.summary["bundle_version"]:
+        raise ConfigurationError(
+            f"regenerated histories need bundle {composite.summary['bundle_version']}, which made the composite"
+        )
+    mixed = build_arm(dataset, study.target, "mixed", None)
+    histories = served_histories(bundle, composite.summary["rule"], mixed.test, study.target)
+    domain = dataset.vocabulary.token_range(study.target)
+    return tuple(with_served(arm, histories, domain) if arm.name == "regenerated" else arm for arm in arms)
+
+
+def _decoder_cells(dataset: Dataset, study: Study, bundle: Bundle | None) -> list[Cell]:
+    """What the bundle's own decoders make of mixed histories; seconds each, so not kept."""
+    if bundle is None:
+        return []
+    arm = build_arm(dataset, study.target, "mixed", None)
+    decoders = {BASE_DECODER: bundle.base, TARGET_EXPERT: bundle.expert(study.target)}
+    return [
+        untrained_cell(
+            DecoderScorer(decoder),
+            arm,
+            study.device,
+            key=f"{bundle.version} {name}",
+            recommender=name,
+            seed=study.seeds[0],
+            started=time.perf_counter(),
+        )
+        for name, decoder in decoders.items()
+    ]
 
 
 def _unheard(report: CellReport) -> None:

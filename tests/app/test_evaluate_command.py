@@ -10,13 +10,14 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from app.commands_evaluate import ARMS, MULTI_DOMAIN, RECOMMENDERS, evaluate
+from app.commands_evaluate import ARMS, HISTORIES, MULTI_DOMAIN, RECOMMENDERS, evaluate
 from models.arms import ARM_NAMES
 from models.checkpoint import save_bundle
 from models.dataset import Dataset
 from models.decoder import Decoder, DecoderConfig
 from models.errors import ConfigurationError
 from models.recommenders import registry
+from models.study import HISTORY_NAMES
 
 CONFIG = "[training]\nmax_epochs = 1\nbatch_size = 16\n[recommender]\nwidth = 16\ninner_width = 16\n"
 
@@ -60,7 +61,10 @@ def test_a_bundle_becomes_a_report_and_a_second_run_reads_its_cells_back(dataset
     assert report["provenance"]["cells_reused"] == 9
     assert report["provenance"]["composite"]["rule"] == "paper"
     assert report["projections"]
-    assert {score["arm"] for score in report["results"]["scores"]} == {"original", "duplicated", "regenerated"}
+    trained = {score["arm"] for score in report["results"]["scores"] if score["recommender"] == "sasrec"}
+    assert trained == {"original", "duplicated", "regenerated"}
+    decoders = {score["arm"] for score in report["results"]["scores"] if score["recommender"] == "target expert"}
+    assert decoders == {"mixed"}
 
 
 def test_arms_without_regeneration_need_neither_bundle_nor_composite(dataset, tmp_path):
@@ -127,3 +131,4 @@ def test_the_command_offers_what_the_models_have():
     assert RECOMMENDERS == registry.NAMES
     assert tuple(registry.MULTI_DOMAIN) == MULTI_DOMAIN
     assert ARMS == ARM_NAMES
+    assert HISTORIES == HISTORY_NAMES

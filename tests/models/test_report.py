@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -32,8 +32,8 @@ SMALL = EvaluationConfig(
 )
 
 
-def cell(arm: str, seed: int, ranks: list[int]) -> Cell:
-    return Cell("key", "sasrec", arm, seed, tuple(ranks), 0.1, 3, 13, 5, 100, 2.0, "cpu", torch.__version__)
+def cell(arm: str, seed: int, ranks: list[int], recommender: str = "sasrec") -> Cell:
+    return Cell("key", recommender, arm, seed, tuple(ranks), None, 0.1, 3, 13, 5, 100, 2.0, "cpu", torch.__version__)
 
 
 def queries(num_target_items: list[int]) -> Queries:
@@ -113,6 +113,32 @@ def test_comparisons_are_repeated_without_the_users_that_the_audit_hit():
     assert by_reading[True].users == 2
 
 
+def test_regenerated_histories_are_compared_with_every_other_way_to_serve_users_whom_the_target_hardly_knows():
+    """Two of three users have at most two target items; a line without seeds stands for every seed."""
+    cells = [
+        cell("original", 1, [20, 5, 5]),
+        cell("original", 2, [20, 5, 5]),
+        cell("served", 1, [1, 5, 20]),
+        cell("served", 2, [5, 20, 20]),
+        cell("mixed", 1, [9, 9, 9], "base decoder"),
+    ]
+    results = summarise(cells, queries([0, 2, 3]), leak_hits=(), seed=0)
+    hits = {c.baseline_recommender: c for c in results.comparisons if c.group == "0-2" and c.metric == "HR@10"}
+
+    assert hits["sasrec"].per_seed == (0.5, 0.0)
+    assert hits["base decoder"].per_seed == (0.0, -0.5)
+    assert {c.users for c in hits.values()} == {2}
+
+
+def test_regenerated_histories_need_the_bundle_that_made_the_composite(report, dataset):
+    """Without it, or without arm regenerated, nothing is trained."""
+    study, _ = report
+    with pytest.raises(ConfigurationError, match="need bundle"):
+        run_study(dataset, study, command="no bundle")
+    with pytest.raises(ConfigurationError, match="arm regenerated"):
+        run_study(dataset, replace(study, arms=("mixed",)), command="no arm")
+
+
 def test_groups_share_out_every_history_length():
     """Each number of target items belongs to exactly one group; the main table takes all but none."""
     counts = np.arange(50)
@@ -129,6 +155,7 @@ def report(dataset, composite_folder, matching_bundle, tmp_path_factory):
         arms=("duplicated", "regenerated", "mixed"),
         seeds=(1, 2),
         composite=composite_folder,
+        histories=("target", "regenerated"),
         config=SMALL,
         cells=tmp_path_factory.mktemp("cells"),
         device=torch.device("cpu"),
@@ -137,15 +164,15 @@ def report(dataset, composite_folder, matching_bundle, tmp_path_factory):
         dataset,
         study,
         command="taesar evaluate <X> | & more",
-        base_item_table_VD=matching_bundle.base.item_embeddings_VD,
+        bundle=matching_bundle,
     )
 
 
-def test_a_study_runs_the_whole_grid_then_reads_it_back(report, dataset):
+def test_a_study_runs_the_whole_grid_then_reads_it_back(report, dataset, matching_bundle):
     """4 arms x (2 seeds of SASRec + 1 of popularity); the second time nothing is computed and all numbers agree."""
     study, first = report
     seen = []
-    second = run_study(dataset, study, command="again", on_cell=seen.append)
+    second = run_study(dataset, study, command="again", bundle=matching_bundle, on_cell=seen.append)
 
     assert (first.provenance.cells_computed, first.provenance.cells_reused) == (12, 0)
     assert (second.provenance.cells_computed, second.provenance.cells_reused) == (0, 12)
@@ -163,7 +190,9 @@ def test_the_json_form_holds_everything(report, tmp_path):
     assert written == json.loads(json.dumps(asdict(content)))
     assert written["provenance"]["command"] == "taesar evaluate <X> | & more"
     assert {audit["split"] for audit in written["audits"]} == {"validation", "test"}
-    assert {c["baseline"] for c in written["results"]["comparisons"]} == {"original", "duplicated"}
+    in_main = [c for c in written["results"]["comparisons"] if c["group"] == MAIN.name]
+    assert {c["baseline"] for c in in_main} == {"original", "duplicated"}
+    assert {c["arm"] for c in in_main} >= {"regenerated", "served"}
     assert written["projections"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
 
