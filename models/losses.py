@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.kernels import softmax_tile
 from models.negatives import Negatives
 from models.vocabulary import PADDING, TokenRange
 
 NO_TARGET = PADDING
-# Weights held at once, in elements: 2 M floats are 8 MB, large enough for full-speed products and small next to
-# [N, X], which is 4 GB at 10,000 positions and 100,000 items.
-CHUNK_ELEMENTS = 1 << 21
+# Weights held at once, in elements: 32 M floats are 134 MB, 335 rows of 100,000 candidates, from where on products gain
+# nothing; small next to [N, X], which is 4 GB at 10,000 positions and 100,000 items.
+CHUNK_ELEMENTS = 1 << 25
 # A product with fewer rows than this loses more to loading the item table than it saves in memory.
 MIN_CHUNK_ROWS = 128
-# Candidates of one tile on the CPU: 128 rows of 2,048 logits are 1 MB, which every step on them finds in the caches.
+# Candidates of one tile on the CPU: few enough that every step on its logits finds them in the caches.
 TILE_COLUMNS = 2048
 
 
@@ -278,13 +279,18 @@ class _Sweep:
     def _weigh(self, chunk: slice, tile: slice, largest_C1: Tensor, mass_C1: Tensor) -> tuple[Tensor, Tensor]:
         """The largest logit so far and the tile's weights; *mass_C1* becomes the sum of all weights so far."""
         logits_CW = self._logits(chunk, tile)
+        if softmax_tile.fits(logits_CW) and softmax_tile.is_available():
+            next_C1 = largest_C1.clone()
+            softmax_tile.weigh_(logits_CW, next_C1, mass_C1)
+            return next_C1, logits_CW.to(self.product_hidden_ND.dtype)
+        logits_CW = logits_CW.float()
         next_C1 = torch.maximum(largest_C1, logits_CW.amax(dim=1, keepdim=True))
         weights_CW = logits_CW.sub_(next_C1).exp_()
         mass_C1.mul_((largest_C1 - next_C1).exp_()).add_(weights_CW.sum(dim=1, keepdim=True))
         return next_C1, weights_CW.to(self.product_hidden_ND.dtype)
 
     def _logits(self, chunk: slice, tile: slice) -> Tensor:
-        return (self.product_hidden_ND[chunk] @ self.product_table_XD[tile].T).float()
+        return self.product_hidden_ND[chunk] @ self.product_table_XD[tile].T
 
 
 class _SampledSweep(_Sweep):
@@ -316,7 +322,7 @@ class _SampledSweep(_Sweep):
         return wanted_C1, torch.ones_like(wanted_C1)
 
     def _logits(self, chunk: slice, tile: slice) -> Tensor:
-        logits_CW = super()._logits(chunk, tile).add_(self.log_weights_1X[:, tile])
+        logits_CW = super()._logits(chunk, tile).float().add_(self.log_weights_1X[:, tile])
         columns_C1 = self.columns_N[chunk, None] - tile.start
         is_here_C1 = (columns_C1 >= 0) & (columns_C1 < logits_CW.shape[1])
         columns_C1 = columns_C1.clamp(0, logits_CW.shape[1] - 1)
