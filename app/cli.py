@@ -24,7 +24,7 @@ from app import commands_jobs
 from app.commands_evaluate import evaluate
 from app.commands_probe import probe
 from models.errors import ModelError
-from models.rules import Rule
+from models.rules import DEFAULT_RULE, Rule
 
 if TYPE_CHECKING:
     from models.pipeline import PipelineConfig
@@ -60,8 +60,11 @@ DeviceOption = Annotated[
 RuleOption = Annotated[
     Rule,
     typer.Option(
-        help="paper: its equations, as readers expect; without-*: the same without one part (source expert, global, "
-        "local step); reference: the authors' released code, off-by-one included; reference-corrected: without it."
+        "--rule",
+        "--recipe",
+        help="anticipate: what the target expert expects after reading the source items, which helps recommenders "
+        "most; paper: the paper's equations; without-*: the same without one part (source expert, global, "
+        "local step); reference: the authors' released code, off-by-one included; reference-corrected: without it.",
     ),
 ]
 
@@ -326,7 +329,7 @@ def regenerate(
     dataset: Annotated[Path, typer.Argument(help="The dataset that it was trained on.")],
     target: Annotated[str, typer.Option(help="Domain whose items the result holds.")],
     out: Annotated[Path, typer.Option(resolve_path=True, help="Folder to write; an earlier result there is replaced.")],
-    rule: RuleOption = "paper",
+    rule: RuleOption = DEFAULT_RULE,
     device: DeviceOption = "auto",
 ) -> None:
     """
@@ -387,7 +390,7 @@ def serve(
     ] = None,
     rule: Annotated[
         Rule | None,
-        typer.Option(help="Decoding rule; the paper's is what readers expect.", show_default="paper"),
+        typer.Option("--rule", "--recipe", help="Decoding rule; see `taesar regenerate`.", show_default=DEFAULT_RULE),
     ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"] | None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from models.rules import Rule
+from models.rules import DEFAULT_RULE, Rule
 
 if TYPE_CHECKING:
     from models.checkpoint import Bundle
@@ -60,7 +60,7 @@ def evaluate(
             "first, as a live user's would; needs arm regenerated and --bundle."
         ),
     ] = "target",
-    rule: Annotated[Rule, typer.Option(help="Decoding rule of --bundle.")] = "paper",
+    rule: Annotated[Rule, typer.Option("--rule", "--recipe", help="Decoding rule of --bundle.")] = DEFAULT_RULE,
     config: Annotated[
         Path | None,
         typer.Option(help="TOML file of hyper-parameters; those it leaves out are the paper's.", show_default="none"),

@@ -98,12 +98,15 @@ class Step(BaseModel):
     item_id: str | None = Field(description="The target item that took its place; null when deleted.")
     alpha: float | None = Field(
         description="Weight of the target expert in the deciding step; null for a sequence's first item, which has no "
-        "history to decide by."
+        "history to decide by, and under rule anticipate, which weighs nothing."
     )
     beta: float | None = Field(description="Weight of the contrast between base and source expert; null likewise.")
-    score: float | None = Field(description="Winning score of the deciding step; null likewise.")
+    score: float | None = Field(
+        description="Winning score of the deciding step; under rule anticipate the item's log-probability. Null where "
+        "nothing was scored."
+    )
     margin: float | None = Field(
-        description="Its lead over the runner-up; null likewise, and where there is no other candidate."
+        description="Its lead over the runner-up; null where nothing was scored, and where there is no other candidate."
     )
 
 
@@ -194,8 +197,8 @@ class Model(BaseModel):
                 {
                     "version": "4f0c2a9be1d7",
                     "active": True,
-                    "rule": "paper",
-                    "max_items": 129,
+                    "rule": "anticipate",
+                    "max_items": 128,
                     "domains": [{"name": "food", "num_items": 6752}, {"name": "kitchen", "num_items": 8675}],
                     "provenance": {"seed": 2025},
                 }

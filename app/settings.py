@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models.rules import Rule
+from models.rules import DEFAULT_RULE, Rule
 
 
 class Settings(BaseSettings):
@@ -38,11 +38,11 @@ class Settings(BaseSettings):
         "the bundle of TAESAR_BUNDLE, because no client should choose paths on the server.",
     )
     rule: Rule = Field(
-        default="paper",
-        description="Decoding rule of every loaded bundle: 'paper' follows the equations, 'reference' the authors' "
-        "released code, which differs, 'reference-corrected' the latter without its off-by-one; 'without-sde', "
-        "'without-gcs' and 'without-lcs' leave out one part of 'paper'. The paper is what a reader of the answers "
-        "expects.",
+        default=DEFAULT_RULE,
+        description="Decoding rule of every loaded bundle: 'anticipate' puts what the target expert expects after the "
+        "source items in their place, which helps recommenders most; 'paper' follows the paper's equations, "
+        "'reference' the authors' released code, which differs, 'reference-corrected' the latter without its "
+        "off-by-one; 'without-sde', 'without-gcs' and 'without-lcs' leave out one part of 'paper'.",
     )
     device: str = Field(
         default="auto", description="Torch device of the networks; 'auto' takes CUDA when present, since it is faster."

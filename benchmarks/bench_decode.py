@@ -68,7 +68,7 @@ FLOAT_MARGIN = 1e-4
 def bench(num_items: int, num_domains: int, rounds: int, clock: Clock) -> dict[str, Any]:
     """Times and ratios of one shape."""
     bundle, sequences = random_bundle(num_items, num_domains), random_sequences(BATCH, num_items)
-    regenerator, target = Regenerator(bundle), bundle.vocabulary.domains[TARGET]
+    regenerator, target = Regenerator(bundle, "paper"), bundle.vocabulary.domains[TARGET]
     results = regenerator.regenerate(sequences, target)
     num_scored = sum(int(np.count_nonzero(result.steps.positions > 0)) for result in results)
     views = _views(bundle, SAMPLE)
@@ -192,7 +192,7 @@ def _peak(side: str, num_items: int, num_domains: int) -> int:
         return peak_megabytes()
     bundle, sequences = random_bundle(num_items, num_domains), random_sequences(BATCH, num_items)
     if side == "ours":
-        Regenerator(bundle).regenerate(sequences, bundle.vocabulary.domains[TARGET])
+        Regenerator(bundle, "paper").regenerate(sequences, bundle.vocabulary.domains[TARGET])
     else:
         networks = released.Networks(bundle.base, bundle.experts, token_ranges(num_items, num_domains))
         released.decode(networks, pad_right(sequences, MAX_LENGTH + 1), TARGET, num_steps=2)

@@ -58,7 +58,7 @@ ITEM_FACTORS = (0.25, 0.5, 1.0, 2.0)
 
 def program(shape: Shape) -> tuple[Callable[[], object], int]:
     """A call that regenerates a batch of this shape, and its number of scored source positions."""
-    regenerator = Regenerator(random_bundle(shape.num_items, shape.num_domains))
+    regenerator = Regenerator(random_bundle(shape.num_items, shape.num_domains), "paper")
     sequences = random_sequences(shape.num_sequences, shape.num_items, mean_length=shape.mean_length)
     target = regenerator.bundle.vocabulary.domains[0]
     results = regenerator.regenerate(sequences, target)

@@ -41,6 +41,7 @@ import torch
 from benchmarks.measure import machine, random_bundle, random_sequences, rounded
 from models.checkpoint import save_bundle
 from models.regenerate import Regenerator
+from models.rules import DEFAULT_RULE
 from models.vocabulary import Vocabulary
 
 NUM_ITEMS, NUM_DOMAINS = 32_000, 4
@@ -162,7 +163,7 @@ def bench(clients: list[int], num_requests: int, rounds: int, threads: int) -> d
     """Throughput, latencies and the overload."""
     bundle = random_bundle(NUM_ITEMS, NUM_DOMAINS)
     target = bundle.vocabulary.domains[0]
-    regenerator = Regenerator(bundle)
+    regenerator = Regenerator(bundle, DEFAULT_RULE)
     pool = exchanges(regenerator, bundle.vocabulary, target)
     batch = random_sequences(max(clients), NUM_ITEMS)
     in_process: list[tuple[float, float]] = []

@@ -91,7 +91,7 @@ class Regenerated:
 class Regenerator:
     """A bundle and a rule, ready to regenerate; holds no state between calls, so threads may share it."""
 
-    def __init__(self, bundle: Bundle, rule: Rule = "paper") -> None:
+    def __init__(self, bundle: Bundle, rule: Rule) -> None:
         assert rule in RULES
         self.bundle = bundle
         self.rule: Rule = rule

@@ -14,3 +14,5 @@ Rule = Literal[ContrastiveRule, "anticipate"]
 CONTRASTIVE_RULES: tuple[ContrastiveRule, ...] = get_args(ContrastiveRule)
 ANTICIPATE: Final = "anticipate"
 RULES: tuple[Rule, ...] = get_args(Rule)
+# The one that helps recommenders most on validation (docs/decisions/0007-anticipate.md).
+DEFAULT_RULE: Rule = ANTICIPATE

@@ -59,7 +59,7 @@ def test_a_bundle_becomes_a_report_and_a_second_run_reads_its_cells_back(dataset
     assert second.output.count("read back") == 9
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["provenance"]["cells_reused"] == 9
-    assert report["provenance"]["composite"]["rule"] == "paper"
+    assert report["provenance"]["composite"]["rule"] == "anticipate"
     assert report["projections"]
     trained = {score["arm"] for score in report["results"]["scores"] if score["recommender"] == "sasrec"}
     assert trained == {"original", "duplicated", "regenerated"}

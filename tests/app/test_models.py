@@ -30,8 +30,8 @@ def test_models_are_listed_with_what_they_know(client, bundle):
             {
                 "version": bundle.version,
                 "active": True,
-                "rule": "paper",
-                "max_items": 17,
+                "rule": "anticipate",
+                "max_items": 16,
                 "domains": [{"name": name, "num_items": 20} for name in ("books", "food", "kitchen")],
                 "provenance": {"seed": 1},
             }

@@ -12,7 +12,7 @@ from models.checkpoint import load_bundle
 from models.regenerate import Regenerator
 from models.rules import RULES
 
-MIXED = "b01 f02 k03 b04 b05 k06 k06 f07 b08 k09 f10 f11"
+MIXED = "b01 f02 k03 b04 b05 f06 f07 k06 k06 f07 b08 k09 f10 f11"
 
 
 def regenerate(client, body):
@@ -32,7 +32,7 @@ def random_sequences(count, *, seed=0, longest=30):
 def test_the_answer_is_what_the_regenerator_says(client, bundle, payload):
     vocabulary = bundle.vocabulary
     tokens = np.asarray([client_token(vocabulary, item) for item in MIXED.split()])
-    [expected] = Regenerator(bundle, "paper").regenerate([tokens], "kitchen")
+    [expected] = Regenerator(bundle, "anticipate").regenerate([tokens], "kitchen")
 
     answer = client.post("/regenerate", json=payload(MIXED)).json()
 
@@ -82,7 +82,19 @@ def test_requests_for_different_targets_may_come_at_once(client, payload):
     assert [answer.json()["sequences"] for answer in client.together(*bodies)] == expected
 
 
-def test_steps_name_every_decision_at_its_place_in_the_submitted_items(client, payload):
+def test_steps_of_anticipate_carry_the_probability_of_what_they_put_there(client, payload):
+    [answer] = regenerate(client, payload("b01 f02 b03 f04 k05", explain=True))
+
+    assert [step["action"] for step in answer["steps"]] == ["deleted", "replaced", "replaced", "replaced"]
+    assert [answer["steps"][0][name] for name in ("alpha", "beta", "score", "margin")] == [None] * 4
+    scores = [step["score"] for step in answer["steps"][1:]]
+    assert scores == sorted(scores)  # the best stands last
+    assert all(score < 0 for score in scores)
+    assert all(step["margin"] >= 0 for step in answer["steps"][1:])
+
+
+def test_steps_name_every_decision_at_its_place_in_the_submitted_items(serving, payload):
+    client = serving(rule="paper")
     submitted = "b01 zz1 f02 k03 b99 b04 f05"
     [answer] = regenerate(client, payload(submitted, explain=True))
     items = submitted.split()
@@ -153,7 +165,7 @@ def test_an_unknown_target_domain_is_404_and_names_those_there_are(client, paylo
 
 
 def test_a_long_sequence_is_answered_as_its_last_known_items_are(client, bundle, payload):
-    max_items = Regenerator(bundle).max_items
+    max_items = Regenerator(bundle, "anticipate").max_items
     items = " ".join(f"{'bfk'[n % 3]}{n % 20:02d}" for n in range(max_items + 5)).split()
     last = items[-max_items:]
     submitted = [*items[:-2], "b99", *items[-2:]]  # unknown items do not count as read

@@ -15,6 +15,7 @@ from benchmarks import bench_decode, bench_scaling, bench_serving, bench_trainin
 from benchmarks.measure import interleaved_seconds, random_bundle, random_sequences, rounded
 from models.dataset import pad_right
 from models.regenerate import Regenerator
+from models.rules import DEFAULT_RULE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,7 +54,7 @@ def test_a_curve_has_a_point_per_value() -> None:
 def test_an_answer_for_another_client_is_counted_as_wrong() -> None:
     """The check of bench_serving against a server that mixes up its clients."""
     bundle = random_bundle(200, 2)
-    pool = bench_serving.exchanges(Regenerator(bundle), bundle.vocabulary, "synthetic-0")
+    pool = bench_serving.exchanges(Regenerator(bundle, DEFAULT_RULE), bundle.vocabulary, "synthetic-0")
     assert pool[0].expected != pool[1].expected
 
     def answer_of(exchange: bench_serving.Exchange) -> bytes:

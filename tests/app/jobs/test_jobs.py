@@ -109,7 +109,7 @@ def test_a_job_gives_what_the_model_gives_in_the_order_of_the_input(harness, mix
     vocabulary = bundle.vocabulary
     for sequence in sequences(27):
         tokens = [vocabulary.token_id(item["domain"], item["item_id"]) for item in sequence["items"]]
-        [alone] = Regenerator(bundle).regenerate([tokens], "kitchen")
+        [alone] = Regenerator(bundle, "paper").regenerate([tokens], "kitchen")
         expected.append((sequence["user_id"], vocabulary.item_ids_of(alone.token_ids), alone.kept, alone.deleted))
     found = [json.loads(line) for line in harness.result(job).splitlines()]
 
