@@ -1,0 +1,142 @@
+"""
+Write the tables of docs/results.md from reports of `taesar evaluate`: python docs/write_results.py A/report.json ...
+
+Prints Markdown: one table of NDCG@10 per data set, its differences with intervals, their means per recommender, users
+with few target items, leak audits and commands. Every number stands in the reports; nothing is computed here but means
+of relative differences over targets.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+LINES = ("original", "duplicated", "regenerated", "served", "mixed")
+GAINS = (("regenerated", "original"), ("regenerated", "duplicated"), ("served", "original"), ("served", "duplicated"))
+METRIC = "NDCG@10"
+MAIN, COLD = "1 or more", "0-2"
+
+
+def main(paths: Sequence[str]) -> None:
+    """Print the page's tables."""
+    reports = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
+    for (name, rule), group in groupby(reports, key=_data_and_rule):
+        members = list(group)
+        gains = [f"{arm} - {baseline}" for arm, baseline in GAINS]
+        parts = [
+            f"### {name}, rule `{rule}`\n",
+            *table(["target", "recommender", "users", "seeds", *LINES], _score_rows(members)),
+            *table(["target", "recommender", *gains], _gain_rows(members)),
+            *table(["recommender", "targets", *gains], _mean_rows(members)),
+            *table(["target", "recommender", "served, minus", "users", "HR@10", "relative"], _cold_rows(members)),
+            *table(["target", "held-out item", "users", "hits", "expected by chance"], _audit_rows(members)),
+            *(f"- `{report['provenance']['command']}`" for report in members),
+        ]
+        sys.stdout.write("\n".join(parts) + "\n\n")
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table; none where there are no rows."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return ["| " + " | ".join(header) + " |", "|" + "---|" * len(header), *lines, ""] if lines else []
+
+
+def _data_and_rule(report: dict[str, Any]) -> tuple[str, str]:
+    composite = report["provenance"]["composite"]
+    return report["provenance"]["dataset"], "none" if composite is None else composite["rule"]
+
+
+def _score_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
+    for report in reports:
+        scores = {(s["recommender"], s["arm"]): s for s in report["results"]["scores"] if s["group"] == MAIN}
+        seeds = {run["recommender"]: len(run["seeds"]) for run in report["results"]["runs"]}
+        for recommender in dict.fromkeys(name for name, _ in scores):
+            found = [scores.get((recommender, line)) for line in LINES]
+            users = next(score["users"] for score in found if score is not None)
+            yield [
+                report["provenance"]["target"],
+                recommender,
+                f"{users:,}",
+                str(seeds.get(recommender, 1)),
+                *("" if score is None else f"{score['means'][METRIC]:.4f}" for score in found),
+            ]
+
+
+def _gain_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
+    for report in reports:
+        gains = _gains(report)
+        for recommender in dict.fromkeys(name for name, *_ in gains):
+            cells = [gains.get((recommender, *pair)) for pair in GAINS]
+            yield [report["provenance"]["target"], recommender, *("" if c is None else _stated(c) for c in cells)]
+
+
+def _mean_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
+    """Mean over targets of the relative difference; its interval from those of the targets, as if independent."""
+    every = [_gains(report) for report in reports]
+    for recommender in dict.fromkeys(name for gains in every for name, *_ in gains):
+        cells, targets = [], 0
+        for pair in GAINS:
+            found = [gains[recommender, *pair] for gains in every if (recommender, *pair) in gains]
+            relatives = [c for c in found if c["relative"] is not None]
+            if not relatives:
+                cells.append("")
+                continue
+            targets = max(targets, len(relatives))
+            mean = sum(c["relative"] for c in relatives) / len(relatives)
+            half = math.sqrt(sum(_relative_half_width(c) ** 2 for c in relatives)) / len(relatives)
+            cells.append(f"{100 * mean:+.1f} % [{100 * (mean - half):+.1f}, {100 * (mean + half):+.1f}]")
+        yield [recommender, str(targets), *cells]
+
+
+def _cold_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
+    for report in reports:
+        for c in report["results"]["comparisons"]:
+            if c["group"] == COLD and c["metric"] == "HR@10":
+                relative = "" if c["relative"] is None else f"{100 * c['relative']:+.0f} %"
+                other = f"{c['baseline_recommender']} ({c['baseline']})"
+                users = f"{c['users']:,}"
+                yield [report["provenance"]["target"], c["recommender"], other, users, _interval(c), relative]
+
+
+def _audit_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
+    for report in reports:
+        for audit in report["audits"]:
+            numbers = (f"{audit['users']:,}", f"{audit['hits']:,}", f"{audit['expected_by_chance']:.1f}")
+            yield [report["provenance"]["target"], audit["split"], *numbers]
+
+
+def _gains(report: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
+    return {
+        (c["recommender"], c["arm"], c["baseline"]): c
+        for c in report["results"]["comparisons"]
+        if c["metric"] == METRIC
+        and c["group"] == MAIN
+        and not c["without_leak_hits"]
+        and c["recommender"] == c["baseline_recommender"]
+        and (c["arm"], c["baseline"]) in GAINS
+    }
+
+
+def _stated(comparison: dict[str, Any]) -> str:
+    relative = "" if comparison["relative"] is None else f"{100 * comparison['relative']:+.0f} %: "
+    return relative + _interval(comparison)
+
+
+def _interval(comparison: dict[str, Any]) -> str:
+    interval = comparison["interval"]
+    return f"{interval['mean']:+.4f} [{interval['low']:+.4f}, {interval['high']:+.4f}]"
+
+
+def _relative_half_width(comparison: dict[str, Any]) -> float:
+    interval = comparison["interval"]
+    baseline = interval["mean"] / comparison["relative"] if comparison["relative"] else math.inf
+    return abs((interval["high"] - interval["low"]) / 2 / baseline)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
