@@ -42,7 +42,7 @@ from benchmarks.measure import (
 from models.dataset import pad_right
 from models.decoder import Decoder, DecoderConfig
 from models.losses import next_item_targets
-from models.negatives import LogUniformSampler
+from models.negatives import PopularitySampler
 from models.prediction import HeldOut, PredictionBatch, PredictionObjective
 from models.vocabulary import TokenRange
 
@@ -75,7 +75,7 @@ class Side:
 def ours(num_items: int, *, low_precision: bool = False, num_draws: int | None = None) -> Side:
     """The step of ``train_base``; *low_precision* as ``TrainingConfig.precision`` bfloat16."""
     generator = np.random.default_rng(SEED)
-    sampler = LogUniformSampler(generator.permutation(num_items) + 1, num_draws) if num_draws else None
+    sampler = PopularitySampler(generator.permutation(num_items) + 1, num_draws) if num_draws else None
     objective = PredictionObjective(
         name="bench",
         fingerprint="",

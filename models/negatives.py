@@ -33,12 +33,14 @@ class Negatives(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LogUniformSampler:
+class PopularitySampler:
     """
-    Draws candidates with replacement, popular ones more often: q(rank r) = ln((r + 2) / (r + 1)) / ln(X + 1), r >= 0.
+    Draws candidates with replacement: q(rank r) = ln((r + 2) / (r + 1)) / (2 ln(X + 1)) + 1 / (2 X), r >= 0.
 
-    The logarithm of a rank is uniform, which is about how often items of a rank occur in logs of what people do. Every
-    candidate can be drawn, so no probability is ever divided by 0.
+    Half of the draws have a uniform logarithm of the rank, which is about how often items of a rank occur in logs of
+    what people do; the other half have a uniform rank, so that however rare an item is, it stands for 2 X / num_draws
+    items at most each time it is drawn. On the bundled sample both together had a lower training loss than either
+    alone (docs/performance.md).
 
     Args:
         by_popularity_X: the candidates' tokens, most frequent first.
@@ -51,7 +53,7 @@ class LogUniformSampler:
     @classmethod
     def of(
         cls, sequences: Iterable[npt.NDArray[np.integer]], candidates: TokenRange, num_draws: int
-    ) -> LogUniformSampler:
+    ) -> PopularitySampler:
         """The candidates ranked by how often they occur in *sequences*; of equals the lower token first."""
         counts_X = np.zeros(len(candidates), dtype=np.int64)
         for tokens in sequences:
@@ -63,7 +65,9 @@ class LogUniformSampler:
         """One step's negatives; the same for the same state of the generator."""
         X = len(self.by_popularity_X)
         # The inverse of the distribution function ln(r + 1) / ln(X + 1); rounding may reach X itself.
-        ranks = np.minimum(np.exp(generator.random(self.num_draws) * np.log(X + 1)).astype(np.int64) - 1, X - 1)
+        popular = np.minimum(np.exp(generator.random(self.num_draws) * np.log(X + 1)).astype(np.int64) - 1, X - 1)
+        anywhere = generator.integers(X, size=self.num_draws)
+        ranks = np.where(generator.random(self.num_draws) < 0.5, popular, anywhere)
         distinct_S, times_S = np.unique(ranks, return_counts=True)
         log_weights_S = np.log(times_S) - np.log(self.num_draws * self.probabilities(distinct_S))
         token_ids_S = self.by_popularity_X[distinct_S]
@@ -74,5 +78,6 @@ class LogUniformSampler:
 
     def probabilities(self, ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Of drawing the items of these ranks, 0 the most frequent."""
-        probabilities: npt.NDArray[np.float64] = np.log1p(1 / (ranks + 1)) / np.log(len(self.by_popularity_X) + 1)
+        X = len(self.by_popularity_X)
+        probabilities: npt.NDArray[np.float64] = np.log1p(1 / (ranks + 1)) / (2 * np.log(X + 1)) + 1 / (2 * X)
         return probabilities

@@ -24,7 +24,7 @@ from models.dataset import Sequences, TokenArray, pad_right
 from models.decoder import Decoder
 from models.losses import NO_TARGET, linear_cross_entropy, sampled_cross_entropy
 from models.metrics import ndcg_at_k, pessimistic_ranks
-from models.negatives import LogUniformSampler, Negatives
+from models.negatives import Negatives, PopularitySampler
 from models.training import epoch_generator, length_bucketed_batches
 from models.vocabulary import TokenRange
 
@@ -130,10 +130,10 @@ class PredictionObjective:
         return float(ndcg_at_k(ranks_N, 10).mean())
 
     @cached_property
-    def _sampler(self) -> LogUniformSampler | None:
+    def _sampler(self) -> PopularitySampler | None:
         if self.sampled_softmax is None or self.sampled_softmax >= len(self.candidates):
             return None
-        return LogUniformSampler.of(self.sequences, self.candidates, self.sampled_softmax)
+        return PopularitySampler.of(self.sequences, self.candidates, self.sampled_softmax)
 
     def _own_part(self, token_ids_BT: Tensor, negatives: Negatives | None) -> PredictionBatch:
         num_processes, rank = distributed.num_processes(), distributed.rank()

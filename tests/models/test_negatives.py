@@ -15,7 +15,7 @@ from torch import Tensor
 from models import losses
 from models.dataset import TOKENS
 from models.losses import linear_cross_entropy, next_item_targets, sampled_cross_entropy
-from models.negatives import LogUniformSampler, Negatives
+from models.negatives import Negatives, PopularitySampler
 from models.prediction import HeldOut, PredictionObjective
 from models.vocabulary import TokenRange
 
@@ -25,8 +25,8 @@ def negatives_of(times: dict[int, float]) -> Negatives:
     return Negatives(torch.tensor(sorted(times)), torch.tensor([times[token] for token in sorted(times)]).log())
 
 
-def sampler(num_candidates: int, num_draws: int, first: int = 1) -> LogUniformSampler:
-    return LogUniformSampler(np.arange(first, first + num_candidates), num_draws)
+def sampler(num_candidates: int, num_draws: int, first: int = 1) -> PopularitySampler:
+    return PopularitySampler(np.arange(first, first + num_candidates), num_draws)
 
 
 def test_the_estimate_by_arithmetic() -> None:
@@ -118,7 +118,7 @@ def test_the_estimated_partition_function_is_unbiased() -> None:
 
 def test_popular_items_come_first_and_of_equals_the_lower_token() -> None:
     sequences = [np.asarray([7, 9, 9, 3], dtype=TOKENS), np.asarray([6, 9, 6, 2], dtype=TOKENS)]
-    assert LogUniformSampler.of(sequences, TokenRange(5, 9), 1).by_popularity_X.tolist() == [9, 6, 7, 5, 8]
+    assert PopularitySampler.of(sequences, TokenRange(5, 9), 1).by_popularity_X.tolist() == [9, 6, 7, 5, 8]
 
 
 def objective(sampled_softmax: int | None, seed: int = 1, name: str = "base") -> PredictionObjective:
