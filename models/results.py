@@ -186,7 +186,11 @@ def _cold_comparisons(values: _Values, queries: Queries, seed: int) -> Iterator[
     cold_N = COLD.members(queries.num_target_items)
     for (recommender, arm), per_seed in values.items():
         for (other, line), other_values in values.items():
-            if arm != "served" or line == "served" or (other != recommender and other in TRAINED and line != "mixed"):
+            if arm != "served" or line == "served" or recommender in COUNTED:
+                continue
+            if (other in TRAINED and other != recommender and line != "mixed") or (
+                other in COUNTED and line != "original"
+            ):
                 continue
             # What took no seed is the same under every seed.
             baseline = dict.fromkeys(per_seed, *other_values.values()) if len(other_values) == 1 else other_values
