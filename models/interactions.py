@@ -39,6 +39,7 @@ Progress = Callable[[str, float], None]
 
 READING = "reading"
 MISSING, NOT_UTF8 = -1, -2
+BLANK = "empty line"
 SHOWN_ROWS = 5
 SHOWN_CHARACTERS = 60
 # Large enough that a block's dictionaries are small beside its rows, small enough to report progress.
@@ -125,11 +126,12 @@ def read_interactions(
     of tokens: a second claim is a mistake in the log, and the majority is the best evidence of what was meant.
 
     A line is counted as a CSV reader counts records, the header being line 1: a quoted field with a line break in it
-    is one. A blank line is a bad row.
+    is one. A blank line is named as a bad row, but it holds nothing that could be lost and counts towards no share: the
+    last line of a small file is often one.
 
     Raises:
         InputFormatError: no such file, unknown suffix, unreadable, or a column is missing.
-        BadRowsError: more than *max_bad_row_share* of the rows are bad; shows the first few.
+        BadRowsError: more than *max_bad_row_share* of the rows are bad, blank lines aside; shows the first few.
     """
     report = progress or (lambda _stage, _fraction: None)
     raw = _read_raw(path, columns or Columns(), report)
@@ -137,10 +139,11 @@ def read_interactions(
     bad |= _minority_claims(raw, bad)
     bad_rows = tuple(sorted((*raw.broken_lines, *_named(raw, bad)), key=lambda row: row.line))
     num_rows = len(raw.times_N) + len(raw.broken_lines)
-    if len(bad_rows) > max_bad_row_share * num_rows:
-        shown = "; ".join(map(str, bad_rows[:SHOWN_ROWS]))
+    lossy = [row for row in bad_rows if row.reason != BLANK]
+    if len(lossy) > max_bad_row_share * num_rows:
+        shown = "; ".join(map(str, lossy[:SHOWN_ROWS]))
         raise BadRowsError(
-            f"{path}: {len(bad_rows):,} of {num_rows:,} rows are bad, more than the share {max_bad_row_share:g} that "
+            f"{path}: {len(lossy):,} of {num_rows:,} rows are bad, more than the share {max_bad_row_share:g} that "
             f"is allowed. First: {shown}"
         )
     good = ~bad if bad.any() else slice(None)
@@ -454,7 +457,7 @@ def _reason(raw: _Raw, row: int) -> str:
     missing = [field.name for field in fields if field.codes_N[row] == MISSING]
     missing += [raw.time_name] if raw.time_texts.get(row) == "" else []
     if len(missing) == 4:
-        return "empty line"
+        return BLANK
     if missing:
         return f"missing {', '.join(missing)}"
     garbled = [field.name for field in fields if field.codes_N[row] == NOT_UTF8]

@@ -578,6 +578,15 @@ def test_a_bad_row_is_named_by_line_and_reason(tmp_path, line, reason):
     assert bad_rows_of(tmp_path, line) == [(6, reason)]
 
 
+def test_a_small_file_may_end_in_a_blank_line(tmp_path):
+    """One line of four is far above the share, but nothing is lost with it."""
+    (tmp_path / "input.csv").write_bytes(b"user,item,domain,timestamp\nu,x,a,1\nu,y,a,2\nv,x,a,3\n\n")
+    read = read_interactions(tmp_path / "input.csv", max_bad_row_share=0.0)
+
+    assert [(row.line, row.reason) for row in read.bad_rows] == [(5, "empty line")]
+    assert len(read.users_N) == 3
+
+
 def test_line_numbers_hold_when_bad_rows_of_all_kinds_mix(tmp_path):
     """Rows that the parser skips, rows that it returns and good rows each count one line."""
     body = b"u,x\nu,x,a,9,9\nu,x,a,never\n\nv,x,a\nv,,a,1\n"
