@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from models.contrastive import View, logits_in_blocks
 from models.dataset import TokenArray
@@ -101,16 +102,30 @@ def expected_items(view: View, target_range: TokenRange, count: int) -> Expected
     count = min(count, len(target_range))
     tokens, values = [np.zeros((0, count), dtype=np.int64)], [np.zeros((0, count), dtype=np.float32)]
     for logits_CX in logits_in_blocks(View(view.hidden_ND, view.table_VD[target_range.columns])):
-        best_CK, column_CK = torch.log_softmax(logits_CX, dim=1).topk(count, dim=1)
+        best_CK, column_CK = _best(torch.log_softmax(logits_CX, dim=1), count)
         tokens.append((column_CK + target_range.first).cpu().numpy())
         values.append(best_CK.cpu().numpy())
     token_ids_RK, log_probabilities_RK = np.concatenate(tokens), np.concatenate(values)
-    # topk leaves the order of equals open; the lowest token comes first, as everywhere.
+    # Equals in any order so far; the lowest token comes first, as everywhere.
     order_RK = np.lexsort((token_ids_RK, -log_probabilities_RK), axis=1)
     return Expected(
         np.take_along_axis(token_ids_RK, order_RK, axis=1),
         np.take_along_axis(log_probabilities_RK, order_RK, axis=1),
     )
+
+
+def _best(values_CX: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """
+    The *count* largest values and their columns; of equals at the last place the lowest columns are taken.
+
+    Which of them topk takes depends on how many are asked for, and so, here, on the other sequences of the call.
+    """
+    best_CK, column_CK = values_CX.topk(count, dim=1)
+    tied_C = (values_CX >= best_CK[:, -1:]).sum(dim=1) > count
+    if tied_C.any():
+        ordered = values_CX[tied_C].sort(dim=1, descending=True, stable=True)
+        best_CK[tied_C], column_CK[tied_C] = ordered.values[:, :count], ordered.indices[:, :count]
+    return best_CK, column_CK
 
 
 def candidates_needed(histories: Sequence[TokenArray]) -> int:

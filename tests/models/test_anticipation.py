@@ -82,6 +82,16 @@ def test_expected_items_are_the_softmax_of_the_target_domain_alone():
     assert found.log_probabilities_RK[0] == pytest.approx(np.log(weights / weights.sum()), abs=1e-6)
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 49])
+def test_of_equals_at_the_last_place_the_lowest_tokens_are_taken(count: int):
+    """So that it does not matter how many are asked for, which depends on the call's longest sequence."""
+    table = torch.ones(101, 1)
+    table[60] = 2.0
+    found = expected_items(View(torch.ones(3, 1), table), TokenRange(1, 100), count)
+
+    assert found.token_ids_RK.tolist() == [[60, *range(1, count)]] * 3
+
+
 def test_a_source_item_changes_what_stands_in_for_it(bundle: Bundle):
     """The contrastive rules never read the item that they replace; this one does."""
     target, source = (bundle.vocabulary.token_range(domain) for domain in DOMAINS[:2])
