@@ -26,7 +26,7 @@ from models.audit import leak_audits
 from models.checkpoint import Bundle
 from models.composite import MAPPING
 from models.dataset import Dataset
-from models.errors import ConfigurationError
+from models.errors import BundleMismatchError, ConfigurationError
 from models.evaluation import Cell, EvaluationConfig, Grid, as_served, runs_on, untrained_cell
 from models.recommenders.registry import COUNTED, MULTI_DOMAIN, TRAINED
 from models.report import Provenance, Report
@@ -116,10 +116,16 @@ def run_study(
     Raises:
         ConfigurationError: an arm needs a composite and there is none, a recommender has no arm to run on, or
             regenerated histories are asked for without arm ``regenerated`` or without the bundle of its composite.
+        BundleMismatchError: the bundle was trained on another dataset or another split of it.
         DatasetFormatError: the composite belongs to another dataset or target.
         UnknownDomainError: no such target.
     """
     started = time.perf_counter()
+    if bundle is not None and bundle.provenance.get("dataset_fingerprint") != dataset.fingerprint:
+        raise BundleMismatchError(
+            f"{bundle.directory}: not trained on dataset {dataset.directory}; its decoders have other items or may have "
+            "seen the items held out here"
+        )
     composite = None if study.composite is None else load_composite(study.composite, dataset, study.target)
     wanted: tuple[ArmName, ...] = ("original", *(arm for arm in study.arms if arm != "original"))
     if composite is None and set(wanted) & set(COMPOSITE_ARMS):

@@ -16,7 +16,7 @@ import torch
 from models import plots
 from models.arms import Queries
 from models.dataset import Sequences
-from models.errors import ConfigurationError
+from models.errors import BundleMismatchError, ConfigurationError
 from models.evaluation import Cell, EvaluationConfig
 from models.metrics import METRICS, per_row_metrics
 from models.recommenders.base import RecommenderConfig
@@ -137,6 +137,13 @@ def test_regenerated_histories_need_the_bundle_that_made_the_composite(report, d
         run_study(dataset, study, command="no bundle")
     with pytest.raises(ConfigurationError, match="arm regenerated"):
         run_study(dataset, replace(study, arms=("mixed",)), command="no arm")
+
+
+def test_a_bundle_of_another_dataset_ranks_nothing(report, dataset, bundle):
+    """It may have been trained on what is held out here, and its decoders are lines of the report."""
+    study, _ = report
+    with pytest.raises(BundleMismatchError, match="not trained on dataset"):
+        run_study(dataset, replace(study, histories=("target",)), command="another bundle", bundle=bundle)
 
 
 def test_groups_share_out_every_history_length():
