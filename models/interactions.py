@@ -140,10 +140,11 @@ def read_interactions(
     bad_rows = tuple(sorted((*raw.broken_lines, *_named(raw, bad)), key=lambda row: row.line))
     num_rows = len(raw.times_N) + len(raw.broken_lines)
     lossy = [row for row in bad_rows if row.reason != BLANK]
-    if len(lossy) > max_bad_row_share * num_rows:
+    num_filled = num_rows - (len(bad_rows) - len(lossy))
+    if len(lossy) > max_bad_row_share * num_filled:
         shown = "; ".join(map(str, lossy[:SHOWN_ROWS]))
         raise BadRowsError(
-            f"{path}: {len(lossy):,} of {num_rows:,} rows are bad, more than the share {max_bad_row_share:g} that "
+            f"{path}: {len(lossy):,} of {num_filled:,} rows are bad, more than the share {max_bad_row_share:g} that "
             f"is allowed. First: {shown}"
         )
     good = ~bad if bad.any() else slice(None)

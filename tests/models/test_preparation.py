@@ -587,6 +587,15 @@ def test_a_small_file_may_end_in_a_blank_line(tmp_path):
     assert len(read.users_N) == 3
 
 
+def test_blank_lines_do_not_dilute_the_share_of_bad_rows(tmp_path):
+    """One bad row of four is 25 %, however many lines between them are empty."""
+    body = b"u,x,a,1\nu,y,a,2\nv,x,a,3\nv,y,a,never\n" + 10 * b"\n"
+    (tmp_path / "input.csv").write_bytes(b"user,item,domain,timestamp\n" + body)
+
+    with pytest.raises(BadRowsError, match="1 of 4 rows are bad"):
+        read_interactions(tmp_path / "input.csv", max_bad_row_share=0.2)
+
+
 def test_line_numbers_hold_when_bad_rows_of_all_kinds_mix(tmp_path):
     """Rows that the parser skips, rows that it returns and good rows each count one line."""
     body = b"u,x\nu,x,a,9,9\nu,x,a,never\n\nv,x,a\nv,,a,1\n"
