@@ -112,6 +112,8 @@ def train_bundle(
             progress=progress,
         )
         experts.append(expert)
+    # Where every stage was finished before a kill, nothing else makes the main process wait until all have read them.
+    distributed.wait_for_all()
     if not distributed.is_main():
         distributed.wait_for_all()
         return load_bundle(out, device=device)

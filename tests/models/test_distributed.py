@@ -38,7 +38,7 @@ CONFIG = PipelineConfig(
 )
 
 PROGRAM = """
-import os, sys; from pathlib import Path; import torch
+import os, sys, time; from pathlib import Path; import torch
 from models import distributed
 from models.dataset import load_dataset
 from models.pipeline import train_bundle
@@ -51,6 +51,8 @@ class StopAfter(Silent):
     def on_epoch(self, report):
         if distributed.is_main() and f"{report.stage} {report.epoch}" == stop_after:
             os._exit(7)
+        if stop_after == "never, slowly" and not distributed.is_main() and report.stage == "base":
+            time.sleep(1)
 
 with distributed.joined(CPU):
     bundle = train_bundle(load_dataset(Path(sys.argv[1])), folder / "bundle", CONFIG, device=CPU,
@@ -121,6 +123,18 @@ def test_killed_processes_resume_to_the_same_bundle(together: Path, dataset: Dat
     assert torchrun(2, dataset, tmp_path) == 0
 
     assert (tmp_path / "version-0").read_text() == (together / "version-0").read_text()
+
+
+def test_the_main_process_removes_no_file_that_another_has_yet_to_read(
+    together: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    """Killed when all was trained and nothing written: on resuming no step makes the main one wait for a slow one."""
+    last = f"expert {dataset.vocabulary.domains[-1]} {SHORT.max_epochs}"
+    assert torchrun(2, dataset, tmp_path, stop_after=last) != 0
+    assert not (tmp_path / "bundle").exists()
+    assert torchrun(2, dataset, tmp_path, stop_after="never, slowly") == 0
+
+    assert (tmp_path / "version-1").read_text() == (together / "version-0").read_text()
 
 
 class World:
