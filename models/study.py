@@ -123,8 +123,8 @@ def run_study(
     started = time.perf_counter()
     if bundle is not None and bundle.provenance.get("dataset_fingerprint") != dataset.fingerprint:
         raise BundleMismatchError(
-            f"{bundle.directory}: not trained on dataset {dataset.directory}; its decoders have other items or may have "
-            "seen the items held out here"
+            f"{bundle.directory}: not trained on dataset {dataset.directory}; its decoders have other items or may "
+            "have seen the items held out here"
         )
     composite = None if study.composite is None else load_composite(study.composite, dataset, study.target)
     wanted: tuple[ArmName, ...] = ("original", *(arm for arm in study.arms if arm != "original"))
