@@ -151,7 +151,8 @@ def mapping_table(regenerated: Sequence[Regenerated], vocabulary: Vocabulary) ->
 
     Returns:
         Columns source_domain, source_item, target_item (null: deleted), count, mean_score (null where no decision
-        was scored: at position 0, and of what rule ``anticipate`` deletes), share (count over all decisions of the source item), sorted by source domain and
+        was scored: at position 0, and of what rule ``anticipate`` deletes), share (count over all
+        decisions of the source item), sorted by source domain and
         item, then falling count.
     """
     steps = [result.steps for result in regenerated]
