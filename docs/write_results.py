@@ -25,7 +25,7 @@ MAIN, COLD = "1 or more", "0-2"
 def main(paths: Sequence[str]) -> None:
     """Print the page's tables."""
     reports = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
-    for (name, rule), group in groupby(reports, key=_data_and_rule):
+    for (name, rule), group in groupby(sorted(reports, key=_data_and_rule), key=_data_and_rule):
         members = list(group)
         gains = [f"{arm} - {baseline}" for arm, baseline in GAINS]
         parts = [
@@ -76,7 +76,11 @@ def _gain_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
 
 
 def _mean_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
-    """Mean over targets of the relative difference; its interval from those of the targets, as if independent."""
+    """
+    Mean over targets of the relative difference; its interval from those of the targets, as if they were independent.
+
+    A user is a test user of one target only, so they are, but for the weights that targets share through the bundle.
+    """
     every = [_gains(report) for report in reports]
     for recommender in dict.fromkeys(name for gains in every for name, *_ in gains):
         cells, targets = [], 0
@@ -111,8 +115,11 @@ def _audit_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
 
 
 def _gains(report: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Comparisons of lines of one recommender, each with the baseline's mean."""
+    scores = report["results"]["scores"]
+    means = {(s["recommender"], s["arm"]): s["means"][METRIC] for s in scores if s["group"] == MAIN}
     return {
-        (c["recommender"], c["arm"], c["baseline"]): c
+        (c["recommender"], c["arm"], c["baseline"]): c | {"base": means[c["recommender"], c["baseline"]]}
         for c in report["results"]["comparisons"]
         if c["metric"] == METRIC
         and c["group"] == MAIN
@@ -134,8 +141,7 @@ def _interval(comparison: dict[str, Any]) -> str:
 
 def _relative_half_width(comparison: dict[str, Any]) -> float:
     interval = comparison["interval"]
-    baseline = interval["mean"] / comparison["relative"] if comparison["relative"] else math.inf
-    return abs((interval["high"] - interval["low"]) / 2 / baseline)
+    return float((interval["high"] - interval["low"]) / 2 / comparison["base"])
 
 
 if __name__ == "__main__":

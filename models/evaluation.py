@@ -43,7 +43,7 @@ from models.recommenders.registry import COUNTED, MULTI_DOMAIN, TRAINED
 from models.training import Progress, TrainingConfig, epoch_generator, fit
 
 # Part of every cell's key: raise it when a change moves results, so that stale cells are not read.
-CELL_VERSION = 1
+CELL_VERSION = 2
 RANKING_ROWS = 256
 # Scores held at once while ranking, in elements (64 MB).
 RANKING_ELEMENTS = 1 << 24
