@@ -211,7 +211,7 @@ def test_a_schedule_of_its_own_changes_the_key_of_its_recommender_alone(arms, tm
 def test_the_key_of_a_cell_is_the_hash_of_what_its_ranks_depend_on(arms, tmp_path):
     """Spelled out, as cells on disk are found by it: another spelling would compute all of them anew."""
     content = {
-        "version": 1,
+        "version": 2,
         "recommender": "sasrec",
         "arm": arms["regenerated"].fingerprint,
         "budget": arms["original"].fingerprint,
