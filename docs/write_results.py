@@ -20,6 +20,9 @@ LINES = ("original", "duplicated", "regenerated", "served", "mixed")
 GAINS = (("regenerated", "original"), ("regenerated", "duplicated"), ("served", "original"), ("served", "duplicated"))
 METRIC = "NDCG@10"
 MAIN, COLD = "1 or more", "0-2"
+COUNTED = ("popularity", "markov")
+# Fewer users than this say nothing.
+LEAST_USERS = 30
 
 
 def main(paths: Sequence[str]) -> None:
@@ -42,7 +45,8 @@ def main(paths: Sequence[str]) -> None:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table; none where there are no rows."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    # Reports of one target share what does not depend on the recommender.
+    lines = dict.fromkeys("| " + " | ".join(row) + " |" for row in rows)
     return ["| " + " | ".join(header) + " |", "|" + "---|" * len(header), *lines, ""] if lines else []
 
 
@@ -100,7 +104,9 @@ def _mean_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
 def _cold_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
     for report in reports:
         for c in report["results"]["comparisons"]:
-            if c["group"] == COLD and c["metric"] == "HR@10":
+            if c["group"] != COLD or c["metric"] != "HR@10" or c["users"] < LEAST_USERS or c["recommender"] in COUNTED:
+                continue
+            if c["baseline_recommender"] not in COUNTED or c["baseline"] == "original":
                 relative = "" if c["relative"] is None else f"{100 * c['relative']:+.0f} %"
                 other = f"{c['baseline_recommender']} ({c['baseline']})"
                 users = f"{c['users']:,}"
@@ -125,6 +131,7 @@ def _gains(report: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]
         and c["group"] == MAIN
         and not c["without_leak_hits"]
         and c["recommender"] == c["baseline_recommender"]
+        and c["recommender"] not in COUNTED
         and (c["arm"], c["baseline"]) in GAINS
     }
 
