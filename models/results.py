@@ -18,7 +18,7 @@ import torch
 from models.arms import ArmName, Queries, RowName
 from models.evaluation import Cell
 from models.metrics import METRICS, broken_inequalities, per_row_metrics
-from models.recommenders.registry import COUNTED, TRAINED
+from models.recommenders.registry import COUNTED, NAMES, TRAINED
 from models.significance import Interval, bootstrap_means
 
 # What each arm is compared with: a gain over ``original`` counts only if ``duplicated`` does not show it too.
@@ -155,7 +155,8 @@ def summarise(cells: Iterable[Cell], queries: Queries, *, leak_hits: Sequence[in
             *_arm_comparisons(values, queries, leak_hits, seed),
             *_cold_comparisons(values, queries, seed),
         ),
-        runs=tuple(_run(group) for group in by_run.values()),
+        # Lines that took no run of their own tell nothing of training.
+        runs=tuple(_run(group) for (name, row), group in by_run.items() if row != "served" and name in NAMES),
         broken_checks=tuple(
             f"{cell.recommender}, {cell.arm}, seed {cell.seed}: {broken}"
             for group in by_run.values()

@@ -63,7 +63,7 @@ def test_the_result_holds_target_items_in_order_without_consecutive_repeats(
 ) -> None:
     target_range = bundle.vocabulary.token_range(target)
     for sequence, result in zip(sequences, regenerate(bundle, sequences, target, rule), strict=True):
-        read = sequence[-33:]
+        read = sequence[-Regenerator(bundle, rule).max_items :]
         tokens = result.token_ids.tolist()
         assert all(token in target_range for token in tokens)
         assert all(first != second for first, second in pairwise(tokens))
