@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from models.dataset import MANIFEST, Dataset, load_dataset, sha256_of
 from models.errors import BundleMismatchError, OutputExistsError, ResumeMismatchError, TrainingError
 from models.pipeline import NetworkConfig, PipelineConfig, forget_run, train_bundle
 from models.preparation import PreparationConfig, prepare
+from models.rules import DEFAULT_RULE, Rule
 from models.training import EpochReport, Silent, TrainingConfig
 from models.vocabulary import Vocabulary
 from tests.conftest import write_interactions
@@ -211,9 +213,10 @@ def edited(dataset: Dataset, folder: Path, name: str, change: Callable[[int], in
 
 
 def composite_bytes(dataset: Dataset, bundle: Bundle, folder: Path) -> dict[str, bytes]:
-    """Every file that regeneration writes for every target, but for the summary, which holds times."""
-    for target in dataset.vocabulary.domains:
-        write_composite(dataset, bundle, target=target, rule="paper", out=folder / target)
+    """Every file that regeneration writes for every target and two rules, but for the summaries, which hold times."""
+    rules: tuple[Rule, ...] = ("paper", DEFAULT_RULE)
+    for target, rule in product(dataset.vocabulary.domains, rules):
+        write_composite(dataset, bundle, target=target, rule=rule, out=folder / rule / target)
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
@@ -230,7 +233,7 @@ def test_poisoned_test_items_change_nothing(trained: Bundle, dataset: Dataset, t
         composite_bytes(dataset, trained, tmp_path / "clean"),
         composite_bytes(poisoned, bundle, tmp_path / "b"),
     )
-    assert len(clean) == 3 * 4
+    assert len(clean) == 2 * 3 * 4
     assert clean == dirty
 
 
