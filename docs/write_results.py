@@ -104,13 +104,12 @@ def _mean_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
 def _cold_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
     for report in reports:
         for c in report["results"]["comparisons"]:
-            if c["group"] != COLD or c["metric"] != "HR@10" or c["users"] < LEAST_USERS or c["recommender"] in COUNTED:
+            if c["group"] != COLD or c["metric"] != "HR@10" or c["users"] < LEAST_USERS:
                 continue
-            if c["baseline_recommender"] not in COUNTED or c["baseline"] == "original":
-                relative = "" if c["relative"] is None else f"{100 * c['relative']:+.0f} %"
-                other = f"{c['baseline_recommender']} ({c['baseline']})"
-                users = f"{c['users']:,}"
-                yield [report["provenance"]["target"], c["recommender"], other, users, _interval(c), relative]
+            relative = "" if c["relative"] is None else f"{100 * c['relative']:+.0f} %"
+            other = f"{c['baseline_recommender']} ({c['baseline']})"
+            users = f"{c['users']:,}"
+            yield [report["provenance"]["target"], c["recommender"], other, users, _interval(c), relative]
 
 
 def _audit_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:

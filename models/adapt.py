@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -65,7 +66,7 @@ def train_expert(
     candidates = dataset.vocabulary.token_range(domain)
     name = f"expert {domain}"
     expert = _untrained(base, config.seed, name) if experts == "from-scratch" else copy.deepcopy(base)
-    mixed = trainable_sequences(dataset.train)
+    rows = _without_foreign(dataset.train, candidates) if experts == "single-domain" else dataset.train
     # The same weights under another dropout or number of heads are another run, too.
     fingerprint = f"{dataset.fingerprint} {dataclasses.asdict(base.config)} {_weights_hash(expert)}"
     if sampled_softmax is not None:
@@ -73,7 +74,7 @@ def train_expert(
     objective = PredictionObjective(
         name=name,
         fingerprint=fingerprint if experts == "adapted" else f"{fingerprint} {experts}",
-        sequences=_without_foreign(dataset.train, candidates) if experts == "single-domain" else mixed,
+        sequences=trainable_sequences(rows),
         targets_of=(
             next_item_targets
             if experts == "single-domain"
@@ -100,10 +101,9 @@ def _untrained(base: Decoder, seed: int, name: str) -> Decoder:
     return expert.to(base.item_embeddings_VD.device)
 
 
-def _without_foreign(sequences: Sequences, candidates: TokenRange) -> list[TokenArray]:
-    """Each sequence's items of the domain, in order; those with an item to predict."""
-    own = (tokens[(tokens >= candidates.first) & (tokens <= candidates.last)] for tokens in sequences)
-    return [tokens for tokens in own if len(tokens) >= 2]
+def _without_foreign(sequences: Sequences, candidates: TokenRange) -> Iterator[TokenArray]:
+    """Each sequence's items of the domain, in order."""
+    return (tokens[(tokens >= candidates.first) & (tokens <= candidates.last)] for tokens in sequences)
 
 
 def _weights_hash(start: Decoder) -> str:

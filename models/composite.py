@@ -100,11 +100,7 @@ def write_composite(
         OutputExistsError: *out* holds something that is not a composite.
     """
     started = time.perf_counter()
-    if bundle.provenance.get("dataset_fingerprint") != dataset.fingerprint:
-        raise BundleMismatchError(
-            f"{bundle.directory}: not trained on dataset {dataset.directory}; with other items it cannot rewrite it, "
-            "and with another split it may have seen the items held out here"
-        )
+    check_trained_on(bundle, dataset)
     target_range = dataset.vocabulary.token_range(target)
     parts = frozenset({COMPOSITE, COUNTS, MAPPING, SUMMARY})
     check_replaceable(
@@ -129,6 +125,20 @@ def write_composite(
     )
     _write_folder(out, dataset, rows, counts, mapping_table(regenerated, dataset.vocabulary), summary)
     return summary
+
+
+def check_trained_on(bundle: Bundle, dataset: Dataset) -> None:
+    """
+    Whether *bundle* was trained on this very dataset and split.
+
+    Raises:
+        BundleMismatchError: it was not.
+    """
+    if bundle.provenance.get("dataset_fingerprint") != dataset.fingerprint:
+        raise BundleMismatchError(
+            f"{bundle.directory}: not trained on dataset {dataset.directory}; with other items it can do nothing for "
+            "it, and with another split it may have seen the items held out here"
+        )
 
 
 def composite_rows(

@@ -65,6 +65,22 @@ class DecoderConfig:
             raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
 
 
+def causal_attention(query_key_value_BT3D: Tensor, num_heads: int, dropout: float) -> Tensor:
+    """
+    Multi-head attention [B, T, D] of every position to those up to it, before the output projection.
+
+    Args:
+        query_key_value_BT3D: queries, keys and values side by side, each of D.
+        num_heads: divides D.
+        dropout: probability of dropping an attention weight, 0 outside training.
+    """
+    B, T, D3 = query_key_value_BT3D.shape
+    heads_3BHTd = query_key_value_BT3D.view(B, T, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+    query_BHTd, key_BHTd, value_BHTd = heads_3BHTd.unbind(0)
+    attended_BHTd = F.scaled_dot_product_attention(query_BHTd, key_BHTd, value_BHTd, is_causal=True, dropout_p=dropout)
+    return attended_BHTd.transpose(1, 2).reshape(B, T, D3 // 3)
+
+
 class DecoderBlock(nn.Module):
     """One post-LN block: causal self-attention, then a two-layer feed-forward, each with residual and LayerNorm."""
 
@@ -82,13 +98,9 @@ class DecoderBlock(nn.Module):
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]; position t reads positions <= t."""
-        B, T, D = hidden_BTD.shape
-        heads_3BHTd = self.query_key_value(hidden_BTD).view(B, T, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        query_BHTd, key_BHTd, value_BHTd = heads_3BHTd.unbind(0)
-        attended_BHTd = F.scaled_dot_product_attention(
-            query_BHTd, key_BHTd, value_BHTd, is_causal=True, dropout_p=self.attention_dropout if self.training else 0.0
-        )
-        attended_BTD = self.attention_output(attended_BHTd.transpose(1, 2).reshape(B, T, D))
+        dropout = self.attention_dropout if self.training else 0.0
+        attended_BTD = causal_attention(self.query_key_value(hidden_BTD), self.num_heads, dropout)
+        attended_BTD = self.attention_output(attended_BTD)
         hidden_BTD = self.attention_norm(hidden_BTD + self.dropout(attended_BTD))
         transformed_BTD = self.outer(F.gelu(self.inner(hidden_BTD)))
         normed_BTD: Tensor = self.feed_forward_norm(hidden_BTD + self.dropout(transformed_BTD))

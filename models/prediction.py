@@ -9,7 +9,7 @@ Shapes: B = sequences, T = positions, N = rows, D = width, X = candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -147,7 +147,7 @@ class PredictionObjective:
         return PredictionBatch(own_BT, negatives, share=own_asked / max(1, asked))
 
 
-def trainable_sequences(sequences: Sequences) -> list[TokenArray]:
+def trainable_sequences(sequences: Iterable[TokenArray]) -> list[TokenArray]:
     """The sequences of at least two items: shorter ones have nothing to predict."""
     return [sequence for sequence in sequences if len(sequence) >= 2]
 

@@ -15,7 +15,7 @@ from models.arms import Queries
 from models.checkpoint import Bundle
 from models.dataset import Sequences
 from models.decoder import Decoder
-from models.recommenders.base import most_recent
+from models.recommenders.base import last_states, most_recent
 from models.regenerate import Regenerator
 from models.rules import Rule
 from models.vocabulary import PADDING, TokenRange
@@ -34,9 +34,7 @@ class DecoderScorer:
     def scores(self, item_ids_BT: Tensor, candidates: TokenRange) -> Tensor:
         """Logits [B, X] of the candidates after each non-empty history."""
         recent_BT = most_recent(item_ids_BT, self._decoder.config.max_length)
-        last_B = (recent_BT != PADDING).sum(dim=1) - 1
-        rows_B = torch.arange(len(recent_BT), device=recent_BT.device)
-        hidden_BD: Tensor = self._decoder(recent_BT)[rows_B, last_B]
+        hidden_BD = last_states(self._decoder(recent_BT), (recent_BT != PADDING).sum(dim=1))
         return hidden_BD @ self._decoder.item_embeddings_VD[candidates.columns].T
 
 

@@ -24,9 +24,9 @@ from torch import Tensor
 from models.arms import COMPOSITE_ARMS, Arm, ArmName, Composite, RowName, build_arm, load_composite, with_served
 from models.audit import leak_audits
 from models.checkpoint import Bundle
-from models.composite import MAPPING
+from models.composite import MAPPING, check_trained_on
 from models.dataset import Dataset
-from models.errors import BundleMismatchError, ConfigurationError
+from models.errors import ConfigurationError
 from models.evaluation import Cell, EvaluationConfig, Grid, as_served, runs_on, untrained_cell
 from models.recommenders.registry import COUNTED, MULTI_DOMAIN, TRAINED
 from models.report import Provenance, Report
@@ -121,11 +121,8 @@ def run_study(
         UnknownDomainError: no such target.
     """
     started = time.perf_counter()
-    if bundle is not None and bundle.provenance.get("dataset_fingerprint") != dataset.fingerprint:
-        raise BundleMismatchError(
-            f"{bundle.directory}: not trained on dataset {dataset.directory}; its decoders have other items or may "
-            "have seen the items held out here"
-        )
+    if bundle is not None:
+        check_trained_on(bundle, dataset)
     composite = None if study.composite is None else load_composite(study.composite, dataset, study.target)
     wanted: tuple[ArmName, ...] = ("original", *(arm for arm in study.arms if arm != "original"))
     if composite is None and set(wanted) & set(COMPOSITE_ARMS):

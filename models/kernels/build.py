@@ -8,6 +8,7 @@ flags, compiler version and processor.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
 import os
@@ -51,6 +52,18 @@ def build(source: Path) -> Path | None:
         except (OSError, subprocess.SubprocessError) as error:
             LOG.warning("%s was not compiled with %s %s: %s", source.name, compiler, tuning, _reason(error))
     return None
+
+
+def load(source: Path) -> ctypes.CDLL | None:
+    """The compiled library of one C++ file, loaded; None where it cannot be compiled or does not load."""
+    path = build(source)
+    if path is None:
+        return None
+    try:
+        return ctypes.CDLL(str(path))  # lets go of the interpreter's lock during calls
+    except OSError as error:
+        LOG.warning("%s does not load: %s", path, error)
+        return None
 
 
 def _compiler() -> str | None:

@@ -7,7 +7,6 @@ Shapes: N = positions, D = width, V = num_items + 1.
 from __future__ import annotations
 
 import ctypes
-import logging
 from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
@@ -17,10 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.kernels.build import build
+from models.kernels.build import load
 from models.vocabulary import TokenRange
-
-LOG = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 
@@ -101,13 +98,7 @@ def decide_paper(
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    path = build(SOURCE)
-    if path is None:
-        return None
-    try:
-        library = ctypes.CDLL(str(path))  # lets go of the interpreter's lock during calls
-    except OSError as error:
-        LOG.warning("%s does not load: %s", path, error)
-        return None
-    library.taesar_decide_paper.restype = ctypes.c_int
+    library = load(SOURCE)
+    if library is not None:
+        library.taesar_decide_paper.restype = ctypes.c_int
     return library

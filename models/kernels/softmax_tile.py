@@ -7,16 +7,13 @@ Shapes: C = positions of a chunk, W = candidates of a tile.
 from __future__ import annotations
 
 import ctypes
-import logging
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from models.kernels.build import build
-
-LOG = logging.getLogger(__name__)
+from models.kernels.build import load
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FUNCTIONS = {torch.float32: "taesar_weigh_float32", torch.bfloat16: "taesar_weigh_bfloat16"}
@@ -60,14 +57,8 @@ def weigh_(logits_CW: Tensor, largest_C1: Tensor, mass_C1: Tensor) -> None:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    path = build(SOURCE)
-    if path is None:
-        return None
-    try:
-        library = ctypes.CDLL(str(path))  # lets go of the interpreter's lock during calls
-    except OSError as error:
-        LOG.warning("%s does not load: %s", path, error)
-        return None
-    for name in FUNCTIONS.values():
-        library[name].restype = None
+    library = load(SOURCE)
+    if library is not None:
+        for name in FUNCTIONS.values():
+            library[name].restype = None
     return library

@@ -33,13 +33,12 @@ Shapes: B = rows, T = positions, D = width, K = domains, M = targets of one doma
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.recommenders.base import RecommenderConfig
+from models.decoder import causal_attention
+from models.recommenders.base import RecommenderConfig, last_states
 from models.recommenders.multidomain import (
     DomainStreams,
     MixedBatch,
@@ -49,7 +48,6 @@ from models.recommenders.multidomain import (
     domain_streams,
     initialise,
     items_so_far,
-    last_states,
 )
 from models.vocabulary import PADDING, TokenRange
 
@@ -100,13 +98,9 @@ class Block(nn.Module):
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]; position t reads positions <= t, so padding on the right is never read."""
-        B, T, D = hidden_BTD.shape
-        heads_3BHTd = self.query_key_value(hidden_BTD).view(B, T, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        query_BHTd, key_BHTd, value_BHTd = heads_3BHTd.unbind(0)
-        attended_BHTd = F.scaled_dot_product_attention(
-            query_BHTd, key_BHTd, value_BHTd, is_causal=True, dropout_p=self.attention_dropout if self.training else 0.0
-        )
-        attended_BTD = self.attention_output(attended_BHTd.transpose(1, 2).reshape(B, T, D))
+        dropout = self.attention_dropout if self.training else 0.0
+        attended_BTD = causal_attention(self.query_key_value(hidden_BTD), self.num_heads, dropout)
+        attended_BTD = self.attention_output(attended_BTD)
         hidden_BTD = self.attention_norm(hidden_BTD + self.dropout(attended_BTD))
         normed_BTD: Tensor = self.feed_forward_norm(hidden_BTD + self.dropout(self.feed_forward(hidden_BTD)))
         return normed_BTD
@@ -150,7 +144,7 @@ class ABXI(MultiDomainRecommender):
     name = "abxi"
 
     def __init__(self, domains: tuple[TokenRange, ...], config: RecommenderConfig, own: MultiDomainConfig) -> None:
-        super().__init__(domains, config)
+        super().__init__(domains, config, own)
         self.temperature = own.abxi_temperature
         self.position_embedding = nn.Embedding(config.max_length + 1, config.width, padding_idx=PADDING)
         self.input_norm = nn.LayerNorm(config.width)
@@ -162,11 +156,6 @@ class ABXI(MultiDomainRecommender):
         self.domain_stages = nn.ModuleList(DomainStage(config, own.abxi_invariant_rank) for _ in domains)
         self.dropout = nn.Dropout(config.dropout)
         self.apply(initialise)
-
-    @classmethod
-    def build(cls, domains: tuple[TokenRange, ...], config: RecommenderConfig, own: MultiDomainConfig) -> Self:
-        """One stage 1 per stream, one stage 2 per domain."""
-        return cls(domains, config, own)
 
     def states(self, item_ids_BT: Tensor) -> Tensor:
         """Shared blocks over any stream: [B, T] -> [B, T, D], meaningless at padding."""

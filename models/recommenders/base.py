@@ -176,9 +176,7 @@ class CausalRecommender(SessionRecommender[BatchT]):
 
     def encode(self, item_ids_BT: Tensor) -> Tensor:
         """The state at each history's last item."""
-        last_B = (item_ids_BT != PADDING).sum(dim=1).clamp(min=1) - 1
-        rows_B = torch.arange(len(item_ids_BT), device=item_ids_BT.device)
-        return self.encode_all(item_ids_BT)[rows_B, last_B]
+        return last_states(self.encode_all(item_ids_BT), (item_ids_BT != PADDING).sum(dim=1))
 
     def num_batches(self, rows: Sequences, batch_size: int) -> int:
         """ceil(rows / batch_size)."""
@@ -189,6 +187,12 @@ class CausalRecommender(SessionRecommender[BatchT]):
         hidden_BTD = self.encode_all(batch.item_ids_BT.to(self.device))
         hidden_ND = hidden_BTD.flatten(0, 1)[batch.positions_N.to(self.device)]
         return batch.weight * linear_cross_entropy(hidden_ND, self.item_table_XD, batch.targets_N.to(self.device) - 1)
+
+
+def last_states(hidden_BTD: Tensor, lengths_B: Tensor) -> Tensor:
+    """[B, D]: the state at each row's last item; that of slot 0 where a row is empty."""
+    rows_B = torch.arange(len(hidden_BTD), device=hidden_BTD.device)
+    return hidden_BTD[rows_B, lengths_B.clamp(min=1) - 1]
 
 
 def most_recent(item_ids_BT: Tensor, length: int) -> Tensor:

@@ -39,12 +39,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Self
 
 import torch
 from torch import Tensor
 
-from models.recommenders.base import RecommenderConfig
+from models.recommenders.base import RecommenderConfig, last_states
 from models.recommenders.multidomain import (
     MixedBatch,
     MixedInput,
@@ -54,7 +53,6 @@ from models.recommenders.multidomain import (
     domain_cross_entropy,
     domain_indices,
     initialise,
-    last_states,
     transformer,
 )
 from models.vocabulary import PADDING, TokenRange
@@ -68,19 +66,13 @@ class CGRec(MultiDomainRecommender):
     steps: Tensor
 
     def __init__(self, domains: tuple[TokenRange, ...], config: RecommenderConfig, own: MultiDomainConfig) -> None:
-        super().__init__(domains, config)
-        self.own = own
+        super().__init__(domains, config, own)
         self.input = MixedInput(len(domains), config)
         self.blocks = transformer(config.num_layers, config)
         self.item_tower = Tower(config)
         self.register_buffer("harm_K", torch.zeros(len(domains)))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.apply(initialise)
-
-    @classmethod
-    def build(cls, domains: tuple[TokenRange, ...], config: RecommenderConfig, own: MultiDomainConfig) -> Self:
-        """Every domain weighs 1 at the start."""
-        return cls(domains, config, own)
 
     @property
     def domain_weights_K(self) -> Tensor:

@@ -156,15 +156,16 @@ class DomainStreams:
 class MultiDomainRecommender(Recommender[MixedBatch]):
     """A recommender over all domains' items that knows which domain each belongs to."""
 
-    def __init__(self, domains: tuple[TokenRange, ...], config: RecommenderConfig) -> None:
+    def __init__(self, domains: tuple[TokenRange, ...], config: RecommenderConfig, own: MultiDomainConfig) -> None:
         super().__init__(domains[-1].last, config.max_length)
         self.domains = domains
+        self.own = own
         self.item_embedding = nn.Embedding(self.num_items + 1, config.width, padding_idx=PADDING)
 
     @classmethod
-    @abstractmethod
     def build(cls, domains: tuple[TokenRange, ...], config: RecommenderConfig, own: MultiDomainConfig) -> Self:
         """An untrained model; *domains* follow one another from item 1."""
+        return cls(domains, config, own)
 
     @abstractmethod
     def encode_for(self, domain: int, item_ids_BT: Tensor) -> Tensor:
@@ -346,9 +347,3 @@ def targets_per_domain(rows: Sequences, domains: Sequence[TokenRange], *, max_le
 def domain_cross_entropy(hidden_MD: Tensor, table_XD: Tensor, columns_M: Tensor) -> Tensor:
     """Mean full-softmax cross-entropy within one domain; 0 with zero gradients where the batch has none of it."""
     return linear_cross_entropy(hidden_MD, table_XD, columns_M.to(hidden_MD.device))
-
-
-def last_states(hidden_BTD: Tensor, lengths_B: Tensor) -> Tensor:
-    """[B, D]: the state at each row's last item; that of slot 0 where a row is empty."""
-    rows_B = torch.arange(len(hidden_BTD), device=hidden_BTD.device)
-    return hidden_BTD[rows_B, lengths_B.clamp(min=1) - 1]

@@ -37,13 +37,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.recommenders.base import RecommenderConfig
+from models.recommenders.base import RecommenderConfig, last_states
 from models.recommenders.multidomain import (
     DomainStreams,
     MixedBatch,
@@ -56,7 +55,6 @@ from models.recommenders.multidomain import (
     domain_indices,
     domain_streams,
     initialise,
-    last_states,
     transformer,
 )
 from models.vocabulary import PADDING, TokenRange
@@ -94,8 +92,7 @@ class SyNCRec(MultiDomainRecommender):
     gain_K: Tensor
 
     def __init__(self, domains: tuple[TokenRange, ...], config: RecommenderConfig, own: MultiDomainConfig) -> None:
-        super().__init__(domains, config)
-        self.own = own
+        super().__init__(domains, config, own)
         num_mixed = int(OWN_SHARE * own.syncrec_num_experts)
         num_single = own.syncrec_num_experts - num_mixed
         self.input = MixedInput(len(domains), config)
@@ -108,11 +105,6 @@ class SyNCRec(MultiDomainRecommender):
         self.agreement = nn.Linear(config.width, config.width, bias=False)
         self.register_buffer("gain_K", torch.zeros(len(domains)))
         self.apply(initialise)
-
-    @classmethod
-    def build(cls, domains: tuple[TokenRange, ...], config: RecommenderConfig, own: MultiDomainConfig) -> Self:
-        """Every domain weighs 1 at the start."""
-        return cls(domains, config, own)
 
     @property
     def domain_weights_K(self) -> Tensor:
