@@ -13,14 +13,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from models.errors import ResumeMismatchError, TrainingError
 from models.training import (
     EpochReport,
+    Schedule,
     Silent,
     TrainingConfig,
     epoch_generator,
     fit,
+    learning_rate_at,
     length_bucketed_batches,
     resolve_device,
 )
@@ -95,6 +98,26 @@ def test_it_stops_after_patience_misses_and_keeps_the_best_epoch() -> None:
     assert torch.equal(module.slope.detach(), weights[2])
 
 
+def test_the_linear_schedule_climbs_and_falls_to_nothing_by_the_last_step() -> None:
+    rates: list[float] = []
+    hook = register_optimizer_step_pre_hook(lambda optimiser, *_: rates.append(optimiser.param_groups[0]["lr"]))
+    try:
+        train(Regression(), replace(CONFIG, schedule="linear", patience=99))
+    finally:
+        hook.remove()
+
+    peak = rates.index(max(rates))
+    assert len(rates) == CONFIG.max_epochs * Regression().num_batches()
+    assert 0 < peak < 0.1 * len(rates)
+    assert rates == sorted(rates[:peak]) + sorted(rates[peak:], reverse=True)
+    assert max(rates) <= CONFIG.learning_rate
+    assert 0 < rates[-1] < 0.05 * CONFIG.learning_rate
+
+
+def test_a_constant_schedule_is_one_rate() -> None:
+    assert {learning_rate_at(CONFIG, share) for share in (0.0, 0.01, 0.5, 0.999)} == {CONFIG.learning_rate}
+
+
 def test_a_network_that_only_gets_worse_is_returned_as_it_came() -> None:
     module, _ = train(Regression(scripted=(0.9, 0.1, 0.1, 0.1)))
     assert torch.equal(module.slope, torch.zeros(3))
@@ -128,14 +151,16 @@ class KillAt(Silent):
 
 
 @pytest.mark.parametrize("steps", [0, 3, 5, 12, 29])
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, steps: int) -> None:
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, steps: int, schedule: Schedule) -> None:
     """Bit for bit, wherever the kill falls, also twice."""
-    expected, expected_epochs = train(Regression())
+    config = replace(CONFIG, schedule=schedule)
+    expected, expected_epochs = train(Regression(), config)
     resume_file = tmp_path / "line.safetensors"
     for extra in (steps, 4):
         with pytest.raises(Killed):
-            fit(Line(), Regression(), CONFIG, resume_file=resume_file, progress=KillAt(extra))
-    actual, epochs = train(Regression(), resume_file=resume_file)
+            fit(Line(), Regression(), config, resume_file=resume_file, progress=KillAt(extra))
+    actual, epochs = train(Regression(), config, resume_file=resume_file)
 
     assert torch.equal(actual.slope, expected.slope)
     assert [(e.epoch, e.loss, e.metric) for e in epochs[1:]] == [
