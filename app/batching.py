@@ -7,8 +7,8 @@ In the order of a request's life:
 2. An idle thread takes what is there at once. A row that came while the thread was computing is given at most
    ``window_seconds`` since its arrival to gather company.
 3. ``fair_window`` takes a few batches' worth of rows, one of each request in turn, so that a small request never waits
-   for the whole of a large one. ``plan_batches`` sorts the window by length inside each key and cuts it where rows x
-   longest length would pass the cap. A window is finished before the next is taken, so no row starves.
+   for the whole of a large one. ``plan_batches`` cuts it, key by key, where the sum of lengths would pass the cap. A
+   window is finished before the next is taken, so no row starves.
 4. Rows whose client has left are filtered once, before inputs are paired with results.
 5. A batch that raises gives its exception to every waiter in it; the thread goes on.
 6. When the thread itself ends (anything beyond ``Exception``, or a type in ``fatal``), every waiter gets
@@ -39,7 +39,7 @@ class BatchingConfig:
     Bounds of a batcher.
 
     Args:
-        max_batch_positions: rows x longest length of one call; a single longer row still runs, alone.
+        max_batch_positions: sum of the rows' lengths in one call; a single longer row still runs, alone.
         window_seconds: longest wait for company since a row's arrival, only while the thread is busy.
         max_queued_rows: rows admitted and not yet answered.
         retry_after_seconds: what a refused client is told.
@@ -51,7 +51,7 @@ class BatchingConfig:
     retry_after_seconds: int
 
 
-# Enough rows for sorting by length to pay, few enough that a newcomer's turn comes soon
+# Enough rows for keys that take turns to fill their batches, few enough that a newcomer's turn comes soon
 WINDOW_BATCHES = 4
 
 
@@ -291,9 +291,10 @@ def plan_batches(
     window: Sequence[Row[KeyT, RowT, ResultT]], max_positions: int
 ) -> list[list[Row[KeyT, RowT, ResultT]]]:
     """
-    Cut a window into batches of one key each, short rows first, none over *max_positions* (unless of a single row).
+    Cut a window into batches of one key each, none over *max_positions* in all (unless of a single row).
 
-    Keys keep the order of their first row; equal lengths keep their order of arrival.
+    Keys keep the order of their first row, rows their order inside the key. Rows of unequal length share a batch: what
+    each is padded to is the model's affair and depends on that row alone.
     """
     by_key: dict[KeyT, list[Row[KeyT, RowT, ResultT]]] = {}
     for row in window:
@@ -301,10 +302,12 @@ def plan_batches(
     batches: list[list[Row[KeyT, RowT, ResultT]]] = []
     for rows in by_key.values():
         batch: list[Row[KeyT, RowT, ResultT]] = []
-        for row in sorted(rows, key=lambda row: row.length):
-            if batch and (len(batch) + 1) * row.length > max_positions:
+        positions = 0
+        for row in rows:
+            if batch and positions + row.length > max_positions:
                 batches.append(batch)
-                batch = []
+                batch, positions = [], 0
             batch.append(row)
+            positions += row.length
         batches.append(batch)
     return batches

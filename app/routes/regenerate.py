@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 
 from app.errors import (
@@ -19,7 +19,6 @@ from app.errors import (
     UnknownSequenceItemsError,
     problem_responses,
 )
-from app.inference import Inference
 from app.routes.models import inference_of
 from app.schemas import RegenerateRequest, RegenerateResponse
 from models.errors import UnknownDomainError
@@ -32,7 +31,7 @@ ResultT = TypeVar("ResultT")
 @router.post(
     "/regenerate",
     summary="Rewrite mixed sequences for one target domain",
-    response_model_exclude_unset=True,
+    response_model=RegenerateResponse,
     responses=problem_responses(
         UnknownDomainError,
         RequestTooLargeError,
@@ -44,16 +43,18 @@ ResultT = TypeVar("ResultT")
         ShuttingDownError,
     ),
 )
-async def regenerate(
-    request: Request, body: RegenerateRequest, inference: Annotated[Inference, Depends(inference_of)]
-) -> RegenerateResponse:
+async def regenerate(request: Request, body: RegenerateRequest) -> Response:
     """
     Every item of another domain becomes an item of the target domain, or is deleted; the target's own items stay.
 
     On the CPU the same sequence gets the same answer, to the bit, alone, in any batch, from a job and from the command
     line. On a GPU this is not shown: near ties may turn with the batch.
     """
-    return await while_connected(request, inference.regenerate(body))
+    # Not a dependency: FastAPI runs one that is no coroutine in a thread, for every request
+    inference = inference_of(request)
+    answer = await while_connected(request, inference.regenerate(body))
+    # Written here: FastAPI would validate the answer, copy it into dictionaries and write those, three times the work
+    return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:

@@ -147,7 +147,7 @@ def test_rows_of_different_keys_never_share_a_call():
     assert recorder.calls[1:] == [("a", [0, 2]), ("b", [1, 3])]
 
 
-def test_a_window_is_sorted_by_length_and_cut_at_the_cap():
+def test_a_window_is_cut_where_its_lengths_would_pass_the_cap():
     recorder = Recorder()
 
     async def scenario():
@@ -159,8 +159,8 @@ def test_a_window_is_sorted_by_length_and_cut_at_the_cap():
 
     asyncio.run(scenario())
 
-    # 3 rows x 4 = 12 fit; 6 would make 4 x 6; 99 is over the cap and runs alone
-    assert [rows for _, rows in recorder.calls[1:]] == [[2, 3, 4], [6], [99]]
+    # 6 + 2 + 4 = 12 fit; 99 is over the cap and runs alone
+    assert [rows for _, rows in recorder.calls[1:]] == [[6, 2, 4], [3], [99]]
 
 
 def test_a_small_request_does_not_wait_for_the_whole_of_a_large_one():
@@ -193,7 +193,7 @@ def test_no_planned_batch_of_several_rows_is_over_the_cap():
 
     assert sorted(row.index for batch in batches for row in batch) == list(range(200))
     assert all(len({row.key for row in batch}) == 1 for batch in batches)
-    assert all(len(batch) == 1 or len(batch) * max(row.length for row in batch) <= 100 for batch in batches)
+    assert all(len(batch) == 1 or sum(row.length for row in batch) <= 100 for batch in batches)
 
 
 def test_a_request_that_does_not_fit_is_refused_whole_and_told_when_to_return():
