@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.formats import SourceFormat
-from app.jobs import Job, JobState
+from app.jobs import Job, JobState, Purpose
 from app.mappings import DictionaryKey, MappingRow
 from app.schemas import Name, OnUnknown
 from app.tables import ALL_JOBS
@@ -21,6 +21,7 @@ _JOB_EXAMPLE: dict[str, Any] = {
     "model_version": "4f0c2a9be1d7",
     "rule": "paper",
     "on_unknown": "skip",
+    "purpose": "live",
     "source": "file:///data/in/mixed.ndjson.gz",
     "format": "ndjson",
     "created_at": "2026-01-05T10:00:00Z",
@@ -51,6 +52,12 @@ class JobOptions(BaseModel):
         "skip",
         description="Items (or their domains) that the model does not know: 'skip' drops and counts them, 'error' "
         "makes their row a bad row.",
+    )
+    purpose: Purpose = Field(
+        "live",
+        description="What the sequences are: 'live' histories, answered as POST /regenerate would; or 'training' rows "
+        "of the data set that the bundle was trained on, to train recommenders on, as taesar regenerate would: rule "
+        "anticipate then withholds what the experts recite of rows that they were trained on.",
     )
     format: SourceFormat | None = Field(
         None, description="Of the input; without it, the ending of its name says so (.ndjson, .csv, .inter, .parquet)."
@@ -104,6 +111,7 @@ class JobBody(BaseModel):
     model_version: str = Field(description="The bundle that was active when the job was submitted; it does all of it.")
     rule: str
     on_unknown: str
+    purpose: str
     source: str = Field(description="The input's URI, or the name of the uploaded file.")
     format: str
     created_at: datetime
@@ -124,6 +132,7 @@ class JobBody(BaseModel):
             model_version=job.model_version,
             rule=job.rule,
             on_unknown=job.on_unknown,
+            purpose=job.purpose,
             source=job.source_uri or job.source_name,
             format=job.source_format,
             created_at=_instant(job.created_at_ms),

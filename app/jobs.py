@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -24,6 +24,10 @@ from app.tables import bad_rows, chunks, jobs, now_ms, reading, writing
 
 RETRY_AFTER_SECONDS = 30
 MAX_REASON = 500
+
+Purpose = Literal["live", "training"]
+"""What a job's sequences are: histories to answer after, or the rows that the bundle was trained on."""
+
 STREAM_ROWS = 1000
 
 
@@ -55,6 +59,7 @@ class NewJob:
     model_version: str
     rule: str
     on_unknown: str
+    purpose: Purpose
     source_uri: str | None
     source_name: str
     source_format: SourceFormat
@@ -72,6 +77,7 @@ class Job:
     model_version: str
     rule: str
     on_unknown: str
+    purpose: Purpose
     source_uri: str | None
     source_name: str
     source_format: SourceFormat

@@ -264,7 +264,9 @@ def regenerate_rows(regenerator: Regenerator, job: Job, rows: Sequence[Row]) -> 
             bad.append(BadRow(row.line, f"position {first_unknown}: unknown item {item!r} of domain {domain!r}"))
         else:
             read.append((row, tokens))
-    results = regenerator.regenerate([tokens for _, tokens in read], job.target_domain)
+    results = regenerator.regenerate(
+        [tokens for _, tokens in read], job.target_domain, training_rows=job.purpose == "training"
+    )
     rewritten = [
         Rewritten(
             user_id=row.user_id,

@@ -68,6 +68,7 @@ jobs = Table(
     Column("model_version", _Text, nullable=False),
     Column("rule", String(32), nullable=False),
     Column("on_unknown", String(8), nullable=False),
+    Column("purpose", String(16), nullable=False, server_default="live"),
     Column("source_uri", Text, nullable=True),  # null: an upload, kept in the job's own storage
     Column("source_name", Text, nullable=False),
     Column("source_format", String(16), nullable=False),

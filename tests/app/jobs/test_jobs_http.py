@@ -12,6 +12,7 @@ import pytest
 from app.jobs import TERMINAL
 from app.main import create_app
 from app.settings import Settings
+from models.regenerate import Regenerator
 from tests.job_inputs import sequences as make_sequences
 from tests.job_inputs import write_ndjson
 
@@ -78,6 +79,39 @@ def test_a_job_gives_what_post_regenerate_gives(start, mixed):
     assert job["state"] == "succeeded"
     assert job["progress"] == {"num_chunks": 4, "chunks_done": 4, "share": 1.0}
     assert [json.loads(line) for line in result.text.splitlines()] == online["sequences"]
+
+
+@pytest.mark.parametrize("by_upload", [False, True])
+@pytest.mark.parametrize("purpose", ["live", "training"])
+def test_a_job_says_what_its_sequences_are_and_the_rule_heeds_it(start, mixed, bundle, purpose, by_upload):
+    """Under rule anticipate training rows lose what the experts recite; the two answers must differ somewhere."""
+    client = start(rule="anticipate")
+    answer = (
+        upload(client, mixed.read_bytes(), purpose=purpose) if by_upload else submit(client, mixed, purpose=purpose)
+    )
+    job = ended(client, answer)
+    result = client.get(f"/jobs/{job['job_id']}/result", headers={"Accept": "application/x-ndjson"})
+    tokens = [
+        [bundle.vocabulary.token_id(item["domain"], item["item_id"]) for item in sequence["items"]]
+        for sequence in make_sequences(27)
+    ]
+    expected = {
+        kind: [
+            bundle.vocabulary.item_ids_of(one.token_ids)
+            for one in Regenerator(bundle, "anticipate").regenerate(tokens, "kitchen", training_rows=kind == "training")
+        ]
+        for kind in ("live", "training")
+    }
+
+    assert job["purpose"] == purpose
+    assert expected["live"] != expected["training"]
+    assert [json.loads(line)["items"] for line in result.text.splitlines()] == expected[purpose]
+
+
+def test_a_job_without_a_purpose_is_of_live_histories_and_an_unknown_one_is_422(start, mixed):
+    client = start()
+    assert ended(client, submit(client, mixed))["purpose"] == "live"
+    problem(submit(client, mixed, purpose="both"), 422, "invalid-request")
 
 
 def test_an_upload_gives_the_same_bytes_as_a_uri(start, mixed):

@@ -89,3 +89,21 @@ def test_text_is_ordered_by_code_point_on_both_databases(engine):
         found = connection.execute(text("SELECT source_item FROM mapping_sources ORDER BY source_item")).scalars().all()
 
     assert found == sorted(("b", "B", "a-c", "ab", "ä", "Z"))
+
+
+def test_jobs_from_before_purposes_were_of_live_histories(empty):
+    schema.upgrade(empty)
+    schema.downgrade(empty, "0001")
+    values = {column.name: "x" for column in metadata.tables["jobs"].columns if column.name != "purpose"}
+    values |= {name: 0 for name in values if name.endswith(("_ms", "attempts", "done"))}
+    values |= {"rows_read": 0, "rows_bad": 0, "sequences": 0, "num_chunks": 0}
+    values |= dict.fromkeys(("kept", "replaced", "deleted", "unknown", "truncated"), 0)
+    with writing(empty) as connection:
+        columns = ", ".join(values)
+        connection.execute(
+            text(f"INSERT INTO jobs ({columns}) VALUES ({', '.join(':' + name for name in values)})"), values
+        )
+    schema.upgrade(empty)
+
+    with reading(empty) as connection:
+        assert connection.execute(text("SELECT purpose FROM jobs")).scalars().all() == ["live"]
