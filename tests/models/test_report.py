@@ -20,6 +20,7 @@ from models.errors import BundleMismatchError, ConfigurationError
 from models.evaluation import Cell, EvaluationConfig
 from models.metrics import METRICS, per_row_metrics
 from models.recommenders.base import RecommenderConfig
+from models.recommenders.registry import TRAINED
 from models.report import write_report
 from models.results import GROUPS, MAIN, summarise
 from models.significance import Interval
@@ -283,6 +284,13 @@ def test_the_documented_configuration_is_the_default(tmp_path):
     assert keys == {*defaults["training"], *defaults["recommender"], *defaults["multi_domain"]} - {"seed"}
     (tmp_path / "some.toml").write_text("[recommender]\nwidth = 64\ndropout = 0\n")
     assert load_config(tmp_path / "some.toml").recommender == RecommenderConfig(width=64, dropout=0)
+
+
+def test_the_tuned_configuration_can_be_read():
+    config = load_config(Path(__file__).parents[2] / "examples" / "tuned.toml")
+
+    assert {config.training_of(name).schedule for name in TRAINED} == {"linear"}
+    assert config.recommender.dropout == 0.5
 
 
 def test_a_table_of_a_recommender_overrides_the_schedule_of_that_one_alone(tmp_path):
