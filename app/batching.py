@@ -52,7 +52,7 @@ class BatchingConfig:
 
 
 # Enough rows for keys that take turns to fill their batches, few enough that a newcomer's turn comes soon
-WINDOW_BATCHES = 4
+WINDOW_BATCHES = 2
 
 
 class _Ticket(Generic[ResultT]):
