@@ -11,6 +11,7 @@ domain, bundle version, rule) that sums the finished jobs (``job_id`` = '').
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -217,8 +218,22 @@ def _store_errors() -> Iterator[None]:
 
 def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:
     dbapi_connection.isolation_level = None  # the driver's own implicit BEGIN would come too late for IMMEDIATE
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
+    _switch_to_wal(dbapi_connection)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
         dbapi_connection.execute(f"PRAGMA {pragma}")
+
+
+def _switch_to_wal(dbapi_connection: sqlite3.Connection) -> None:
+    """Set WAL mode. SQLite refuses the switch at once while another connection makes it, whatever the lock timeout."""
+    deadline = time.monotonic() + SQLITE_LOCK_TIMEOUT_SECONDS
+    while True:
+        try:
+            dbapi_connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _begin_sqlite(connection: Connection) -> None:

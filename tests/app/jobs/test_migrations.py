@@ -1,6 +1,8 @@
 """Migrations run forwards and backwards on both databases and end at the tables that the code uses."""
 
 import concurrent.futures
+import sqlite3
+import threading
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -78,6 +80,23 @@ def test_several_processes_may_migrate_at_once(empty_database):
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         assert list(pool.map(migrate, range(4))) == [True] * 4
+
+
+def test_a_fresh_sqlite_file_waits_for_whoever_is_writing_it(tmp_path):
+    """SQLite refuses the switch to WAL at once while another connection may write; ``timeout`` does not cover it."""
+    path = tmp_path / "fresh.db"
+    writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    writer.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(0.3, writer.rollback)
+    engine = open_engine(f"sqlite:///{path}")
+    release.start()
+    with reading(engine) as connection:
+        mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
+    engine.dispose()
+    release.join()
+    writer.close()
+
+    assert mode == "wal"
 
 
 def test_text_is_ordered_by_code_point_on_both_databases(engine):
