@@ -60,6 +60,10 @@ def evaluate(
             "first, as a live user's would; needs arm regenerated and --bundle."
         ),
     ] = "target",
+    ranking: Annotated[
+        Literal["all", "unseen"],
+        typer.Option(help="Rank among all of TARGET's items, or among those the user has not had. Cells hold both."),
+    ] = "all",
     rule: Annotated[Rule, typer.Option("--rule", "--recipe", help="Decoding rule of --bundle.")] = DEFAULT_RULE,
     config: Annotated[
         Path | None,
@@ -105,6 +109,7 @@ def evaluate(
         seeds=tuple(range(first_seed, first_seed + seeds)),
         composite=composite,
         histories=histories,  # type: ignore[arg-type]  # checked against HISTORIES above
+        ranking=ranking,
         config=evaluation,
         cells=out / "cells" if cells is None else cells,
         device=place,

@@ -56,12 +56,15 @@ class Queries:
         users: position of each row's user in the dataset, rising, int64 [N].
         histories: what came before, in the arm's item ids; may be empty.
         targets: the held-out item in the arm's item ids, int32 [N].
+        seen: the target's items that each user had before, in the arm's item ids: each once, never the held-out item
+            itself, and none that regeneration added.
         num_target_items: target-domain interactions in each history, int64 [N], the same in every arm.
     """
 
     users: npt.NDArray[np.int64]
     histories: Sequences
     targets: TokenArray
+    seen: Sequences
     num_target_items: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -174,8 +177,8 @@ def build_arm(dataset: Dataset, target: str, name: ArmName, composite: Composite
         domains[-1].last,
         domains,
         candidates,
-        _queries(dataset.train, dataset.validation, domain, kept),
-        _queries(_appended(dataset.train, dataset.validation), dataset.test, domain, kept),
+        held_out_queries(dataset.train, dataset.validation, domain, kept),
+        held_out_queries(_appended(dataset.train, dataset.validation), dataset.test, domain, kept),
     )
 
 
@@ -235,11 +238,31 @@ def _appended(train: Sequences, validation_U: TokenArray) -> Sequences:
     return Sequences(np.insert(train.token_ids, ends, present).astype(TOKENS), grown)
 
 
-def _queries(before: Sequences, held_out_U: TokenArray, domain: TokenRange, kept: TokenRange | None) -> Queries:
+def held_out_queries(before: Sequences, held_out_U: TokenArray, domain: TokenRange, kept: TokenRange | None) -> Queries:
+    """
+    One query per user whose held-out item is of *domain*.
+
+    Args:
+        before: every user's mixed history, in the vocabulary's tokens.
+        held_out_U: the item after it; 0 for none.
+        domain: the target's tokens.
+        kept: keep only these items and number them from 1; None keeps whole histories in the vocabulary's tokens.
+    """
     users = np.flatnonzero((held_out_U >= domain.first) & (held_out_U <= domain.last))
     whole = picked(before, users)
     in_domain = target_only(whole, domain)
-    targets = held_out_U[users]
-    if kept is None:
-        return Queries(users, whole, targets, in_domain.lengths)
-    return Queries(users, in_domain, (targets - (kept.first - 1)).astype(TOKENS), in_domain.lengths)
+    own_targets = (held_out_U[users] - (domain.first - 1)).astype(TOKENS)
+    seen = _distinct_others(in_domain, own_targets)
+    if kept is not None:
+        return Queries(users, in_domain, own_targets, seen, in_domain.lengths)
+    in_vocabulary = Sequences((seen.token_ids + (domain.first - 1)).astype(TOKENS), seen.offsets)
+    return Queries(users, whole, held_out_U[users], in_vocabulary, in_domain.lengths)
+
+
+def _distinct_others(sequences: Sequences, held_out_N: TokenArray) -> Sequences:
+    """Each sequence's distinct items, rising, without its held-out one."""
+    row_of = np.repeat(np.arange(len(sequences)), sequences.lengths)
+    others = sequences.token_ids != held_out_N[row_of]
+    pairs = np.unique(np.stack([row_of[others], sequences.token_ids[others].astype(np.int64)], axis=1), axis=0)
+    offsets = np.searchsorted(pairs[:, 0], np.arange(len(sequences) + 1)).astype(np.int64)
+    return Sequences(pairs[:, 1].astype(TOKENS), offsets)

@@ -6,13 +6,14 @@ each arm draws its batches from its own endless stream of shuffled passes. So ar
 epoch, validate as often per step, and stop by the same rule: ``TrainingConfig.patience`` epochs without a better
 validation NDCG@10, ``max_epochs`` at most. The same seed means the same initial weights wherever the shapes agree.
 
-Ranking. Full, over the target's items, ties pessimistic, no history masked (``models.metrics``). A user whose history
-is empty says nothing to a sequential model and is ranked by popularity in the arm's rows.
+Ranking. Full, over the target's items, ties pessimistic, twice by the same scores (``Ranks``): among all items, and
+among those that the user has not had. Validation takes the first. A user whose history is empty says nothing to a
+sequential model and is ranked by popularity in the arm's rows.
 
 A cell's key is a hash of everything its ranks depend on: rows, held-out items, recommender, configuration, seed and
 kind of device. A finished cell is read back, an interrupted one goes on from its last finished epoch.
 
-Shapes: N = held-out rows, B = batch, T = positions, X = candidates.
+Shapes: N = held-out rows, B = batch, T = positions, X = candidates, L = items seen.
 """
 
 from __future__ import annotations
@@ -25,25 +26,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from models.arms import Arm, ArmName, Queries, RowName, picked
 from models.dataset import pad_right
 from models.errors import DatasetFormatError
-from models.metrics import ndcg_at_k, pessimistic_ranks
+from models.metrics import ndcg_at_k, pessimistic_ranks, ranks_without
 from models.recommenders.base import Recommender, RecommenderConfig, Scorer
 from models.recommenders.multidomain import MultiDomainConfig
 from models.recommenders.popularity import Popularity
 from models.recommenders.registry import COUNTED, MULTI_DOMAIN, TRAINED
 from models.training import Progress, TrainingConfig, epoch_generator, fit
+from models.vocabulary import PADDING
 
 # Part of every cell's key: raise it when a change moves results, so that stale cells are not read.
-CELL_VERSION = 2
+CELL_VERSION = 3
 RANKING_ROWS = 256
 # Scores held at once while ranking, in elements (64 MB).
 RANKING_ELEMENTS = 1 << 24
@@ -71,13 +72,36 @@ class EvaluationConfig:
         return self.schedules.get(recommender, self.training)
 
 
+RankingName = Literal["all", "unseen"]
+RANKING_NAMES: tuple[RankingName, ...] = get_args(RankingName)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """
+    Pessimistic ranks [N] of the held-out items, in the order of the arm's queries.
+
+    Args:
+        all: among all of the target's items, as the paper ranks.
+        unseen: without the target's items that the user had before (``Queries.seen``), as a shop ranks what is bought
+            once.
+    """
+
+    all: tuple[int, ...]
+    unseen: tuple[int, ...]
+
+    def among(self, ranking: RankingName) -> tuple[int, ...]:
+        """The ranks of one ranking."""
+        return self.all if ranking == "all" else self.unseen
+
+
 @dataclass(frozen=True)
 class Cell:
     """
     One recommender, trained on one arm with one seed, and where it ranks every test item.
 
     Args:
-        ranks: pessimistic ranks [N] of the test rows, in the order of the arm's queries.
+        ranks: of the test rows.
         served_ranks: the same after regenerated histories, by the same weights; None where the arm has none.
         validation_ndcg_at_10: of the weights that ranked them; None for counted recommenders.
         best_epoch: epoch of those weights; 0 is the untrained model.
@@ -92,8 +116,8 @@ class Cell:
     recommender: str
     arm: RowName
     seed: int
-    ranks: tuple[int, ...]
-    served_ranks: tuple[int, ...] | None
+    ranks: Ranks
+    served_ranks: Ranks | None
     validation_ndcg_at_10: float | None
     best_epoch: int
     epochs: int
@@ -150,8 +174,8 @@ class RowObjective:
         """NDCG@10 over the validation rows with a history; None if there are none."""
         if not len(self.validation):
             return None
-        ranks_N = rank_queries(module, self.validation, self.arm, module.device)
-        return float(ndcg_at_k(torch.from_numpy(ranks_N), 10).mean())
+        ranks = rank_queries(module, self.validation, self.arm, module.device)
+        return float(ndcg_at_k(torch.tensor(ranks.all), 10).mean())
 
 
 @dataclass(frozen=True)
@@ -210,9 +234,10 @@ class Grid:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             # Two arms of equal content share one cell; each reads it under its own name.
-            served = content.get("served_ranks")
-            content |= {"served_ranks": None if served is None else tuple(served)}
-            return Cell(**{**content, "ranks": tuple(content["ranks"]), "arm": arm.name})
+            served = content["served_ranks"]
+            content |= {"ranks": _ranks_read(content["ranks"])}
+            content |= {"served_ranks": None if served is None else _ranks_read(served)}
+            return Cell(**{**content, "arm": arm.name})
         except (ValueError, KeyError, TypeError) as error:
             raise DatasetFormatError(f"{path}: a damaged cell ({error}); delete it to compute it anew") from error
 
@@ -265,7 +290,7 @@ class Grid:
             recommender=recommender,
             arm=arm.name,
             seed=seed,
-            ranks=tuple(ranks.tolist()),
+            ranks=ranks,
             served_ranks=served_ranks,
             validation_ndcg_at_10=result.best_metric,
             best_epoch=result.best_epoch,
@@ -288,7 +313,7 @@ def untrained_cell(
         recommender=recommender,
         arm=arm.name,
         seed=seed,
-        ranks=tuple(rank_queries(scorer, arm.test, arm, device).tolist()),
+        ranks=rank_queries(scorer, arm.test, arm, device),
         served_ranks=_served_ranks(scorer, arm, device),
         validation_ndcg_at_10=None,
         best_epoch=0,
@@ -322,9 +347,9 @@ def build_seeded(recommender: str, arm: Arm, config: EvaluationConfig, seed: int
 
 
 @torch.inference_mode()
-def rank_queries(scorer: Scorer, queries: Queries, arm: Arm, device: torch.device) -> npt.NDArray[np.int64]:
+def rank_queries(scorer: Scorer, queries: Queries, arm: Arm, device: torch.device) -> Ranks:
     """
-    Pessimistic rank [N] of every held-out item among the arm's candidates, in the order of *queries*.
+    Rank every held-out item of *queries* among the arm's candidates.
 
     Histories of similar length share a batch. Empty ones are ranked by popularity in the arm's rows.
 
@@ -335,24 +360,37 @@ def rank_queries(scorer: Scorer, queries: Queries, arm: Arm, device: torch.devic
     num_empty = int((queries.histories.lengths == 0).sum())
     popularity = Popularity.build(arm.rows, arm.num_items, RecommenderConfig())
     rows = max(1, min(RANKING_ROWS, RANKING_ELEMENTS // len(arm.candidates)))
-    ranks_N = np.zeros(len(queries), dtype=np.int64)
+    ranks_N, unseen_ranks_N = np.zeros((2, len(queries)), dtype=np.int64)
     for chosen, model in ((order[:num_empty], popularity), (order[num_empty:], scorer)):
         for start in range(0, len(chosen), rows):
             members = chosen[start : start + rows]
             item_ids_BT = pad_right([queries.histories[int(row)] for row in members]).to(device)
             columns_B = torch.from_numpy(queries.targets[members].astype(np.int64)) - arm.candidates.first
+            columns_B = columns_B.to(device)
+            seen_BL = pad_right([queries.seen[int(row)] for row in members]).to(device)
+            seen_columns_BL = torch.where(seen_BL == PADDING, -1, seen_BL - arm.candidates.first)
             scores_BX = model.scores(item_ids_BT, arm.candidates)
-            ranks_N[members] = pessimistic_ranks(scores_BX, columns_B.to(device)).cpu().numpy()
-    return ranks_N
+            ranks_B = pessimistic_ranks(scores_BX, columns_B)
+            ranks_N[members] = ranks_B.cpu().numpy()
+            unseen_ranks_N[members] = ranks_without(ranks_B, scores_BX, columns_B, seen_columns_BL).cpu().numpy()
+    return Ranks(tuple(ranks_N.tolist()), tuple(unseen_ranks_N.tolist()))
 
 
-def _served_ranks(scorer: Scorer, arm: Arm, device: torch.device) -> tuple[int, ...] | None:
-    return None if arm.served is None else tuple(rank_queries(scorer, arm.served, arm, device).tolist())
+def _served_ranks(scorer: Scorer, arm: Arm, device: torch.device) -> Ranks | None:
+    return None if arm.served is None else rank_queries(scorer, arm.served, arm, device)
+
+
+def _ranks_read(content: Mapping[str, Any]) -> Ranks:
+    return Ranks(tuple(content["all"]), tuple(content["unseen"]))
 
 
 def _with_history(queries: Queries) -> Queries:
     """Early stopping follows the users of the main table only: those with a target item in their history."""
     kept = np.flatnonzero(queries.num_target_items > 0)
     return Queries(
-        queries.users[kept], picked(queries.histories, kept), queries.targets[kept], queries.num_target_items[kept]
+        queries.users[kept],
+        picked(queries.histories, kept),
+        queries.targets[kept],
+        picked(queries.seen, kept),
+        queries.num_target_items[kept],
     )

@@ -1,10 +1,10 @@
 """
 Ranking metrics with one relevant item per row.
 
-Full ranking over a candidate range, no sampled negatives, no history masking. Ties rank pessimistically: an item's
-rank counts every candidate that scores at least as high, so a constant scorer ranks last everywhere.
+Full ranking over a candidate range, no sampled negatives. Ties rank pessimistically: an item's rank counts every
+candidate that scores at least as high, so a constant scorer ranks last everywhere.
 
-Shapes: N = evaluated rows, X = candidate items.
+Shapes: N = evaluated rows, X = candidate items, L = items left out of a row.
 """
 
 from __future__ import annotations
@@ -38,6 +38,23 @@ def pessimistic_ranks(scores_NX: Tensor, target_columns_N: Tensor) -> Tensor:
         raise ValueError("scores hold NaN: the ranking would be arbitrary")
     targets_N1 = scores_NX.gather(1, target_columns_N[:, None])
     return (scores_NX >= targets_N1).sum(dim=1)
+
+
+def ranks_without(ranks_N: Tensor, scores_NX: Tensor, target_columns_N: Tensor, left_out_NL: Tensor) -> Tensor:
+    """
+    What ``pessimistic_ranks`` would be if some candidates of each row did not take part.
+
+    Args:
+        ranks_N: what it is when all do.
+        left_out_NL: their columns, each once and never the row's target; -1 where there are fewer than L.
+
+    >>> scores = torch.tensor([[3.0, 1.0, 2.0]])
+    >>> ranks_without(torch.tensor([3]), scores, torch.tensor([1]), torch.tensor([[0, -1]])).tolist()
+    [2]
+    """
+    targets_N1 = scores_NX.gather(1, target_columns_N[:, None])
+    above_NL = (scores_NX.gather(1, left_out_NL.clamp(min=0)) >= targets_N1) & (left_out_NL >= 0)
+    return ranks_N - above_NL.sum(dim=1)
 
 
 def hit_rate_at_k(ranks_N: Tensor, k: int) -> Tensor:

@@ -14,11 +14,16 @@ from typing import Any
 
 from models import plots
 from models.audit import LeakAudit
+from models.evaluation import RankingName
 from models.metrics import METRICS
 from models.results import GROUPS, MAIN, Comparison, Results, Score
 from models.statistics import SEGMENTS, Correspondence, ProjectedItems, RowStatistics
 
 SHOWN_COMPARISONS = ("HR@10", "NDCG@10")
+CANDIDATES: Mapping[RankingName, str] = {
+    "all": "the target's items",
+    "unseen": "the target's items that the user had not had before",
+}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; }
 :root { color-scheme: light dark; }
@@ -38,6 +43,7 @@ class Provenance:
     dataset: str
     dataset_fingerprint: str
     target: str
+    ranking: RankingName
     configuration: Mapping[str, Any]
     composite: Mapping[str, Any] | None
     cells_computed: int
@@ -115,7 +121,7 @@ def html_page(report: Report) -> str:
 def tables(report: Report) -> list[Table]:
     """Every table that has rows, in reading order."""
     every = [
-        _score_table(report.results.scores),
+        _score_table(report.results.scores, report.provenance.ranking),
         _comparison_table(report.results.comparisons),
         _group_table(report.results.scores),
         _audit_table(report.audits),
@@ -184,10 +190,10 @@ def _figure_4(projections: Sequence[ProjectedItems], target: str) -> list[str]:
     ]
 
 
-def _score_table(scores: Sequence[Score]) -> Table:
+def _score_table(scores: Sequence[Score], ranking: RankingName) -> Table:
     return Table(
         "Ranking of the test items",
-        "Full ranking over the target's items, ties pessimistic; users with at least one target item in their "
+        f"Full ranking over {CANDIDATES[ranking]}, ties pessimistic; users with at least one target item in their "
         "history; mean ± standard deviation over seeds.",
         ("recommender", "arm", "users", *METRICS),
         tuple(

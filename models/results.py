@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from models.arms import ArmName, Queries, RowName
-from models.evaluation import Cell
+from models.evaluation import Cell, RankingName
 from models.metrics import METRICS, broken_inequalities, per_row_metrics
 from models.recommenders.registry import COUNTED, NAMES, TRAINED
 from models.significance import Interval, bootstrap_means
@@ -129,20 +129,23 @@ class _Pair:
 _Values = Mapping[tuple[str, RowName], Mapping[int, npt.NDArray[np.float64]]]
 
 
-def summarise(cells: Iterable[Cell], queries: Queries, *, leak_hits: Sequence[int], seed: int) -> Results:
+def summarise(
+    cells: Iterable[Cell], queries: Queries, *, ranking: RankingName, leak_hits: Sequence[int], seed: int
+) -> Results:
     """
     State what the cells say.
 
     Args:
         cells: of one target, all over the same test users.
         queries: those users.
+        ranking: which of each cell's rankings to state.
         leak_hits: positions in the dataset of users to leave out in the second reading of every comparison.
         seed: of the bootstrap.
     """
     by_run: dict[tuple[str, RowName], list[Cell]] = {}
     for cell in cells:
         by_run.setdefault((cell.recommender, cell.arm), []).append(cell)
-    values = {run: {cell.seed: _values_NM(cell) for cell in group} for run, group in by_run.items()}
+    values = {run: {cell.seed: _values_NM(cell, ranking) for cell in group} for run, group in by_run.items()}
     return Results(
         scores=tuple(
             _score(recommender, arm, group, np.stack([*per_seed.values()]), queries)
@@ -161,7 +164,7 @@ def summarise(cells: Iterable[Cell], queries: Queries, *, leak_hits: Sequence[in
             f"{cell.recommender}, {cell.arm}, seed {cell.seed}: {broken}"
             for group in by_run.values()
             for cell in group
-            for broken in broken_inequalities(_means(_values_NM(cell)))
+            for broken in broken_inequalities(_means(_values_NM(cell, ranking)))
         ),
     )
 
@@ -212,8 +215,8 @@ def _floor_comparisons(values: _Values, queries: Queries, seed: int) -> Iterator
             yield from _compare(pair, per_seed, dict.fromkeys(per_seed, counted_NM), main_N, seed=seed)
 
 
-def _values_NM(cell: Cell) -> npt.NDArray[np.float64]:
-    values_NM: npt.NDArray[np.float64] = per_row_metrics(torch.tensor(cell.ranks)).numpy()
+def _values_NM(cell: Cell, ranking: RankingName) -> npt.NDArray[np.float64]:
+    values_NM: npt.NDArray[np.float64] = per_row_metrics(torch.tensor(cell.ranks.among(ranking))).numpy()
     return values_NM
 
 

@@ -27,7 +27,7 @@ from models.checkpoint import Bundle
 from models.composite import MAPPING, check_trained_on
 from models.dataset import Dataset
 from models.errors import ConfigurationError
-from models.evaluation import Cell, EvaluationConfig, Grid, as_served, runs_on, untrained_cell
+from models.evaluation import Cell, EvaluationConfig, Grid, RankingName, as_served, runs_on, untrained_cell
 from models.recommenders.registry import COUNTED, MULTI_DOMAIN, TRAINED
 from models.report import Provenance, Report
 from models.results import summarise
@@ -63,6 +63,8 @@ class Study:
         composite: folder of the composite dataset; needed by arms duplicated and regenerated.
         histories: "target" ranks after the target's items alone; "regenerated" ranks arm ``regenerated`` a second time
             after regenerated histories (line ``served``) and needs the bundle.
+        ranking: "all" ranks among all of the target's items; "unseen" leaves out what the user had before. Cells keep
+            both, so asking for the other one trains nothing.
         config: schedule and hyper-parameters.
         cells: folder of finished cells.
         device: where to train.
@@ -74,6 +76,7 @@ class Study:
     seeds: tuple[int, ...]
     composite: Path | None
     histories: tuple[HistoryName, ...]
+    ranking: RankingName
     config: EvaluationConfig
     cells: Path
     device: torch.device
@@ -140,7 +143,7 @@ def run_study(
     hits = sorted({user for audit in audits for user in audit.hit_users})
     cells += [as_served(cell) for cell in cells if cell.served_ranks is not None]
     cells += _decoder_cells(dataset, study, bundle)
-    results = summarise(cells, arms[0].test, leak_hits=hits, seed=ANALYSIS_SEED)
+    results = summarise(cells, arms[0].test, ranking=study.ranking, leak_hits=hits, seed=ANALYSIS_SEED)
     item_table_VD = None if bundle is None else bundle.base.item_embeddings_VD
     correspondences, projections = _mapping_views(dataset, study.target, composite, item_table_VD)
     return Report(
@@ -149,6 +152,7 @@ def run_study(
             dataset=dataset.directory.resolve().name,
             dataset_fingerprint=dataset.fingerprint,
             target=study.target,
+            ranking=study.ranking,
             configuration=dataclasses.asdict(study.config) | {"seeds": list(study.seeds)},
             composite=None if composite is None else dict(composite.summary),
             cells_computed=computed,

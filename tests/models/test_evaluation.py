@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.arms import ARM_NAMES, Arm, Queries, build_arm, load_composite, picked
+from models.arms import ARM_NAMES, Arm, Queries, build_arm, held_out_queries, load_composite, picked, with_served
+from models.dataset import Sequences
 from models.errors import DatasetFormatError
 from models.evaluation import EvaluationConfig, Grid, RowObjective, build_seeded, rank_queries
 from models.metrics import per_row_metrics
@@ -79,8 +80,8 @@ def test_a_multi_domain_recommender_takes_the_steps_of_every_other(name, arms, t
 
     assert cell.steps_per_epoch == grid.run("sasrec", arms["mixed"], 1).steps_per_epoch
     assert cell.epochs == SMALL.training.max_epochs
-    assert len(cell.ranks) == len(arms["mixed"].test)
-    assert max(cell.ranks) <= len(arms["mixed"].candidates)
+    assert len(cell.ranks.all) == len(arms["mixed"].test)
+    assert max(cell.ranks.all) <= len(arms["mixed"].candidates)
     assert cell.validation_ndcg_at_10 > 0
 
 
@@ -211,7 +212,7 @@ def test_a_schedule_of_its_own_changes_the_key_of_its_recommender_alone(arms, tm
 def test_the_key_of_a_cell_is_the_hash_of_what_its_ranks_depend_on(arms, tmp_path):
     """Spelled out, as cells on disk are found by it: another spelling would compute all of them anew."""
     content = {
-        "version": 2,
+        "version": 3,
         "recommender": "sasrec",
         "arm": arms["regenerated"].fingerprint,
         "budget": arms["original"].fingerprint,
@@ -277,7 +278,11 @@ class Constant:
 
 def with_rows(queries: Queries, rows) -> Queries:
     return Queries(
-        queries.users[rows], picked(queries.histories, rows), queries.targets[rows], queries.num_target_items[rows]
+        queries.users[rows],
+        picked(queries.histories, rows),
+        queries.targets[rows],
+        picked(queries.seen, rows),
+        queries.num_target_items[rows],
     )
 
 
@@ -296,8 +301,9 @@ def test_a_scorer_that_knows_the_label_scores_one_and_a_constant_scores_zero(arm
         knowing = rank_queries(Oracle(queries), queries, arms[name], CPU)
         constant = rank_queries(Constant(), queries, arms[name], CPU)
 
-        assert (knowing == 1).all()
-        assert (constant == len(arms[name].candidates)).all()
+        assert set(knowing.all) == set(knowing.unseen) == {1}
+        assert set(constant.all) == {len(arms[name].candidates)}
+        assert constant.unseen == tuple(len(arms[name].candidates) - len(seen) for seen in queries.seen)
 
 
 def test_random_scores_rank_the_held_out_items_at_chance(arms):
@@ -312,7 +318,7 @@ def test_random_scores_rank_the_held_out_items_at_chance(arms):
             return torch.rand(len(item_ids_BT), len(candidates), generator=self.generator)
 
     hits = [
-        per_row_metrics(torch.from_numpy(rank_queries(Random(seed), queries, arms["original"], CPU)))[:, 0].mean()
+        per_row_metrics(torch.tensor(rank_queries(Random(seed), queries, arms["original"], CPU).all))[:, 0].mean()
         for seed in range(100)
     ]
     chance = 10 / len(arms["original"].candidates)
@@ -326,13 +332,61 @@ def test_shuffled_labels_score_at_chance(arms):
     queries = with_history(arms["original"])
     shuffles = 200
     ranks = [
-        rank_queries(Oracle(queries, shuffle_seed=seed), queries, arms["original"], CPU) for seed in range(shuffles)
+        rank_queries(Oracle(queries, shuffle_seed=seed), queries, arms["original"], CPU).all for seed in range(shuffles)
     ]
     right = float(np.mean(np.stack(ranks) == 1))
     label_shares = np.unique(queries.targets, return_counts=True)[1] / len(queries)
     chance = float((label_shares**2).sum())
 
     assert abs(right - chance) < 5 * (chance * (1 - chance) / (shuffles * len(queries))) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["original", "mixed"])
+def test_the_unseen_ranking_leaves_out_what_the_user_had_and_nothing_else(arms, name):
+    """By masking whole score rows, against random scores with many ties."""
+    arm, queries = arms[name], with_history(arms[name])
+    generator = np.random.default_rng(5)
+    scores_of = {
+        tuple(history.tolist()): generator.integers(0, 9, len(arm.candidates)).astype(np.float32)
+        for history in queries.histories
+    }
+
+    class Given:
+        def scores(self, item_ids_BT, candidates):
+            histories = [tuple(item for item in items if item) for items in item_ids_BT.tolist()]
+            return torch.from_numpy(np.stack([scores_of[history] for history in histories]))
+
+    expected = []
+    for history, target in zip(queries.histories, queries.targets.tolist(), strict=True):
+        scores_X = scores_of[tuple(history.tolist())]
+        had = {item for item in history.tolist() if item in range(arm.candidates.first, arm.candidates.last + 1)}
+        rivals = [
+            arm.candidates.first + x
+            for x in range(len(scores_X))
+            if scores_X[x] >= scores_X[target - arm.candidates.first]
+        ]
+        expected.append(len([item for item in rivals if item == target or item not in had]))
+
+    assert list(rank_queries(Given(), queries, arm, CPU).unseen) == expected
+
+
+def test_an_item_that_regeneration_put_into_a_history_is_not_one_that_the_user_had(arms, dataset):
+    arm = arms["regenerated"]
+    domain = dataset.vocabulary.token_range(TARGET)
+    everything = Sequences.from_lists([list(range(domain.first, domain.last + 1))] * len(arm.test))
+
+    served = with_served(arm, everything, domain).served
+
+    assert [seen.tolist() for seen in served.seen] == [seen.tolist() for seen in arm.test.seen]
+
+
+def test_the_held_out_item_takes_part_even_where_the_user_had_it_before():
+    """A repeat purchase is a right answer, not one to leave out."""
+    before, held_out = Sequences.from_lists([[7, 2, 7, 8, 7], [9]]), np.asarray([7, 8], dtype=np.int32)
+    queries = held_out_queries(before, held_out, TokenRange(7, 9), TokenRange(7, 9))
+
+    assert queries.histories[0].tolist() == [1, 1, 2, 1]
+    assert [seen.tolist() for seen in queries.seen] == [[2], [3]]
 
 
 def test_an_empty_history_is_ranked_by_popularity_in_the_arms_rows(arms):
@@ -343,6 +397,7 @@ def test_an_empty_history_is_ranked_by_popularity_in_the_arms_rows(arms):
         queries.users,
         type(queries.histories)(np.zeros(0, np.int32), np.zeros(len(queries) + 1, np.int64)),
         queries.targets,
+        Sequences.from_lists([[]] * len(queries)),
         np.zeros(len(queries), np.int64),
     )
     counts = np.bincount(arm.rows.token_ids, minlength=arm.num_items + 1)
@@ -353,7 +408,7 @@ def test_an_empty_history_is_ranked_by_popularity_in_the_arms_rows(arms):
 
     ranks = rank_queries(Unasked(), nothing, arm, CPU)
 
-    assert ranks.tolist() == [int((counts[1:] >= counts[target]).sum()) for target in queries.targets]
+    assert list(ranks.all) == [int((counts[1:] >= counts[target]).sum()) for target in queries.targets]
 
 
 def test_a_recommender_learns_the_next_item_that_the_data_hold(arms, tmp_path):
@@ -363,7 +418,7 @@ def test_a_recommender_learns_the_next_item_that_the_data_hold(arms, tmp_path):
     )
     grid = grid_of(arms, tmp_path, config)
     ndcg = {
-        name: float(per_row_metrics(torch.tensor(grid.run(name, arms["original"], 1).ranks))[:, 1].mean())
+        name: float(per_row_metrics(torch.tensor(grid.run(name, arms["original"], 1).ranks.all))[:, 1].mean())
         for name in ("sasrec", "popularity")
     }
 

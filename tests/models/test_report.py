@@ -17,11 +17,11 @@ from models import plots
 from models.arms import Queries
 from models.dataset import Sequences
 from models.errors import BundleMismatchError, ConfigurationError
-from models.evaluation import Cell, EvaluationConfig
+from models.evaluation import Cell, EvaluationConfig, Ranks
 from models.metrics import METRICS, per_row_metrics
 from models.recommenders.base import RecommenderConfig
 from models.recommenders.registry import TRAINED
-from models.report import write_report
+from models.report import markdown, write_report
 from models.results import GROUPS, MAIN, summarise
 from models.significance import Interval
 from models.study import Study, load_config, run_study
@@ -34,7 +34,8 @@ SMALL = EvaluationConfig(
 
 
 def cell(arm: str, seed: int, ranks: list[int], recommender: str = "sasrec") -> Cell:
-    return Cell("key", recommender, arm, seed, tuple(ranks), None, 0.1, 3, 13, 5, 100, 2.0, "cpu", torch.__version__)
+    both = Ranks(tuple(ranks), tuple(ranks))
+    return Cell("key", recommender, arm, seed, both, None, 0.1, 3, 13, 5, 100, 2.0, "cpu", torch.__version__)
 
 
 def queries(num_target_items: list[int]) -> Queries:
@@ -43,6 +44,7 @@ def queries(num_target_items: list[int]) -> Queries:
         np.arange(size) * 10,
         Sequences.from_lists([[1]] * size),
         np.ones(size, dtype=np.int32),
+        Sequences.from_lists([[]] * size),
         np.asarray(num_target_items),
     )
 
@@ -59,9 +61,9 @@ def test_means_groups_and_differences_by_arithmetic():
         cell("regenerated", 1, [2, 1, 1, 30, 1]),
         cell("regenerated", 2, [1, 1, 1, 12, 1]),
     ]
-    results = summarise(cells, queries([1, 2, 3, 6, 0]), leak_hits=(), seed=0)
+    results = summarise(cells, queries([1, 2, 3, 6, 0]), ranking="all", leak_hits=(), seed=0)
     main = {score.arm: score for score in results.scores if score.group == MAIN.name}
-    seeds = [np.mean([ndcg(r) for r in one.ranks[:4]]) for one in cells]
+    seeds = [np.mean([ndcg(r) for r in one.ranks.all[:4]]) for one in cells]
 
     assert main["original"].users == 4
     assert main["original"].means["NDCG@10"] == pytest.approx(np.mean(seeds[:2]))
@@ -80,7 +82,7 @@ def test_a_trained_recommender_is_compared_with_the_counted_ones_on_the_original
     """Every seed against the one counted cell; counted recommenders are not compared with each other."""
     floor = dataclasses.replace(cell("original", 1, [4, 4]), recommender="markov")
     cells = [cell("original", 1, [1, 4]), cell("original", 2, [4, 4]), floor]
-    compared = summarise(cells, queries([1, 1]), leak_hits=(), seed=0).comparisons
+    compared = summarise(cells, queries([1, 1]), ranking="all", leak_hits=(), seed=0).comparisons
     by_metric = {c.metric: c for c in compared}
 
     assert {(c.recommender, c.baseline_recommender, c.arm, c.baseline) for c in compared} == {
@@ -98,7 +100,7 @@ def test_differences_pair_the_same_seeds_whatever_the_order_of_the_cells():
         cell("regenerated", 1, [1, 1]),
         cell("regenerated", 3, [9, 9]),
     ]
-    results = summarise(cells, queries([1, 1]), leak_hits=(), seed=0)
+    results = summarise(cells, queries([1, 1]), ranking="all", leak_hits=(), seed=0)
 
     assert [c.per_seed for c in results.comparisons] == [(0.0,)] * len(METRICS)
 
@@ -106,7 +108,7 @@ def test_differences_pair_the_same_seeds_whatever_the_order_of_the_cells():
 def test_comparisons_are_repeated_without_the_users_that_the_audit_hit():
     """The user hit (position 10 in the dataset) made all the gain."""
     cells = [cell("original", 1, [5, 50, 5]), cell("regenerated", 1, [5, 1, 5])]
-    results = summarise(cells, queries([1, 1, 1]), leak_hits=(10,), seed=0)
+    results = summarise(cells, queries([1, 1, 1]), ranking="all", leak_hits=(10,), seed=0)
     by_reading = {c.without_leak_hits: c for c in results.comparisons if c.metric == "NDCG@10"}
 
     assert by_reading[False].interval.mean == pytest.approx(1 / 3)
@@ -123,7 +125,7 @@ def test_regenerated_histories_are_compared_with_every_other_way_to_serve_users_
         cell("served", 2, [5, 20, 20]),
         cell("mixed", 1, [9, 9, 9], "base decoder"),
     ]
-    results = summarise(cells, queries([0, 2, 3]), leak_hits=(), seed=0)
+    results = summarise(cells, queries([0, 2, 3]), ranking="all", leak_hits=(), seed=0)
     hits = {c.baseline_recommender: c for c in results.comparisons if c.group == "0-2" and c.metric == "HR@10"}
 
     assert hits["sasrec"].per_seed == (0.5, 0.0)
@@ -164,6 +166,7 @@ def report(dataset, composite_folder, matching_bundle, tmp_path_factory):
         seeds=(1, 2),
         composite=composite_folder,
         histories=("target", "regenerated"),
+        ranking="all",
         config=SMALL,
         cells=tmp_path_factory.mktemp("cells"),
         device=torch.device("cpu"),
@@ -187,6 +190,22 @@ def test_a_study_runs_the_whole_grid_then_reads_it_back(report, dataset, matchin
     assert all(one.reused for one in seen)
     assert second.results == first.results
     assert second.audits == first.audits
+
+
+def test_the_other_ranking_is_read_from_the_same_cells(report, dataset, matching_bundle):
+    """Nobody ranks worse among fewer items, and somebody of these users ranks better."""
+    study, first = report
+    again = run_study(dataset, replace(study, ranking="unseen"), command="again", bundle=matching_bundle)
+    before, after = (
+        {(s.recommender, s.arm): s.means["MRR@20"] for s in one.results.scores if s.group == MAIN.name}
+        for one in (first, again)
+    )
+
+    assert again.provenance.cells_computed == 0
+    assert all(after[line] >= before[line] for line in before)
+    assert sum(after.values()) > sum(before.values())
+    assert "had not had before" in markdown(again)
+    assert "had not had before" not in markdown(first)
 
 
 def test_the_json_form_holds_everything(report, tmp_path):
