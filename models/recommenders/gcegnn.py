@@ -12,7 +12,8 @@ and each distinct item counts once as a neighbour, through its first occurrence.
 with h = E[x] and s the mean of h over the session. One global hop, as RecBole-GNN's default.
 
 Differs from the authors' code: an item with fewer global neighbours than asked for keeps those it has (they resample
-with replacement), one with none aggregates to 0; width, schedule and sampling are the shared configuration's.
+with replacement), one with none aggregates to 0; q starts positive, so that every seed starts with sessions near their
+items; width, schedule and sampling are the shared configuration's.
 Not causal: every prefix is a session of its own.
 
 Shapes: B = sessions, T = positions, D = width, S = global neighbours, V = num_items + 1, R = 4 edge types.
@@ -172,6 +173,9 @@ class GCEGNN(SessionRecommender[PrefixBatch]):
             nn.init.uniform_(parameter, -bound, bound)
         with torch.no_grad():
             self.item_embedding.weight[PADDING].zero_()
+            # With gates of mixed sign it is chance whether a session starts near its items or opposite them, and from
+            # the far side training does not come back (docs/experiments.md, "Schedules of the recommenders").
+            self.gate_D.abs_()
 
 
 def edge_types(item_ids_BT: Tensor) -> Tensor:

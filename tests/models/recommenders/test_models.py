@@ -204,6 +204,20 @@ def test_gcegnn_in_a_batch_equals_its_equations_read_one_session_at_a_time():
         torch.testing.assert_close(batch[row], slow_session_vector(model, session), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_gcegnn_starts_with_sessions_near_their_items_whatever_the_seed(seed):
+    """From the far side training does not come back: its best is then hardly above a Markov chain."""
+    torch.manual_seed(seed)
+    rows = Sequences.from_lists([list(range(start, start + 5)) for start in range(1, 200, 5)])
+    model = GCEGNN.build(rows, 204, RecommenderConfig(max_length=12)).eval()
+    item_ids_BT = pad_right(list(rows))
+    with torch.no_grad():
+        own_BD = F.normalize(model.item_embedding(item_ids_BT).mean(dim=1), dim=-1)
+        nearness_B = (F.normalize(model.encode(item_ids_BT), dim=-1) * own_BD).sum(dim=-1)
+
+    assert float(nearness_B.mean()) > 0.3
+
+
 def test_gcegnn_draws_the_longest_prefix_and_no_more_than_asked():
     """A row of n items gives min(n - 1, m) different prefixes, n - 1 items the longest, each with its next item."""
     model = GCEGNN.build(ROWS, 30, RecommenderConfig(width=8, max_length=12, gcegnn_prefixes_per_row=3))
