@@ -11,8 +11,8 @@ In the order of a request's life:
    window is finished before the next is taken, so no row starves.
 4. Rows whose client has left are filtered once, before inputs are paired with results.
 5. A batch that raises gives its exception to every waiter in it; the thread goes on.
-6. When the thread itself ends (anything beyond ``Exception``, or a type in ``fatal``), every waiter gets
-   ModelThreadDiedError, and so does every later ``submit``.
+6. When the thread itself ends (anything beyond ``Exception``), every waiter gets ModelThreadDiedError, and so does
+   every later ``submit``.
 """
 
 from __future__ import annotations
@@ -104,7 +104,6 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
         process: (key, rows) -> one result per row, in order; called in the batcher's thread only.
         config: the bounds.
         on_batch: told (rows, seconds) after each batch, in the batcher's thread.
-        fatal: exception types after which ``process`` cannot work again; they end the thread.
         clock: seconds, monotonic.
     """
 
@@ -114,13 +113,11 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
         config: BatchingConfig,
         *,
         on_batch: Callable[[int, float], None],
-        fatal: tuple[type[Exception], ...] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._process = process
         self._config = config
         self._on_batch = on_batch
-        self._fatal = fatal
         self._clock = clock
         self._changed = threading.Condition()
         # Guarded by _changed:
@@ -239,8 +236,6 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
         try:
             results = self._process(wanted[0].key, [row.value for row in wanted])
             assert len(results) == len(wanted), "process must return one result per row"
-        except self._fatal:
-            raise
         except Exception as error:
             self._settle(len(batch), last=last)
             for row in wanted:

@@ -10,6 +10,7 @@ ServiceError
 |- QueueFullError                the batcher's queue has no room
 |- ClientLeftError               the client closed the connection before its answer was ready
 |- ModelUnavailableError         no bundle is active
+|- ModelProcessDiedError         the process that holds the networks ended over a call, twice
 |- ModelThreadDiedError          the thread that runs the model ended
 |- ShuttingDownError             the service drains and takes no more work
 |- UnknownJobError               no job of that id
@@ -121,6 +122,10 @@ class ModelUnavailableError(ServiceError):
     """No bundle is active."""
 
 
+class ModelProcessDiedError(ServiceError):
+    """The process that holds the networks ended over this call, twice, or cannot be started again."""
+
+
 class ModelThreadDiedError(ServiceError):
     """The thread that runs the model ended; only a restart brings it back."""
 
@@ -225,6 +230,7 @@ STATUS: Mapping[type[Exception], int] = {
     QueueFullError: 429,
     ClientLeftError: CLIENT_CLOSED_REQUEST,
     ModelUnavailableError: 503,
+    ModelProcessDiedError: 503,
     ModelThreadDiedError: 503,
     ShuttingDownError: 503,
     FailedChecksError: 503,

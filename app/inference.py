@@ -1,8 +1,9 @@
 """
 Online inference: schemas -> tokens -> batcher -> models -> schemas, and the registry of loaded bundles.
 
-The model runs in the batcher's thread only. Every row in the queue carries the model that was active when its request
-came, so a switch never drops or mixes requests: the old model answers what it accepted, then is forgotten.
+The batcher's thread gives each batch to the model's process and waits for it. Every row in the queue carries the model
+that was active when its request came, so a switch never drops or mixes requests: the old model answers what it
+accepted, then is forgotten and its process ends.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from app.errors import (
     UnknownModelError,
     UnknownSequenceItemsError,
 )
+from app.model_process import JOBS, REQUESTS, ModelProcess, RemoteRegenerator
 from app.schemas import (
     Domain,
     Item,
@@ -39,27 +41,41 @@ from app.schemas import (
 )
 from app.settings import Settings
 from app.telemetry import Metrics, logger
-from models.checkpoint import Bundle, load_bundle, read_version
+from models.checkpoint import BundleDescription, read_version
 from models.contrastive import DELETED
 from models.dataset import TOKENS, TokenArray
 from models.errors import BundleError, BundleMissingFileError, VocabularyError
-from models.regenerate import LENGTH_STEP, Regenerated, Regenerator
+from models.regenerate import LENGTH_STEP, Regenerated
 from models.rules import Rule
 from models.vocabulary import Vocabulary
 
 log = logger(__name__)
 
-# A failed CUDA context fails every later call: better to report a dead model than to answer 500 for ever
-FATAL_ERRORS: tuple[type[Exception], ...] = tuple(filter(None, [getattr(torch, "AcceleratorError", None)]))
-
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A bundle in memory and the regenerator that runs it; equal only to itself."""
+    """
+    A bundle whose networks are in a process of their own; equal only to itself.
 
-    bundle: Bundle
-    rule: Rule
-    regenerator: Regenerator
+    Args:
+        process: runs it; ends when nothing refers to this model any more.
+        regenerator: for requests.
+        job_regenerator: for jobs: neither waits for the other's call.
+    """
+
+    process: ModelProcess
+    regenerator: RemoteRegenerator
+    job_regenerator: RemoteRegenerator
+
+    @property
+    def bundle(self) -> BundleDescription:
+        """What is loaded."""
+        return self.process.bundle
+
+    @property
+    def rule(self) -> Rule:
+        """How it decides."""
+        return self.process.rule
 
 
 @dataclass(frozen=True)
@@ -146,7 +162,7 @@ class ModelRegistry:
 
         Raises:
             UnknownModelError: neither loaded nor among the folders.
-            BundleError: its files are damaged; the active model stays.
+            BundleError, ModelProcessDiedError: it cannot be loaded; the active model stays.
         """
         async with self._activating:
             model = next((model for model in self._loaded if model.bundle.version == version), None)
@@ -169,12 +185,18 @@ class ModelRegistry:
 
     async def unreadiness(self) -> str | None:
         """Why no model serves, or None."""
-        return None if self._loaded else "no model is loaded"
+        return self._loaded[0].process.outage if self._loaded else "no model is loaded"
+
+    def close(self) -> None:
+        """End the models' processes; nothing may be asked of them any more."""
+        for model in self._loaded:
+            model.process.close()
+        self._loaded = ()
 
     def _load(self, directory: Path) -> LoadedModel:
-        bundle = load_bundle(directory, self._device)
-        bundle.vocabulary.build_lookups()  # here, so that no request waits for it
-        return LoadedModel(bundle, self._rule, Regenerator(bundle, rule=self._rule))
+        process = ModelProcess.start(directory, self._rule, self._device)
+        process.bundle.vocabulary.build_lookups()  # here, so that no request waits for it
+        return LoadedModel(process, RemoteRegenerator(process, REQUESTS), RemoteRegenerator(process, JOBS))
 
     def _load_version(self, version: str) -> LoadedModel:
         directory = self._versions_on_disk().get(version)
@@ -247,6 +269,7 @@ class Inference:
             ModelUnavailableError: no model is active.
             UnknownDomainError: the target is none of the model's domains.
             UnknownSequenceItemsError: ``on_unknown`` is "error" and there are some.
+            ModelProcessDiedError: the model's process ended over this request's batch, twice.
             QueueFullError, ShuttingDownError, ModelThreadDiedError: from the batcher.
         """
         self._check_limits(request)

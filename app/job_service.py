@@ -12,11 +12,10 @@ from app import schema
 from app.errors import ModelUnavailableError, StoreUnavailableError
 from app.inference import LoadedModel
 from app.readiness import Probe
-from app.runner import BundleModels
+from app.runner import BundleModels, Regenerates
 from app.settings import Settings
 from app.telemetry import logger
 from app.worker import JobParts, SchemaOutdatedError, WorkerThreads, check_schema, job_parts
-from models.regenerate import Regenerator
 
 log = logger(__name__)
 
@@ -34,12 +33,12 @@ class SharedModels:
         self._active = active
         self._others = others
 
-    def regenerator(self, version: str, rule: str) -> Regenerator:
+    def regenerator(self, version: str, rule: str) -> Regenerates:
         """See ``runner.Models``."""
         with contextlib.suppress(ModelUnavailableError):
             model = self._active()
             if (model.bundle.version, model.rule) == (version, rule):
-                return model.regenerator
+                return model.job_regenerator
         return self._others.regenerator(version, rule)
 
 

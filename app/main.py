@@ -8,6 +8,7 @@ OpenAPI document come with it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.metadata
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from app.errors import (
     install_error_handlers,
     problem_responses,
 )
-from app.inference import FATAL_ERRORS, Inference, ModelRegistry, RegenerationBatcher, run_batch
+from app.inference import Inference, ModelRegistry, RegenerationBatcher, run_batch
 from app.job_service import JobService
 from app.middleware import ApiKeyMiddleware, BodyLimitMiddleware, RequestMiddleware
 from app.readiness import Probe
@@ -73,7 +74,6 @@ def inference_part(settings: Settings, metrics: Metrics) -> Part:
             retry_after_seconds=settings.retry_after_seconds,
         ),
         on_batch=metrics.observe_batch,
-        fatal=FATAL_ERRORS,
     )
     registry = ModelRegistry(
         bundle=settings.bundle,
@@ -95,6 +95,7 @@ def inference_part(settings: Settings, metrics: Metrics) -> Part:
             yield
         finally:
             await batcher.close()
+            await asyncio.to_thread(registry.close)
 
     return Part(
         routers=(regenerate.router, models.router),
@@ -195,7 +196,8 @@ def serve(settings: Settings) -> None:
     """
     Serve until SIGTERM or SIGINT, then finish what was accepted and return.
 
-    One process: its model thread uses every core, and a second process would hold a second copy of the networks.
+    One process for HTTP and one for each loaded model, which uses every core; a second server would hold a second copy
+    of the networks.
 
     Raises:
         BundleError: the first bundle cannot be loaded; nothing was served.

@@ -29,7 +29,7 @@ from app.sources import SourceRoots
 from app.storage import Storage
 from app.tasks import Step, Task, TaskQueue
 from app.telemetry import logger
-from models.checkpoint import load_bundle, read_version
+from models.checkpoint import BundleDescription, load_bundle, read_version
 from models.dataset import TOKENS, TokenArray
 from models.errors import BundleError, InputFormatError, UnknownDomainError, VocabularyError
 from models.regenerate import Regenerated, Regenerator
@@ -43,10 +43,25 @@ UPLOAD = "input/upload"
 """Name of an uploaded input inside its job's folder."""
 
 
+class Regenerates(Protocol):
+    """A ``models.regenerate.Regenerator``, here or in another process."""
+
+    @property
+    def bundle(self) -> BundleDescription:
+        """What it was trained with."""
+        ...
+
+    def regenerate(
+        self, sequences: Sequence[TokenArray], target: str, *, training_rows: bool = False
+    ) -> list[Regenerated]:
+        """See there."""
+        ...
+
+
 class Models(Protocol):
     """Where a worker gets its models."""
 
-    def regenerator(self, version: str, rule: str) -> Regenerator:
+    def regenerator(self, version: str, rule: str) -> Regenerates:
         """The regenerator of one bundle and rule; raises UnknownModelError or BundleError."""
         ...
 
@@ -245,7 +260,7 @@ class JobRunner:
             self._storage.delete_folder(f"{job_id}/input")
 
 
-def regenerate_rows(regenerator: Regenerator, job: Job, rows: Sequence[Row]) -> ChunkResult:
+def regenerate_rows(regenerator: Regenerates, job: Job, rows: Sequence[Row]) -> ChunkResult:
     """
     Rewrite *rows* for the job's target.
 

@@ -106,7 +106,7 @@ def random_bundle(num_items: int, num_domains: int) -> Bundle:
     names = tuple(f"synthetic-{index}" for index in range(num_domains))
     items = tuple(tuple(map(str, range(r.first, r.last + 1))) for r in token_ranges(num_items, num_domains))
     base, *experts = (random_decoder(num_items, seed) for seed in range(num_domains + 1))
-    return Bundle(Path(), "random", Vocabulary(names, items), base.config, base, tuple(experts), {})
+    return Bundle(Path(), "random", Vocabulary(names, items), base.config, {}, base, tuple(experts))
 
 
 def random_sequences(

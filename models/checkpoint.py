@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 from models.dataset import sha256_of
 from models.decoder import Decoder, DecoderConfig
@@ -46,17 +47,15 @@ VERSION_LENGTH = 12
 
 
 @dataclass(frozen=True)
-class Bundle:
+class BundleDescription:
     """
-    A loaded bundle, networks in evaluation mode.
+    All of a bundle but its networks.
 
     Args:
         directory: where it lies.
         version: hash of its content, 12 hex digits.
         vocabulary: every item that the networks know.
         config: the size that base and experts share.
-        base: theta_M.
-        experts: theta_d, one per domain in the vocabulary's order.
         provenance: how it was trained, as ``save_bundle`` was told.
     """
 
@@ -64,9 +63,21 @@ class Bundle:
     version: str
     vocabulary: Vocabulary
     config: DecoderConfig
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Bundle(BundleDescription):
+    """
+    A loaded bundle, networks in evaluation mode.
+
+    Args:
+        base: theta_M.
+        experts: theta_d, one per domain in the vocabulary's order.
+    """
+
     base: Decoder
     experts: tuple[Decoder, ...]
-    provenance: Mapping[str, Any]
 
     def expert(self, domain: str) -> Decoder:
         """The expert of *domain*; raises UnknownDomainError."""
@@ -144,12 +155,37 @@ def load_bundle(directory: Path, device: torch.device | str = "cpu") -> Bundle:
         BundleMismatchError: vocabulary, configuration and tensors disagree.
     """
     manifest = _read_manifest(directory)
-    for name, expected in manifest["files"].items():
+    _check_files(directory, manifest, manifest["files"])
+    described = _description(directory, manifest)
+    config, num_experts = described.config, len(described.vocabulary.domains)
+    base = _load_decoder(directory / BASE, config, device)
+    experts = tuple(_load_decoder(directory / expert_file(index), config, device) for index in range(num_experts))
+    _check_together(described.vocabulary, config, [base, *experts], where=str(directory))
+    return Bundle(**vars(described), base=base, experts=experts)
+
+
+def describe_bundle(directory: Path) -> BundleDescription:
+    """
+    Read all but the networks, whose files are not looked at.
+
+    Raises:
+        BundleError: as ``load_bundle`` for the manifest and the vocabulary.
+    """
+    manifest = _read_manifest(directory)
+    _check_files(directory, manifest, [VOCABULARY])
+    return _description(directory, manifest)
+
+
+def _check_files(directory: Path, manifest: Mapping[str, Any], names: Iterable[str]) -> None:
+    for name in names:
         path = directory / name
         if not path.is_file():
             raise BundleMissingFileError(f"{path}: listed in the manifest but missing")
-        if sha256_of(path) != expected:
+        if sha256_of(path) != manifest["files"][name]:
             raise BundleCorruptError(f"{path}: its SHA-256 differs from the manifest's; truncated or edited")
+
+
+def _description(directory: Path, manifest: Mapping[str, Any]) -> BundleDescription:
     try:
         vocabulary = Vocabulary.load(directory / VOCABULARY)
     except DatasetFormatError as error:
@@ -160,11 +196,7 @@ def load_bundle(directory: Path, device: torch.device | str = "cpu") -> Bundle:
         raise BundleMismatchError(f"{directory / MANIFEST}: not a decoder configuration: {error}") from error
     if list(vocabulary.domains) != manifest["domains"] or vocabulary.fingerprint != manifest["vocabulary_fingerprint"]:
         raise BundleMismatchError(f"{directory / VOCABULARY}: its domains or items are not the manifest's")
-    base = _load_decoder(directory / BASE, config, device)
-    experts = tuple(_load_decoder(directory / expert_file(i), config, device) for i in range(len(vocabulary.domains)))
-    _check_together(vocabulary, config, [base, *experts], where=str(directory))
-    version = _version_of(manifest)
-    return Bundle(directory, version, vocabulary, config, base, experts, manifest["provenance"])
+    return BundleDescription(directory, _version_of(manifest), vocabulary, config, manifest["provenance"])
 
 
 def read_version(directory: Path) -> str:
@@ -206,12 +238,23 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+class _WithoutInitialisation(TorchFunctionMode):
+    """Leaves ``torch.nn.init`` out: on meta tensors it has nothing to fill, and imports 800 modules to do so."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if kwargs else args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def _load_decoder(path: Path, config: DecoderConfig, device: torch.device | str) -> Decoder:
     try:
         state = load_file(path, device=str(device))
     except (SafetensorError, OSError) as error:
         raise BundleCorruptError(f"{path}: not a safetensors file: {error}") from error
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutInitialisation():
         decoder = Decoder(config)
     try:
         decoder.load_state_dict(state, assign=True)

@@ -22,7 +22,7 @@ from models.anticipation import Expected, Run, candidates_needed, expected_items
 from models.checkpoint import Bundle
 from models.contrastive import DELETED, Decisions, View, decide, prepare
 from models.dataset import TOKENS, TokenArray, pad_right
-from models.decoder import Decoder
+from models.decoder import Decoder, DecoderConfig
 from models.rules import ANTICIPATE, RULES, Rule
 from models.vocabulary import TokenRange
 
@@ -100,8 +100,8 @@ class Regenerator:
 
     @property
     def max_items(self) -> int:
-        """Most items of a sequence that are read: as many as decoders have positions, one more if the last is not."""
-        return self.bundle.config.max_length + (self.rule != ANTICIPATE)
+        """Most items of a sequence that are read."""
+        return most_items(self.bundle.config, self.rule)
 
     def regenerate(
         self, sequences: Sequence[TokenArray], target: str, *, training_rows: bool = False
@@ -200,6 +200,11 @@ class Regenerator:
         expert = self.bundle.expert(target)
         hidden_RD = _Reader(histories, sequences_R, last_R).hidden_states(expert, np.arange(len(last_R)))
         return expected_items(View(hidden_RD, expert.item_embeddings_VD), target_range, candidates_needed(histories))
+
+
+def most_items(config: DecoderConfig, rule: Rule) -> int:
+    """Most items of a sequence that *rule* reads: as many as decoders have positions, one more if the last is not."""
+    return config.max_length + (rule != ANTICIPATE)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 
 from app.errors import (
     ClientLeftError,
+    ModelProcessDiedError,
     ModelThreadDiedError,
     ModelUnavailableError,
     QueueFullError,
@@ -39,6 +40,7 @@ ResultT = TypeVar("ResultT")
         UnknownSequenceItemsError,
         QueueFullError,
         ModelUnavailableError,
+        ModelProcessDiedError,
         ModelThreadDiedError,
         ShuttingDownError,
     ),

@@ -38,8 +38,8 @@ def bounds(**changes):
 
 
 @contextlib.asynccontextmanager
-async def running(process, *, on_batch=lambda rows, seconds: None, fatal=(), **changes):
-    batcher = Batcher(process, bounds(**changes), on_batch=on_batch, fatal=fatal)
+async def running(process, *, on_batch=lambda rows, seconds: None, **changes):
+    batcher = Batcher(process, bounds(**changes), on_batch=on_batch)
     batcher.start()
     try:
         yield batcher
@@ -302,9 +302,8 @@ def test_a_request_spread_over_batches_fails_when_one_of_them_does():
     assert asyncio.run(scenario()) == [5]
 
 
-@pytest.mark.parametrize(("error", "fatal"), [(SystemExit("over"), ()), (RuntimeError("device"), (RuntimeError,))])
-def test_when_the_thread_dies_every_waiter_and_every_later_caller_is_told(error, fatal):
-    recorder = Recorder()
+def test_when_the_thread_dies_every_waiter_and_every_later_caller_is_told():
+    recorder, error = Recorder(), SystemExit("over")
 
     def process(key, rows):
         recorder(key, rows)
@@ -312,7 +311,7 @@ def test_when_the_thread_dies_every_waiter_and_every_later_caller_is_told(error,
 
     async def scenario():
         recorder.gate.clear()
-        async with running(process, fatal=fatal) as batcher:
+        async with running(process) as batcher:
             running_now = asyncio.create_task(batcher.submit("a", [1], [1]))
             await asyncio.to_thread(recorder.entered.wait, 10)
             waiting = asyncio.create_task(batcher.submit("b", [2, 3], [1, 1]))

@@ -78,7 +78,7 @@ def released_decoder(name: str) -> Decoder:
 def released_bundle() -> Bundle:
     items = tuple(tuple(str(t) for t in range(token_range(d).first, token_range(d).last + 1)) for d in DOMAINS)
     base, *experts = (released_decoder(name) for name in NETWORKS)
-    return Bundle(Path(), "released", Vocabulary(DOMAINS, items), base.config, base, tuple(experts), {})
+    return Bundle(Path(), "released", Vocabulary(DOMAINS, items), base.config, {}, base, tuple(experts))
 
 
 def whole_sequences() -> list[npt.NDArray[np.int32]]:

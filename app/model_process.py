@@ -1,0 +1,323 @@
+"""
+The model in a process of its own, so that networks and HTTP do not wait for each other's interpreter lock.
+
+One process holds one bundle under one rule, and answers over two pipes: one for requests, one for jobs, each a call at
+a time, so that a chunk of a job and a batch of requests are computed side by side. Calls hold no state: a process that
+dies (a kill, no memory, a failed CUDA context) is started again and the calls that it owed are made once more. A call
+that ends two processes in a row is given up: it may be the cause.
+
+The process ends when the pipes are closed: by ``close``, when nobody refers to the model any more, or because the
+service itself was killed. It ignores SIGINT and SIGTERM: the service stops it after its last answer.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import signal
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import torch
+
+from app.errors import ModelProcessDiedError
+from app.telemetry import logger
+from models.checkpoint import BundleDescription, describe_bundle, load_bundle
+from models.dataset import TokenArray
+from models.errors import BundleMismatchError
+from models.regenerate import Regenerated, Regenerator, most_items
+from models.rules import Rule
+
+log = logger(__name__)
+
+# Not fork: threads and CUDA do not survive it. Not spawn: every model would import torch anew, for seconds.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["__main__", __name__])
+
+# After a failed CUDA context every later call fails too: the process ends, and a new one makes a new context.
+FATAL_ERRORS: tuple[type[Exception], ...] = tuple(filter(None, [getattr(torch, "AcceleratorError", None)]))
+FATAL_EXIT = 70
+REQUESTS, JOBS = range(2)
+# Longest that a call waits for a process that is being started again; loading a large bundle takes seconds.
+RESTART_SECONDS = 60.0
+FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.5, 30.0
+ATTEMPTS = 2
+
+
+@dataclass(frozen=True)
+class _Call:
+    token_ids: Sequence[TokenArray]
+    target: str
+    training_rows: bool
+
+
+class RemoteRegenerator:
+    """
+    A ``Regenerator`` whose networks are in another process; one call at a time, from any thread.
+
+    Args:
+        process: the process; kept alive by this reference.
+        channel: REQUESTS or JOBS.
+    """
+
+    def __init__(self, process: ModelProcess, channel: int) -> None:
+        self._process = process
+        self._channel = channel
+
+    @property
+    def bundle(self) -> BundleDescription:
+        """What the process has loaded."""
+        return self._process.bundle
+
+    @property
+    def max_items(self) -> int:
+        """Most items of a sequence that are read."""
+        return most_items(self.bundle.config, self._process.rule)
+
+    def regenerate(
+        self, sequences: Sequence[TokenArray], target: str, *, training_rows: bool = False
+    ) -> list[Regenerated]:
+        """
+        As ``Regenerator.regenerate``.
+
+        Raises:
+            UnknownDomainError: the bundle has no such domain.
+            ModelProcessDiedError: two processes ended over this call, or none could be started in time.
+            Exception: what else the call raised over there; a RuntimeError with its words if it cannot be sent.
+        """
+        self.bundle.vocabulary.domain_index(target)
+        return self._process.call(self._channel, _Call(list(sequences), target, training_rows))
+
+
+class ModelProcess:
+    """
+    A bundle loaded in another process. Build it with ``start``.
+
+    Args:
+        bundle: what is loaded.
+        rule: decoding rule.
+        supervisor: keeps the process running.
+    """
+
+    def __init__(self, bundle: BundleDescription, rule: Rule, supervisor: _Supervisor) -> None:
+        self.bundle = bundle
+        self.rule: Rule = rule
+        self._supervisor = supervisor
+        self.close: Callable[[], object] = weakref.finalize(self, supervisor.close)
+
+    @classmethod
+    def start(cls, directory: Path, rule: Rule, device: torch.device) -> ModelProcess:
+        """
+        Load the bundle of *directory* in a new process.
+
+        Raises:
+            BundleError: it cannot be loaded.
+            ModelProcessDiedError: the process ended while it loaded it, for want of memory, say.
+        """
+        bundle = describe_bundle(directory)
+        supervisor = _Supervisor(bundle, rule, device)
+        supervisor.start()
+        return cls(bundle, rule, supervisor)
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the process that answers now; None while there is none."""
+        return self._supervisor.process_id
+
+    @property
+    def outage(self) -> str | None:
+        """Why nothing can be computed just now, or None."""
+        return self._supervisor.outage
+
+    def call(self, channel: int, call: _Call) -> list[Regenerated]:
+        """See ``RemoteRegenerator.regenerate``."""
+        return self._supervisor.call(channel, call)
+
+
+class _Child:
+    """One process and the service's ends of its pipes."""
+
+    def __init__(self, bundle: BundleDescription, rule: Rule, device: torch.device) -> None:
+        pipes = [_context.Pipe() for _ in (REQUESTS, JOBS)]
+        self.connections = [ours for ours, _ in pipes]
+        theirs = [end for _, end in pipes]
+        arguments = (theirs, bundle.directory, rule, str(device), torch.get_num_threads())
+        self.process: ForkServerProcess = _context.Process(
+            target=_answer_calls, args=arguments, name=f"taesar-model-{bundle.version}", daemon=True
+        )
+        try:
+            self.process.start()
+            for end in theirs:
+                end.close()
+            loaded = self.connections[REQUESTS].recv()
+        except (EOFError, OSError) as error:
+            self.close()
+            raise ModelProcessDiedError(f"the model's process ended while it loaded {bundle.directory}") from error
+        if isinstance(loaded, Exception):
+            self.close()
+            raise loaded
+        if loaded != bundle.version:
+            self.close()
+            raise BundleMismatchError(f"{bundle.directory}: holds version {loaded} now, not {bundle.version}")
+
+    def close(self) -> None:
+        for connection in self.connections:
+            connection.close()
+
+
+class _Supervisor:
+    """Starts the process, starts it again when it dies, and hands calls to the one that lives."""
+
+    def __init__(self, bundle: BundleDescription, rule: Rule, device: torch.device) -> None:
+        self._bundle = bundle
+        self._rule: Rule = rule
+        self._device = device
+        self._one_at_a_time = [threading.Lock(), threading.Lock()]
+        self._changed = threading.Condition()
+        # Guarded by _changed:
+        self._child: _Child | None = None
+        self._closed = False
+        self._outage: str | None = "not started"
+
+    @property
+    def process_id(self) -> int | None:
+        child = self._child
+        return None if child is None else child.process.pid
+
+    @property
+    def outage(self) -> str | None:
+        return self._outage
+
+    def start(self) -> None:
+        child = _Child(self._bundle, self._rule, self._device)
+        self._put(child)
+        threading.Thread(target=self._watch, args=(child,), name="taesar-model-watch", daemon=True).start()
+
+    def call(self, channel: int, call: _Call) -> list[Regenerated]:
+        with self._one_at_a_time[channel]:
+            died: _Child | None = None
+            for _ in range(ATTEMPTS):
+                child = self._living(other_than=died)
+                try:
+                    child.connections[channel].send(call)
+                    outcome = child.connections[channel].recv()
+                except (EOFError, OSError):
+                    died = child
+                    continue
+                if isinstance(outcome, Exception):
+                    raise outcome
+                results: list[Regenerated] = outcome
+                return results
+        raise ModelProcessDiedError(f"the model's process ended {ATTEMPTS} times over the same call")
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            child, self._child = self._child, None
+            self._changed.notify_all()
+        if child is not None:
+            child.close()
+            child.process.join()
+
+    def _living(self, other_than: _Child | None) -> _Child:
+        with self._changed:
+            found = self._changed.wait_for(
+                lambda: self._closed or self._child not in (None, other_than), RESTART_SECONDS
+            )
+            if not found or self._child is None:
+                raise ModelProcessDiedError(f"the model's process does not run: {self._outage or 'it was stopped'}")
+            return self._child
+
+    def _put(self, child: _Child) -> None:
+        with self._changed:
+            if self._closed:
+                child.close()
+                return
+            self._child, self._outage = child, None
+            self._changed.notify_all()
+
+    def _watch(self, child: _Child) -> None:
+        while True:
+            child.process.join()
+            with self._changed:
+                if self._closed:
+                    return
+                self._child, self._outage = None, f"its process ended with status {child.process.exitcode}"
+            log.error("model_process_died", version=self._bundle.version, status=child.process.exitcode)
+            child.close()
+            restarted = self._restarted()
+            if restarted is None:
+                return
+            child = restarted
+
+    def _restarted(self) -> _Child | None:
+        """A new process, sooner or later; None when the model was closed meanwhile."""
+        delay = FIRST_DELAY_SECONDS
+        while True:
+            try:
+                child = _Child(self._bundle, self._rule, self._device)
+            except Exception as error:  # whatever keeps it from starting may pass: a full memory, a folder mid-copy
+                log.error("model_process_not_started", version=self._bundle.version, reason=str(error))
+                self._outage = f"its process cannot be started: {error}"
+                with self._changed:
+                    if self._changed.wait_for(lambda: self._closed, delay):
+                        return None
+                delay = min(2 * delay, LONGEST_DELAY_SECONDS)
+                continue
+            self._put(child)
+            log.warning("model_process_restarted", version=self._bundle.version, process=child.process.pid)
+            return child
+
+
+def _answer_calls(
+    connections: Sequence[Connection], directory: Path, rule: Rule, device: str, num_threads: int
+) -> None:
+    """The other process: load, say the version, answer until both pipes are closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(num_threads)
+    try:
+        regenerator = Regenerator(load_bundle(directory, device), rule)
+    except Exception as error:
+        connections[REQUESTS].send(_sendable(error))
+        return
+    connections[REQUESTS].send(regenerator.bundle.version)
+    jobs = threading.Thread(target=_answer_channel, args=(connections[JOBS], regenerator))
+    jobs.start()
+    _answer_channel(connections[REQUESTS], regenerator)
+    jobs.join()
+
+
+def _answer_channel(connection: Connection, regenerator: Regenerator) -> None:
+    while True:
+        try:
+            call: _Call = connection.recv()
+        except (EOFError, OSError):
+            return
+        outcome: list[Regenerated] | Exception
+        try:
+            outcome = regenerator.regenerate(call.token_ids, call.target, training_rows=call.training_rows)
+        except FATAL_ERRORS:
+            os._exit(FATAL_EXIT)
+        except Exception as error:
+            outcome = _sendable(error)
+        try:
+            connection.send(outcome)
+        except OSError:  # nobody waits for it any more
+            return
+
+
+def _sendable(error: Exception) -> Exception:
+    """*error*, or its words where it cannot be pickled and read again."""
+    try:
+        copy: Exception = pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return copy
