@@ -1,9 +1,9 @@
 """
 Write the tables of docs/results.md from reports of `taesar evaluate`: python docs/write_results.py A/report.json ...
 
-Prints Markdown: one table of NDCG@10 per data set, its differences with intervals, their means per recommender, users
-with few target items, leak audits and commands. Every number stands in the reports; nothing is computed here but means
-of relative differences over targets.
+Prints Markdown: one table of NDCG@10 per data set, rule and ranking, its differences with intervals, their means per
+recommender, users with few target items, leak audits and commands. Every number stands in the reports; nothing is
+computed here but means of relative differences over targets.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ LEAST_USERS = 30
 def main(paths: Sequence[str]) -> None:
     """Print the page's tables."""
     reports = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
-    for (name, rule), group in groupby(sorted(reports, key=_data_and_rule), key=_data_and_rule):
+    for (name, rule, ranking), group in groupby(sorted(reports, key=_kind), key=_kind):
         members = list(group)
         gains = [f"{arm} - {baseline}" for arm, baseline in GAINS]
         parts = [
-            f"### {name}, rule `{rule}`\n",
+            f"### {name}, rule `{rule}`, ranking `{ranking}`\n",
             *table(["target", "recommender", "users", "seeds", *LINES], _score_rows(members)),
             *table(["target", "recommender", *gains], _gain_rows(members)),
             *table(["recommender", "targets", *gains], _mean_rows(members)),
@@ -50,9 +50,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(header) + " |", "|" + "---|" * len(header), *lines, ""] if lines else []
 
 
-def _data_and_rule(report: dict[str, Any]) -> tuple[str, str]:
-    composite = report["provenance"]["composite"]
-    return report["provenance"]["dataset"], "none" if composite is None else composite["rule"]
+def _kind(report: dict[str, Any]) -> tuple[str, str, str]:
+    provenance = report["provenance"]
+    rule = "none" if provenance["composite"] is None else provenance["composite"]["rule"]
+    # Reports that do not say were written when there was only one.
+    return provenance["dataset"], rule, provenance.get("ranking", "all")
 
 
 def _score_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
