@@ -48,6 +48,8 @@ REQUESTS, JOBS = range(2)
 # Longest that a call waits for a process that is being started again; loading a large bundle takes seconds.
 RESTART_SECONDS = 60.0
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.5, 30.0
+# What a call under way is given when the model is closed; nobody waits for it but a job, which repeats it.
+CLOSE_SECONDS = 2.0
 ATTEMPTS = 2
 
 
@@ -222,8 +224,12 @@ class _Supervisor:
             self._closed = True
             child, self._child = self._child, None
             self._changed.notify_all()
-        if child is not None:
-            child.close()
+        if child is None:
+            return
+        child.close()
+        child.process.join(CLOSE_SECONDS)
+        if child.process.is_alive():  # in the middle of a call whose caller has gone
+            child.process.kill()
             child.process.join()
 
     def _living(self, other_than: _Child | None) -> _Child:

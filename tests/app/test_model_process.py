@@ -151,6 +151,27 @@ def test_closing_ends_the_process_and_later_calls_are_refused(process):
         there.regenerate(SEQUENCES, "food")
 
 
+def test_closing_does_not_wait_for_a_call_that_hangs(process):
+    """A stopped process stands for a job's chunk of minutes; its caller is told."""
+    jobs, process_id, outcome = RemoteRegenerator(process, JOBS), process.process_id, []
+
+    def job():
+        try:
+            jobs.regenerate(SEQUENCES, "food")
+        except ModelProcessDiedError as error:
+            outcome.append(error)
+
+    os.kill(process_id, signal.SIGSTOP)
+    working = threading.Thread(target=job)
+    working.start()
+    eventually(lambda: process._supervisor._one_at_a_time[JOBS].locked())
+    process.close()
+    working.join(30)
+
+    assert not runs(process_id)
+    assert len(outcome) == 1
+
+
 def test_a_model_that_nobody_refers_to_any_more_ends_its_process(bundle):
     process = ModelProcess.start(bundle.directory, "paper", torch.device("cpu"))
     there, process_id = RemoteRegenerator(process, REQUESTS), process.process_id
