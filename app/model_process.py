@@ -13,7 +13,6 @@ service itself was killed. It ignores SIGINT and SIGTERM: the service stops it a
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.connection
 import os
 import pickle
 import signal
@@ -103,14 +102,12 @@ class ModelProcess:
     A bundle loaded in another process. Build it with ``start``.
 
     Args:
-        bundle: what is loaded.
-        rule: decoding rule.
         supervisor: keeps the process running.
     """
 
-    def __init__(self, bundle: BundleDescription, rule: Rule, supervisor: _Supervisor) -> None:
-        self.bundle = bundle
-        self.rule: Rule = rule
+    def __init__(self, supervisor: _Supervisor) -> None:
+        self.bundle = supervisor.bundle
+        self.rule: Rule = supervisor.rule
         self._supervisor = supervisor
         self.close: Callable[[], object] = weakref.finalize(self, supervisor.close)
 
@@ -123,10 +120,9 @@ class ModelProcess:
             BundleError: it cannot be loaded.
             ModelProcessDiedError: the process ended while it loaded it, for want of memory, say.
         """
-        bundle = describe_bundle(directory)
-        supervisor = _Supervisor(bundle, rule, device)
+        supervisor = _Supervisor(describe_bundle(directory), rule, device)
         supervisor.start()
-        return cls(bundle, rule, supervisor)
+        return cls(supervisor)
 
     @property
     def process_id(self) -> int | None:
@@ -178,8 +174,8 @@ class _Supervisor:
     """Starts the process, starts it again when it dies, and hands calls to the one that lives."""
 
     def __init__(self, bundle: BundleDescription, rule: Rule, device: torch.device) -> None:
-        self._bundle = bundle
-        self._rule: Rule = rule
+        self.bundle = bundle
+        self.rule: Rule = rule
         self._device = device
         self._one_at_a_time = [threading.Lock(), threading.Lock()]
         self._changed = threading.Condition()
@@ -198,7 +194,7 @@ class _Supervisor:
         return self._outage
 
     def start(self) -> None:
-        child = _Child(self._bundle, self._rule, self._device)
+        child = _Child(self.bundle, self.rule, self._device)
         self._put(child)
         threading.Thread(target=self._watch, args=(child,), name="taesar-model-watch", daemon=True).start()
 
@@ -256,7 +252,7 @@ class _Supervisor:
                 if self._closed:
                     return
                 self._child, self._outage = None, f"its process ended with status {child.process.exitcode}"
-            log.error("model_process_died", version=self._bundle.version, status=child.process.exitcode)
+            log.error("model_process_died", version=self.bundle.version, status=child.process.exitcode)
             child.close()
             restarted = self._restarted()
             if restarted is None:
@@ -268,9 +264,9 @@ class _Supervisor:
         delay = FIRST_DELAY_SECONDS
         while True:
             try:
-                child = _Child(self._bundle, self._rule, self._device)
+                child = _Child(self.bundle, self.rule, self._device)
             except Exception as error:  # whatever keeps it from starting may pass: a full memory, a folder mid-copy
-                log.error("model_process_not_started", version=self._bundle.version, reason=str(error))
+                log.error("model_process_not_started", version=self.bundle.version, reason=str(error))
                 self._outage = f"its process cannot be started: {error}"
                 with self._changed:
                     if self._changed.wait_for(lambda: self._closed, delay):
@@ -278,7 +274,7 @@ class _Supervisor:
                 delay = min(2 * delay, LONGEST_DELAY_SECONDS)
                 continue
             self._put(child)
-            log.warning("model_process_restarted", version=self._bundle.version, process=child.process.pid)
+            log.warning("model_process_restarted", version=self.bundle.version, process=child.process.pid)
             return child
 
 

@@ -70,6 +70,16 @@ class Queries:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def at(self, indices: npt.NDArray[np.int64]) -> Queries:
+        """The rows at *indices*, in that order."""
+        return Queries(
+            self.users[indices],
+            picked(self.histories, indices),
+            self.targets[indices],
+            picked(self.seen, indices),
+            self.num_target_items[indices],
+        )
+
 
 @dataclass(frozen=True)
 class Arm:

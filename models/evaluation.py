@@ -26,13 +26,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.arms import Arm, ArmName, Queries, RowName, picked
+from models.arms import Arm, ArmName, Queries, RowName
 from models.dataset import pad_right
 from models.errors import DatasetFormatError
 from models.metrics import ndcg_at_k, pessimistic_ranks, ranks_without
@@ -73,7 +73,6 @@ class EvaluationConfig:
 
 
 RankingName = Literal["all", "unseen"]
-RANKING_NAMES: tuple[RankingName, ...] = get_args(RankingName)
 
 
 @dataclass(frozen=True)
@@ -386,11 +385,4 @@ def _ranks_read(content: Mapping[str, Any]) -> Ranks:
 
 def _with_history(queries: Queries) -> Queries:
     """Early stopping follows the users of the main table only: those with a target item in their history."""
-    kept = np.flatnonzero(queries.num_target_items > 0)
-    return Queries(
-        queries.users[kept],
-        picked(queries.histories, kept),
-        queries.targets[kept],
-        picked(queries.seen, kept),
-        queries.num_target_items[kept],
-    )
+    return queries.at(np.flatnonzero(queries.num_target_items > 0))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.arms import ARM_NAMES, Arm, Queries, build_arm, held_out_queries, load_composite, picked, with_served
+from models.arms import ARM_NAMES, Arm, build_arm, held_out_queries, load_composite, with_served
 from models.dataset import Sequences
 from models.errors import DatasetFormatError
 from models.evaluation import EvaluationConfig, Grid, RowObjective, build_seeded, rank_queries
@@ -179,7 +179,7 @@ def test_a_cell_that_was_interrupted_ends_with_the_same_ranks(name, arm_name, ar
 @pytest.mark.parametrize("name", MULTI_DOMAIN)
 def test_all_that_training_changes_survives_an_interruption(name, arms, tmp_path):
     """Killed after 14 of 21 steps: weights, domain weights and what counts the steps equal the unbroken run's."""
-    nobody = with_rows(arms["mixed"].validation, np.zeros(0, dtype=np.int64))
+    nobody = arms["mixed"].validation.at(np.zeros(0, dtype=np.int64))
     arm = dataclasses.replace(arms["mixed"], validation=nobody)  # so that the last epoch's state is kept
 
     def train(file: Path, most: int | None = None):
@@ -274,16 +274,6 @@ class Oracle:
 class Constant:
     def scores(self, item_ids_BT, candidates):
         return torch.zeros(len(item_ids_BT), len(candidates))
-
-
-def with_rows(queries: Queries, rows) -> Queries:
-    return Queries(
-        queries.users[rows],
-        picked(queries.histories, rows),
-        queries.targets[rows],
-        picked(queries.seen, rows),
-        queries.num_target_items[rows],
-    )
 
 
 def with_history(arm: Arm):
