@@ -236,6 +236,22 @@ def train(
     learning_rate: Annotated[
         float | None, typer.Option(min=0.0, help="Of Adam, as in the released code.", show_default="0.0003")
     ] = None,
+    expert_learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="The same for the experts, which start from the base's weights.",
+            show_default="--learning-rate",
+        ),
+    ] = None,
+    schedule: Annotated[
+        Literal["constant", "linear"] | None,
+        typer.Option(
+            help="The learning rate stays, as in the released code, or climbs over the first 5 % of the epochs and "
+            "falls to 0 at their end, which needs fewer of them.",
+            show_default="constant",
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Sequences per step, as in the released code.", show_default="128")
     ] = None,
@@ -292,14 +308,20 @@ def train(
     from models.training import resolve_device
 
     defaults = _given(PipelineConfig(), experts=experts)
-    schedule = {"seed": seed, "learning_rate": learning_rate, "batch_size": batch_size, "precision": precision}
+    both = {"seed": seed, "batch_size": batch_size, "precision": precision, "schedule": schedule}
+    if expert_learning_rate is None:
+        expert_learning_rate = learning_rate
     config = PipelineConfig(
         network=_given(
             defaults.network, width=width, inner_width=width, num_layers=layers, num_heads=heads, dropout=dropout
         ),
-        base=_given(defaults.base, max_epochs=epochs, patience=patience, **schedule),
+        base=_given(defaults.base, max_epochs=epochs, patience=patience, learning_rate=learning_rate, **both),
         expert=_given(
-            expert_training(defaults.experts), max_epochs=expert_epochs, patience=expert_patience, **schedule
+            expert_training(defaults.experts),
+            max_epochs=expert_epochs,
+            patience=expert_patience,
+            learning_rate=expert_learning_rate,
+            **both,
         ),
         experts=defaults.experts,
         sampled_softmax=sampled_softmax,

@@ -29,6 +29,8 @@ from models.training import epoch_generator, length_bucketed_batches
 from models.vocabulary import TokenRange
 
 VALIDATION_BATCH = 256
+# Sequences whose predicted positions are counted at once.
+COUNTED_ROWS = 1024
 # Scores held at once while ranking, in elements (32 MB).
 RANKING_ELEMENTS = 1 << 23
 
@@ -54,12 +56,14 @@ class PredictionBatch(NamedTuple):
     Args:
         token_ids_BT: whole sequences, padded on the right with 0.
         negatives: of the step, in a sampled softmax.
-        share: of the step's predicted positions that are in these sequences; less than 1 only beside other processes.
+        weight: predicted positions in these sequences over the mean of a step. As a step's sequences are of similar
+            lengths, some predict a hundred positions and some thousands; weighting their mean losses alike would make
+            those of short sequences count most.
     """
 
     token_ids_BT: Tensor
     negatives: Negatives | None = None
-    share: float = 1.0
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -97,20 +101,28 @@ class PredictionObjective:
         return -(-len(self.sequences) // self.batch_size)
 
     def batches(self, epoch: int) -> Iterator[PredictionBatch]:
-        """Similar lengths together; each process gets rows of its own of every batch."""
+        """
+        Similar lengths together; each process gets rows of its own of every batch.
+
+        Every position that an epoch predicts counts the same, whichever sequences share its step.
+        """
         lengths = np.asarray([len(sequence) for sequence in self.sequences])
         generator = epoch_generator(self.seed, self.name, epoch)
         # Of their own, so that the shuffles are the same with any number of negatives.
         negatives_generator = epoch_generator(self.seed, f"{self.name} negatives", epoch)
+        num_processes, rank = distributed.num_processes(), distributed.rank()
         for rows in length_bucketed_batches(lengths, self.batch_size, generator):
-            # One more than the decoder's positions: the last item is only a target.
-            longest = min(int(lengths[rows].max()), self.max_length + 1)
-            token_ids_BT = pad_right((self.sequences[row] for row in rows), longest)
             negatives = self._sampler.draw(negatives_generator) if self._sampler else None
-            yield self._own_part(token_ids_BT, negatives)
+            own_rows = rows[rank::num_processes]
+            if len(own_rows):
+                weight = float(self._asked_U[own_rows].sum() / self._mean_asked)
+                yield PredictionBatch(self._padded(own_rows), negatives, weight)
+            else:
+                # Fewer rows than processes: the same steps on some row, of which nothing counts.
+                yield PredictionBatch(self._padded(rows[:1]), negatives, weight=0.0)
 
     def loss(self, module: Decoder, batch: PredictionBatch) -> Tensor:
-        """Mean cross-entropy over the positions that ask something, within the candidates, times the batch's share."""
+        """Mean cross-entropy over the positions that ask something, within the candidates, times the batch's weight."""
         device = module.item_embeddings_VD.device
         token_ids_BT = batch.token_ids_BT.to(device, non_blocking=True)
         targets_BT = self.targets_of(token_ids_BT)
@@ -118,9 +130,9 @@ class PredictionObjective:
         asks_BT = targets_BT != NO_TARGET
         asked = hidden_BTD[asks_BT], module.item_embeddings_VD, targets_BT[asks_BT]
         if batch.negatives is None:
-            return batch.share * linear_cross_entropy(*asked, candidates=self.candidates.columns)
+            return batch.weight * linear_cross_entropy(*asked, candidates=self.candidates.columns)
         token_ids_S, log_weights_S = (tensor.to(device, non_blocking=True) for tensor in batch.negatives)
-        return batch.share * sampled_cross_entropy(*asked, Negatives(token_ids_S, log_weights_S))
+        return batch.weight * sampled_cross_entropy(*asked, Negatives(token_ids_S, log_weights_S))
 
     def validate(self, module: Decoder) -> float | None:
         """Mean NDCG@10 over the validation rows; None if there are none."""
@@ -135,16 +147,23 @@ class PredictionObjective:
             return None
         return PopularitySampler.of(self.sequences, self.candidates, self.sampled_softmax)
 
-    def _own_part(self, token_ids_BT: Tensor, negatives: Negatives | None) -> PredictionBatch:
-        num_processes, rank = distributed.num_processes(), distributed.rank()
-        if num_processes == 1:
-            return PredictionBatch(token_ids_BT, negatives)
-        own_BT = token_ids_BT[rank::num_processes]
-        if not len(own_BT):
-            # Fewer rows than processes: the same steps on some row, of which nothing counts.
-            return PredictionBatch(token_ids_BT[:1], negatives, share=0.0)
-        asked, own_asked = (int((self.targets_of(rows) != NO_TARGET).sum()) for rows in (token_ids_BT, own_BT))
-        return PredictionBatch(own_BT, negatives, share=own_asked / max(1, asked))
+    def _padded(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        """The sequences at *rows*, each with one item more than the decoder's positions: the last is only a target."""
+        longest = min(max(len(self.sequences[row]) for row in rows), self.max_length + 1)
+        return pad_right((self.sequences[row] for row in rows), longest)
+
+    @cached_property
+    def _asked_U(self) -> npt.NDArray[np.int64]:
+        """How many positions each sequence predicts."""
+        numbers = np.arange(len(self.sequences))
+        blocks = (numbers[start : start + COUNTED_ROWS] for start in range(0, len(numbers), COUNTED_ROWS))
+        counts = [(self.targets_of(self._padded(rows)) != NO_TARGET).sum(dim=1).numpy() for rows in blocks]
+        return np.concatenate(counts)
+
+    @cached_property
+    def _mean_asked(self) -> float:
+        """Predicted positions of a step, on average; at least 1, as a domain may ask for none."""
+        return max(1.0, float(self._asked_U.sum()) / self.num_batches())
 
 
 def trainable_sequences(sequences: Iterable[TokenArray]) -> list[TokenArray]:

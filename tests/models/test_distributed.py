@@ -152,7 +152,7 @@ class World:
 def test_every_row_is_in_one_process_and_their_losses_add_up(
     num_processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches of 4 and a last one of 1, fewer rows than processes: shares make the parts' losses the whole's."""
+    """Batches of 4 and a last one of 1, fewer rows than processes: weights make the parts' losses the whole's."""
     generator = np.random.default_rng(0)
     objective = PredictionObjective(
         name="base",
@@ -175,9 +175,9 @@ def test_every_row_is_in_one_process_and_their_losses_add_up(
         parts.append(list(objective.batches(1)))
     for step, expected in enumerate(whole):
         own = [part[step] for part in parts]
-        rows = [row for part in own if part.share for row in part.token_ids_BT.tolist()]
+        rows = [row[row != 0].tolist() for part in own if part.weight for row in part.token_ids_BT]
 
-        assert sorted(rows) == sorted(expected.token_ids_BT.tolist())
-        assert sum(part.share for part in own) == pytest.approx(1)
+        assert sorted(rows) == sorted(row[row != 0].tolist() for row in expected.token_ids_BT)
+        assert sum(part.weight for part in own) == pytest.approx(expected.weight)
         losses = [objective.loss(decoder, part).item() for part in own]
         assert sum(losses) == pytest.approx(objective.loss(decoder, expected).item(), rel=1e-5)
