@@ -188,6 +188,14 @@ def train(
         Path, typer.Option(resolve_path=True, help="Bundle folder to write; a bundle already there is replaced.")
     ],
     device: DeviceOption = "auto",
+    recipe: Annotated[
+        Literal["tuned", "released"],
+        typer.Option(
+            help="Where the options below have their defaults from: what validation chose, or the released code's "
+            "--epochs 300 --expert-epochs 20 --learning-rate 0.0003 --expert-learning-rate 0.0003 --batch-size 128 "
+            "--dropout 0.2 --schedule constant.",
+        ),
+    ] = "tuned",
     seed: Annotated[
         int | None,
         typer.Option(
@@ -199,8 +207,8 @@ def train(
         int | None,
         typer.Option(
             min=0,
-            help="Most epochs of the base, as in the released code; early stopping ends it sooner.",
-            show_default="300",
+            help="Most epochs of the base; more where 14 make fewer than 3,000 steps. It may stop early.",
+            show_default="14",
         ),
     ] = None,
     patience: Annotated[
@@ -212,48 +220,55 @@ def train(
         ),
     ] = None,
     experts: Annotated[
-        Literal["adapted", "from-scratch", "single-domain"] | None,
+        Literal["adapted", "from-scratch", "single-domain"],
         typer.Option(
             help="Adapt the base by domain-specific prediction; or, as ablations, train experts by it from scratch, or "
             "adapt the base on single-domain sequences by next-item prediction.",
-            show_default="adapted",
         ),
-    ] = None,
+    ] = "adapted",
     expert_epochs: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Most epochs of each expert, as in the released code; from scratch 300.", show_default="20"
+            min=0,
+            help="Most epochs of each expert, which peaks within a few; from scratch as many as the base.",
+            show_default="5",
         ),
     ] = None,
     expert_patience: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="The same patience, for an expert: experts peak within a few epochs; from scratch 10.",
+            help="The same patience, for an expert; from scratch the base's.",
             show_default="5",
         ),
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0.0, help="Of Adam, as in the released code.", show_default="0.0003")
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Of Adam. Twice as much learned nothing on some data for the first epochs, with larger batches.",
+            show_default="0.001",
+        ),
     ] = None,
     expert_learning_rate: Annotated[
         float | None,
         typer.Option(
             min=0.0,
-            help="The same for the experts, which start from the base's weights.",
-            show_default="--learning-rate",
+            help="The same for the experts, which start from the base's weights; from scratch the base's.",
+            show_default="half of it",
         ),
     ] = None,
     schedule: Annotated[
         Literal["constant", "linear"] | None,
         typer.Option(
-            help="The learning rate stays, as in the released code, or climbs over the first 5 % of the epochs and "
-            "falls to 0 at their end, which needs fewer of them.",
-            show_default="constant",
+            help="The learning rate climbs over the first 5 % of the epochs and falls to 0 at their end, which needs "
+            "fewer of them than a constant one.",
+            show_default="linear",
         ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Sequences per step, as in the released code.", show_default="128")
+        int | None,
+        typer.Option(min=1, help="Sequences per step: small, as what the base needs is steps.", show_default="32"),
     ] = None,
     width: Annotated[
         int | None,
@@ -273,7 +288,10 @@ def train(
     dropout: Annotated[
         float | None,
         typer.Option(
-            min=0.0, max=0.95, help="Of embeddings and sublayers, as in the released code.", show_default="0.2"
+            min=0.0,
+            max=0.95,
+            help="Of embeddings and sublayers: logs of one person are short, and 0.2 overfits them.",
+            show_default="0.5",
         ),
     ] = None,
     precision: Annotated[
@@ -304,34 +322,31 @@ def train(
     from app.progress import TrainingProgress
     from models import distributed
     from models.dataset import load_dataset
-    from models.pipeline import PipelineConfig, expert_training, forget_run, train_bundle
+    from models.pipeline import RELEASED, PipelineConfig, enough_epochs, forget_run, train_bundle
     from models.training import resolve_device
 
-    defaults = _given(PipelineConfig(), experts=experts)
-    both = {"seed": seed, "batch_size": batch_size, "precision": precision, "schedule": schedule}
-    if expert_learning_rate is None:
-        expert_learning_rate = learning_rate
-    config = PipelineConfig(
-        network=_given(
-            defaults.network, width=width, inner_width=width, num_layers=layers, num_heads=heads, dropout=dropout
-        ),
-        base=_given(defaults.base, max_epochs=epochs, patience=patience, learning_rate=learning_rate, **both),
-        expert=_given(
-            expert_training(defaults.experts),
-            max_epochs=expert_epochs,
-            patience=expert_patience,
-            learning_rate=expert_learning_rate,
-            **both,
-        ),
-        experts=defaults.experts,
-        sampled_softmax=sampled_softmax,
+    defaults = RELEASED if recipe == "released" else PipelineConfig()
+    network = _given(
+        defaults.network, width=width, inner_width=width, num_layers=layers, num_heads=heads, dropout=dropout
     )
-    if config.network.width % config.network.num_heads:
-        raise typer.BadParameter(
-            f"--width {config.network.width} is not a multiple of --heads {config.network.num_heads}"
-        )
-    run_directory = out.parent / f"{out.name}.run"
+    if network.width % network.num_heads:
+        raise typer.BadParameter(f"--width {network.width} is not a multiple of --heads {network.num_heads}")
     prepared = load_dataset(dataset)
+    both = {"seed": seed, "batch_size": batch_size, "precision": precision, "schedule": schedule}
+    base = _given(defaults.base, max_epochs=epochs, patience=patience, learning_rate=learning_rate, **both)
+    if epochs is None and recipe == "tuned":
+        base = enough_epochs(base, len(prepared.train))
+    if experts == "from-scratch":
+        # It learns as much as the base does; the few epochs of the others would end before it has.
+        expert = base
+    else:
+        expert = _given(defaults.expert, **both)
+        expert = dataclasses.replace(
+            expert, learning_rate=base.learning_rate * expert.learning_rate / defaults.base.learning_rate
+        )
+    expert = _given(expert, max_epochs=expert_epochs, patience=expert_patience, learning_rate=expert_learning_rate)
+    config = PipelineConfig(network, base, expert, experts, sampled_softmax)
+    run_directory = out.parent / f"{out.name}.run"
     place = resolve_device(device)
     with distributed.joined(place):
         console.quiet = not distributed.is_main()

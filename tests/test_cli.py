@@ -70,12 +70,12 @@ DEFAULTS = [
     ("train", "seed", PIPELINE.base.seed),
     ("train", "seed", PIPELINE.expert.seed),
     ("train", "learning_rate", PIPELINE.base.learning_rate),
-    ("train", "learning_rate", PIPELINE.expert.learning_rate),
     ("train", "batch_size", PIPELINE.base.batch_size),
     ("train", "batch_size", PIPELINE.expert.batch_size),
+    ("train", "schedule", PIPELINE.base.schedule),
+    ("train", "schedule", PIPELINE.expert.schedule),
     ("train", "epochs", PIPELINE.base.max_epochs),
     ("train", "patience", PIPELINE.base.patience),
-    ("train", "experts", PIPELINE.experts),
     ("train", "expert_epochs", PIPELINE.expert.max_epochs),
     ("train", "expert_patience", PIPELINE.expert.patience),
     ("train", "width", PIPELINE.network.width),
@@ -161,6 +161,38 @@ def test_a_setting_out_of_range_is_one_line_with_its_name(run, monkeypatch) -> N
     assert len(err.splitlines()) == 1
 
 
+RATE, EPOCHS = PIPELINE.base.learning_rate, ("--epochs", "0", "--expert-epochs", "0")
+
+
+@pytest.mark.parametrize(
+    ("options", "base", "expert"),
+    [
+        (EPOCHS, {"learning_rate": RATE, "schedule": "linear"}, {"learning_rate": RATE / 2, "schedule": "linear"}),
+        ((*EPOCHS, "--learning-rate", "0.01"), {"learning_rate": 0.01}, {"learning_rate": 0.005}),
+        ((*EPOCHS, "--expert-learning-rate", "0.01"), {"learning_rate": RATE}, {"learning_rate": 0.01}),
+        (("--patience", "1", "--expert-epochs", "0"), {"max_epochs": 375}, {"max_epochs": 0}),
+        (
+            ("--epochs", "1", "--experts", "from-scratch"),
+            {"max_epochs": 1, "learning_rate": RATE},
+            {"max_epochs": 1, "learning_rate": RATE},
+        ),
+        (
+            ("--recipe", "released", *EPOCHS),
+            {"learning_rate": 3e-4, "schedule": "constant"},
+            {"learning_rate": 3e-4, "schedule": "constant"},
+        ),
+    ],
+)
+def test_a_bundle_says_how_base_and_experts_were_trained(run, tmp_path, dataset, options, base, expert) -> None:
+    """Experts learn at half the base's rate, those from scratch as the base; few sequences make many epochs."""
+    code, _, err = run("train", dataset.directory, "--out", tmp_path / "bundle", *TINY, *options)
+    config = load_bundle(tmp_path / "bundle").provenance["config"]
+
+    assert (code, err) == (0, "")
+    assert base.items() <= config["base"].items()
+    assert expert.items() <= config["expert"].items()
+
+
 def test_a_width_that_the_heads_do_not_divide_is_refused_before_anything_is_read(run, tmp_path) -> None:
     code, _, err = run("train", tmp_path / "nothing", "--out", tmp_path / "bundle", "--width", "7")
 
@@ -228,7 +260,7 @@ def test_train_and_regenerate_write_what_they_say(run, tmp_path, dataset: Datase
     assert (tmp_path / "food" / "food.inter").is_file()
 
 
-@pytest.mark.parametrize(("experts", "epochs", "patience"), [("from-scratch", 300, 10), ("single-domain", 20, 5)])
+@pytest.mark.parametrize(("experts", "epochs", "patience"), [("from-scratch", 375, 10), ("single-domain", 5, 5)])
 def test_the_kind_of_experts_brings_its_schedule(
     run, tmp_path, monkeypatch, dataset, experts, epochs, patience
 ) -> None:
@@ -252,7 +284,7 @@ def test_the_kind_of_experts_brings_its_schedule(
         (epochs, patience),
         (7, patience),
     ]
-    assert asked[0].base.max_epochs == 300
+    assert asked[0].base.max_epochs == 375
 
 
 def test_the_folder_to_write_may_be_the_one_that_one_is_in(run, tmp_path, monkeypatch, dataset: Dataset) -> None:

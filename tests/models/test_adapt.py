@@ -14,7 +14,7 @@ from models.adapt import Experts, train_expert
 from models.dataset import Dataset
 from models.decoder import Decoder, DecoderConfig
 from models.errors import ResumeMismatchError
-from models.pipeline import BASE_TRAINING, EXPERT_TRAINING, NetworkConfig, PipelineConfig, expert_training, train_bundle
+from models.pipeline import NetworkConfig, PipelineConfig, train_bundle
 from models.training import TrainingConfig
 
 CPU = torch.device("cpu")
@@ -146,8 +146,3 @@ def test_every_kind_makes_a_bundle_that_says_so(dataset: Dataset, tmp_path: Path
     assert len({bundle.version for bundle in bundles.values()}) == 3
     assert len({(tmp_path / experts / "base.safetensors").read_bytes() for experts in EXPERTS}) == 1
     assert {bundle.provenance["config"]["experts"] for bundle in bundles.values()} == set(EXPERTS)
-
-
-def test_experts_from_scratch_are_trained_as_long_as_the_base() -> None:
-    assert expert_training("from-scratch") == BASE_TRAINING
-    assert expert_training("adapted") == expert_training("single-domain") == EXPERT_TRAINING == PipelineConfig().expert

@@ -120,7 +120,7 @@ class StopAtTwo(Silent):
     [
         dataclasses.replace(CONFIG, base=dataclasses.replace(SHORT, seed=1)),
         dataclasses.replace(CONFIG, base=dataclasses.replace(SHORT, precision="bfloat16")),
-        dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, dropout=0.5)),
+        dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, dropout=0.4)),
         dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, num_heads=4)),
         dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, width=32)),
         dataclasses.replace(CONFIG, sampled_softmax=12),
