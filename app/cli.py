@@ -9,11 +9,10 @@ Everything raised on purpose ends in one line on the error stream and exit code 
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -23,14 +22,13 @@ from rich.table import Table
 from app import commands_jobs
 from app.commands_evaluate import evaluate
 from app.commands_probe import probe
+from app.commands_train import train
+from app.options import DeviceOption, given
 from models.errors import ModelError
 from models.rules import DEFAULT_RULE, Rule
 
 if TYPE_CHECKING:
-    from models.pipeline import PipelineConfig
     from models.preparation import PreparationReport
-
-ConfigT = TypeVar("ConfigT")
 
 USAGE_ERROR = 2
 SHOWN_BAD_ROWS = 10
@@ -53,10 +51,6 @@ cli = typer.Typer(
 )
 
 
-DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda"],
-    typer.Option(help="Where to compute; auto takes CUDA when there is one: it is faster."),
-]
 RuleOption = Annotated[
     Rule,
     typer.Option(
@@ -163,7 +157,7 @@ def prepare(
 
     if numbering == "first-appearance" and numbering_seed is not None:
         raise typer.BadParameter("--numbering-seed is of shuffled numbers; first appearance has none")
-    config = _given(
+    config = given(
         PreparationConfig(columns=Columns(user_column, item_column, domain_column, timestamp_column)),
         min_user_interactions=min_user_interactions,
         min_item_interactions=min_item_interactions,
@@ -181,183 +175,7 @@ def prepare(
     _print_preparation(report, out)
 
 
-@cli.command()
-def train(
-    dataset: Annotated[Path, typer.Argument(help="Folder that `taesar prepare` wrote.")],
-    out: Annotated[
-        Path, typer.Option(resolve_path=True, help="Bundle folder to write; a bundle already there is replaced.")
-    ],
-    device: DeviceOption = "auto",
-    recipe: Annotated[
-        Literal["tuned", "released"],
-        typer.Option(
-            help="Where the options below have their defaults from: what validation chose, or the released code's "
-            "--epochs 300 --expert-epochs 20 --learning-rate 0.0003 --expert-learning-rate 0.0003 --batch-size 128 "
-            "--dropout 0.2 --schedule constant.",
-        ),
-    ] = "tuned",
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            help="Of weights, shuffling and dropout; any number, fixed so that a repetition is equal.",
-            show_default="2025",
-        ),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Most epochs of the base; more where 14 make fewer than 3,000 steps. It may stop early.",
-            show_default="14",
-        ),
-    ] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Epochs without a better NDCG@10 that end the base: the metric wavers for a few.",
-            show_default="10",
-        ),
-    ] = None,
-    experts: Annotated[
-        Literal["adapted", "from-scratch", "single-domain"],
-        typer.Option(
-            help="Adapt the base by domain-specific prediction; or, as ablations, train experts by it from scratch, or "
-            "adapt the base on single-domain sequences by next-item prediction.",
-        ),
-    ] = "adapted",
-    expert_epochs: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Most epochs of each expert, which peaks within a few; from scratch as many as the base.",
-            show_default="5",
-        ),
-    ] = None,
-    expert_patience: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="The same patience, for an expert; from scratch the base's.",
-            show_default="5",
-        ),
-    ] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            help="Of Adam. Twice as much learned nothing on some data for the first epochs, with larger batches.",
-            show_default="0.001",
-        ),
-    ] = None,
-    expert_learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            help="The same for the experts, which start from the base's weights; from scratch the base's.",
-            show_default="half of it",
-        ),
-    ] = None,
-    schedule: Annotated[
-        Literal["constant", "linear"] | None,
-        typer.Option(
-            help="The learning rate climbs over the first 5 % of the epochs and falls to 0 at their end, which needs "
-            "fewer of them than a constant one.",
-            show_default="linear",
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Sequences per step: small, as what the base needs is steps.", show_default="32"),
-    ] = None,
-    width: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Size of embeddings, hidden states and feed-forward layers, as in the released code.",
-            show_default="128",
-        ),
-    ] = None,
-    layers: Annotated[
-        int | None, typer.Option(min=1, help="Decoder blocks, as in the released code.", show_default="2")
-    ] = None,
-    heads: Annotated[
-        int | None,
-        typer.Option(min=1, help="Attention heads, as in the released code; must divide the width.", show_default="2"),
-    ] = None,
-    dropout: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            max=0.95,
-            help="Of embeddings and sublayers: logs of one person are short, and 0.2 overfits them.",
-            show_default="0.5",
-        ),
-    ] = None,
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16"] | None,
-        typer.Option(
-            help="Of the products in training; auto is bfloat16 on CUDA and float32 on the CPU, where few processors "
-            "multiply bfloat16 natively (those that do train about twice as fast with it).",
-            show_default="auto",
-        ),
-    ] = None,
-    sampled_softmax: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Estimate every softmax from so many items, drawn anew for each step, for vocabularies of a million "
-            "and more; without it each softmax is over all items.",
-            show_default="all items",
-        ),
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget a run that was interrupted; start anew.")] = False,
-) -> None:
-    """
-    Train the base and one expert per domain; write them as a bundle.
-
-    The state after every epoch lies in OUT.run: the same command, given again after a kill, goes on from there and
-    ends with the same weights. Under `torchrun --nproc-per-node N --no-python` N GPUs train together.
-    """
-    from app.progress import TrainingProgress
-    from models import distributed
-    from models.dataset import load_dataset
-    from models.pipeline import RELEASED, PipelineConfig, enough_epochs, forget_run, train_bundle
-    from models.training import resolve_device
-
-    defaults = RELEASED if recipe == "released" else PipelineConfig()
-    network = _given(
-        defaults.network, width=width, inner_width=width, num_layers=layers, num_heads=heads, dropout=dropout
-    )
-    if network.width % network.num_heads:
-        raise typer.BadParameter(f"--width {network.width} is not a multiple of --heads {network.num_heads}")
-    prepared = load_dataset(dataset)
-    both = {"seed": seed, "batch_size": batch_size, "precision": precision, "schedule": schedule}
-    base = _given(defaults.base, max_epochs=epochs, patience=patience, learning_rate=learning_rate, **both)
-    if epochs is None and recipe == "tuned":
-        base = enough_epochs(base, len(prepared.train))
-    if experts == "from-scratch":
-        # It learns as much as the base does; the few epochs of the others would end before it has.
-        expert = base
-    else:
-        expert = _given(defaults.expert, **both)
-        expert = dataclasses.replace(
-            expert, learning_rate=base.learning_rate * expert.learning_rate / defaults.base.learning_rate
-        )
-    expert = _given(expert, max_epochs=expert_epochs, patience=expert_patience, learning_rate=expert_learning_rate)
-    config = PipelineConfig(network, base, expert, experts, sampled_softmax)
-    run_directory = out.parent / f"{out.name}.run"
-    place = resolve_device(device)
-    with distributed.joined(place):
-        console.quiet = not distributed.is_main()
-        if fresh and distributed.is_main():
-            forget_run(run_directory)
-        distributed.wait_for_all()
-        if run_directory.exists():
-            console.print(f"going on with the run in {run_directory}")
-        with TrainingProgress(console, patience_of=lambda stage: _patience_of(config, stage)) as progress:
-            bundle = train_bundle(prepared, out, config, device=place, run_directory=run_directory, progress=progress)
-    console.print(f"bundle {bundle.version} written to {out}", highlight=False)
+cli.command()(train)
 
 
 @cli.command()
@@ -481,11 +299,6 @@ def main() -> None:
         sys.exit(USAGE_ERROR)
 
 
-def _given(config: ConfigT, **options: Any) -> ConfigT:
-    """*config* with those options that were given."""
-    return dataclasses.replace(config, **{name: value for name, value in options.items() if value is not None})  # type: ignore[type-var]
-
-
 def _print_preparation(report: PreparationReport, out: Path) -> None:
     """Where every row went, then what is left, per domain."""
     from models.preparation import BAD_ROWS
@@ -520,7 +333,3 @@ def _print_preparation(report: PreparationReport, out: Path) -> None:
 def _setting_of(location: tuple[str | int, ...]) -> str:
     """The variable that a validation error is about; errors about several settings name them in their message."""
     return f"TAESAR_{str(location[0]).upper()}" if location else "settings"
-
-
-def _patience_of(config: PipelineConfig, stage: str) -> int:
-    return config.base.patience if stage == "base" else config.expert.patience
