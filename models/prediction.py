@@ -106,12 +106,11 @@ class PredictionObjective:
 
         Every position that an epoch predicts counts the same, whichever sequences share its step.
         """
-        lengths = np.asarray([len(sequence) for sequence in self.sequences])
         generator = epoch_generator(self.seed, self.name, epoch)
         # Of their own, so that the shuffles are the same with any number of negatives.
         negatives_generator = epoch_generator(self.seed, f"{self.name} negatives", epoch)
         num_processes, rank = distributed.num_processes(), distributed.rank()
-        for rows in length_bucketed_batches(lengths, self.batch_size, generator):
+        for rows in length_bucketed_batches(self._lengths_U, self.batch_size, generator):
             negatives = self._sampler.draw(negatives_generator) if self._sampler else None
             own_rows = rows[rank::num_processes]
             if len(own_rows):
@@ -149,8 +148,12 @@ class PredictionObjective:
 
     def _padded(self, rows: npt.NDArray[np.int64]) -> Tensor:
         """The sequences at *rows*, each with one item more than the decoder's positions: the last is only a target."""
-        longest = min(max(len(self.sequences[row]) for row in rows), self.max_length + 1)
+        longest = min(int(self._lengths_U[rows].max()), self.max_length + 1)
         return pad_right((self.sequences[row] for row in rows), longest)
+
+    @cached_property
+    def _lengths_U(self) -> npt.NDArray[np.int64]:
+        return np.asarray([len(sequence) for sequence in self.sequences], dtype=np.int64)
 
     @cached_property
     def _asked_U(self) -> npt.NDArray[np.int64]:
@@ -162,8 +165,8 @@ class PredictionObjective:
 
     @cached_property
     def _mean_asked(self) -> float:
-        """Predicted positions of a step, on average; at least 1, as a domain may ask for none."""
-        return max(1.0, float(self._asked_U.sum()) / self.num_batches())
+        """Predicted positions of a step, on average; above 0, as a domain may ask for none."""
+        return max(1, int(self._asked_U.sum())) / self.num_batches()
 
 
 def trainable_sequences(sequences: Iterable[TokenArray]) -> list[TokenArray]:
