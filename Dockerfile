@@ -53,11 +53,10 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     /opt/taesar/bin/python -W error -c 'import app.main, app.worker, models.pipeline'
 
 FROM ${PYTHON_IMAGE}
-# The compiler builds the inner loop of decoding for the processor that it meets (models/kernels); a GPU needs none.
-# A base that has one already is not asked to fetch it.
-ARG TORCH=cpu
+# The compiler builds the inner loop of decoding for the processor that it meets (models/kernels); for a GPU Triton
+# wants it. A base that has one already is not asked to fetch it.
 # hadolint ignore=DL3008
-RUN if [ "$TORCH" = cpu ] && ! command -v g++; then \
+RUN if ! command -v g++; then \
         apt-get update \
         && apt-get install -y --no-install-recommends g++ \
         && rm -rf /var/lib/apt/lists/*; \

@@ -16,6 +16,10 @@ released   benchmarks/released.py on the same batch. Its [32, 128, V] logits of 
            rows at real steps, by the number of calls; `released_whole` is the loop run through, where it fits.
 
 Peak memory is that of a fresh process that holds the networks and does one batch; torch alone is `import`.
+
+With --device cuda everything is on the GPU, 2,048 positions are decided, memory is what torch allocates there, tokens
+are compared with the CPU's, and `ceilings` tells what the GPU gives at most in this run: the shares are what a decision
+takes of it by its three products and by reading three tables once for all positions.
 """
 
 from __future__ import annotations
@@ -34,13 +38,16 @@ from torch import Tensor
 from benchmarks import released
 from benchmarks.measure import (
     BATCH,
+    CPU,
     MAX_LENGTH,
     Clock,
     available_megabytes,
+    ceilings,
     interleaved_seconds,
     machine,
     peak_megabytes,
     random_bundle,
+    random_decoder,
     random_sequences,
     rounded,
     token_ranges,
@@ -55,7 +62,8 @@ SIDES = ("import", "ours", "released")
 VOCABULARIES = (8_000, 32_000, 100_000, 184_860)
 MILLION = 1_000_000
 TARGET = 0
-SAMPLE = 256
+# Positions of the decisions alone; a GPU wants more to be busy.
+SAMPLES = {"cpu": 256, "cuda": 2048}
 PRODUCT_ROWS = (32, 256)
 # Memory that the baseline's logits may take while it is timed on some rows, and when it is run through.
 ROWS_MEGABYTES = 1_000
@@ -65,26 +73,27 @@ SCORING_CALLS = 3
 FLOAT_MARGIN = 1e-4
 
 
-def bench(num_items: int, num_domains: int, rounds: int, clock: Clock) -> dict[str, Any]:
+def bench(num_items: int, num_domains: int, rounds: int, clock: Clock, device: torch.device = CPU) -> dict[str, Any]:
     """Times and ratios of one shape."""
-    bundle, sequences = random_bundle(num_items, num_domains), random_sequences(BATCH, num_items)
+    bundle, sequences = random_bundle(num_items, num_domains, device), random_sequences(BATCH, num_items)
     regenerator, target = Regenerator(bundle, "paper"), bundle.vocabulary.domains[TARGET]
     results = regenerator.regenerate(sequences, target)
     num_scored = sum(int(np.count_nonzero(result.steps.positions > 0)) for result in results)
-    views = _views(bundle, SAMPLE)
+    num_sampled = SAMPLES[device.type]
+    views = _views(bundle, num_sampled)
     target_range = bundle.vocabulary.token_ranges[TARGET]
     roles = dict(zip(("target_expert", "base", "source_expert"), views, strict=True))
-    out = torch.empty(max(PRODUCT_ROWS), num_items + 1)
+    out = torch.empty(max(PRODUCT_ROWS), num_items + 1, device=device)
     programs = {
         "ours": lambda: regenerator.regenerate(sequences, target),
         "decide": lambda: _decide(roles, target_range),
         **{f"products_{rows}": lambda rows=rows: _products(views, rows, out) for rows in PRODUCT_ROWS},
         "plain": lambda: decide_in_blocks("paper", **roles, target_range=target_range),
     }
-    seconds = interleaved_seconds(programs, rounds, clock)
-    each = {name: 1e3 * value / (num_scored if name == "ours" else SAMPLE) for name, value in seconds.items()}
+    seconds = interleaved_seconds(programs, rounds, clock, device)
+    each = {name: 1e3 * value / (num_scored if name == "ours" else num_sampled) for name, value in seconds.items()}
     each["products"] = min(each.pop(f"products_{rows}") for rows in PRODUCT_ROWS)
-    baseline = _released_seconds(bundle, sequences, rounds, clock)
+    baseline = _released_seconds(bundle, sequences, rounds, clock, device)
     each |= {name: 1e3 * value / num_scored for name, value in baseline.items()}
     return {
         "vocabulary": num_items,
@@ -103,7 +112,10 @@ def _views(bundle: Bundle, num_positions: int) -> list[View]:
     """Hidden states as a LayerNorm leaves them, standard normal, and the tables."""
     generator = torch.Generator().manual_seed(1)
     return [
-        View(torch.randn(num_positions, bundle.config.width, generator=generator), network.item_embeddings_VD)
+        View(
+            torch.randn(num_positions, bundle.config.width, generator=generator).to(network.item_embeddings_VD.device),
+            network.item_embeddings_VD,
+        )
         for network in (bundle.experts[TARGET], bundle.base, bundle.experts[1])
     ]
 
@@ -123,9 +135,10 @@ def _decide(roles: dict[str, View], target_range: TokenRange) -> Decisions:
 
 
 def _same_tokens(roles: dict[str, View], target_range: TokenRange) -> dict[str, Any]:
-    ours = _decide(roles, target_range)
-    plain = decide_in_blocks("paper", **roles, target_range=target_range)
-    different_N = ours.token_ids_N != plain.token_ids_N
+    """Ours against the definition on the CPU."""
+    on_cpu = {role: View(view.hidden_ND.cpu(), view.table_VD.cpu()) for role, view in roles.items()}
+    plain = decide_in_blocks("paper", **on_cpu, target_range=target_range)
+    different_N = _decide(roles, target_range).token_ids_N.cpu() != plain.token_ids_N
     return {
         "different_tokens": int(different_N.sum()),
         "different_tokens_beyond_float_margin": int((different_N & (plain.margin_N > FLOAT_MARGIN)).sum()),
@@ -133,10 +146,12 @@ def _same_tokens(roles: dict[str, View], target_range: TokenRange) -> dict[str, 
 
 
 @torch.inference_mode()
-def _released_seconds(bundle: Bundle, sequences: list[Any], rounds: int, clock: Clock) -> dict[str, float]:
+def _released_seconds(
+    bundle: Bundle, sequences: list[Any], rounds: int, clock: Clock, device: torch.device
+) -> dict[str, float]:
     num_items, ranges = bundle.vocabulary.num_items, token_ranges(bundle.vocabulary.num_items, len(bundle.experts))
     networks = released.Networks(bundle.base, bundle.experts, ranges)
-    whole_BL = pad_right(sequences, MAX_LENGTH + 1)
+    whole_BL = pad_right(sequences, MAX_LENGTH + 1).to(device)
     per_row = MAX_LENGTH * (num_items + 1) * 4 / 1e6
     rows = int(min(BATCH, max(1, ROWS_MEGABYTES / per_row)))
     steps = [
@@ -154,49 +169,43 @@ def _released_seconds(bundle: Bundle, sequences: list[Any], rounds: int, clock: 
         "logits": lambda: [released.network_logits(network, read_BT[:rows]) for network in tables[:2]],
         "call": lambda: [released.next_tokens(*logits, ranges[TARGET]) for _ in range(SCORING_CALLS)],
     }
-    seconds = interleaved_seconds(programs, rounds, clock)
+    seconds = interleaved_seconds(programs, rounds, clock, device)
     num_networks = len(bundle.experts) + 1
     taken = {
         "released": seconds["logits"] / 2 * num_networks * BATCH / rows + seconds["call"] / SCORING_CALLS * len(steps)
     }
     if per_row * BATCH * num_networks <= WHOLE_MEGABYTES:
-        whole = interleaved_seconds({"whole": lambda: released.decode(networks, whole_BL, TARGET)}, 1, clock)
+        whole = interleaved_seconds({"whole": lambda: released.decode(networks, whole_BL, TARGET)}, 1, clock, device)
         taken["released_whole"] = whole["whole"]
     return taken
 
 
-def measure_memory(side: str, num_items: int, num_domains: int) -> int | None:
+def measure_memory(side: str, num_items: int, num_domains: int, device: torch.device) -> int | None:
     """Peak megabytes of a fresh process that does one batch; None where the machine has no room for it."""
     needed = {
         "import": 0,
         "ours": 1_000,
         "released": (num_domains + 2) * BATCH * MAX_LENGTH * (num_items + 1) * 4 / 1e6,
     }
-    if side == "released" and needed[side] + 2_000 > available_megabytes():
+    if side == "released" and needed[side] + 2_000 > available_megabytes(device):
         return None
     command = [sys.executable, "-m", "benchmarks.bench_decode", "--peak", side]
-    command += [
-        "--vocabularies",
-        str(num_items),
-        "--domains",
-        str(num_domains),
-        "--threads",
-        str(torch.get_num_threads()),
-    ]
+    command += ["--vocabularies", str(num_items), "--domains", str(num_domains)]
+    command += ["--threads", str(torch.get_num_threads()), "--device", str(device)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
 
 
-def _peak(side: str, num_items: int, num_domains: int) -> int:
+def _peak(side: str, num_items: int, num_domains: int, device: torch.device) -> int:
     if side == "import":
-        return peak_megabytes()
-    bundle, sequences = random_bundle(num_items, num_domains), random_sequences(BATCH, num_items)
+        return peak_megabytes(device)
+    bundle, sequences = random_bundle(num_items, num_domains, device), random_sequences(BATCH, num_items)
     if side == "ours":
         Regenerator(bundle, "paper").regenerate(sequences, bundle.vocabulary.domains[TARGET])
     else:
         networks = released.Networks(bundle.base, bundle.experts, token_ranges(num_items, num_domains))
-        released.decode(networks, pad_right(sequences, MAX_LENGTH + 1), TARGET, num_steps=2)
-    return peak_megabytes()
+        released.decode(networks, pad_right(sequences, MAX_LENGTH + 1).to(device), TARGET, num_steps=2)
+    return peak_megabytes(device)
 
 
 def main() -> None:
@@ -207,20 +216,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--device", type=torch.device, default=CPU, help="cpu or cuda")
     parser.add_argument("--million", action="store_true", help="a million items as well")
     parser.add_argument("--memory", nargs="*", choices=SIDES, default=SIDES, help="whose peak memory to measure")
     parser.add_argument("--peak", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    device = arguments.device
     if arguments.peak:
-        print(_peak(arguments.peak, arguments.vocabularies[0], arguments.domains[0]))
+        print(_peak(arguments.peak, arguments.vocabularies[0], arguments.domains[0], device))
         return
     rows = []
     vocabularies = [*arguments.vocabularies, *([MILLION] if arguments.million else [])]
     for num_items in vocabularies:
         for num_domains in arguments.domains:
-            row = bench(num_items, num_domains, arguments.rounds, arguments.clock)
-            row["peak_megabytes"] = {side: measure_memory(side, num_items, num_domains) for side in arguments.memory}
+            row = bench(num_items, num_domains, arguments.rounds, arguments.clock, device)
+            row["peak_megabytes"] = {
+                side: measure_memory(side, num_items, num_domains, device) for side in arguments.memory
+            }
             rows.append(row)
             print(_line(row), flush=True)
     ratios = [row["ours_over_products"] for row in rows]
@@ -228,9 +241,26 @@ def main() -> None:
         "benchmark": "decode",
         "machine": machine(),
         "clock": arguments.clock,
+        "device": str(device),
         "median_ours_over_products": statistics.median(ratios),
     }
+    if device.type == "cuda":
+        summary["ceilings"] = rounded(ceilings(device))
+        for row in rows:
+            row["shares_of_ceilings"] = _shares(row, summary["ceilings"])
     print(json.dumps({**summary, "batch": [BATCH, MAX_LENGTH], "rows": rounded(rows)}))
+
+
+def _shares(row: dict[str, Any], most: dict[str, float]) -> dict[str, float]:
+    """What the decisions take of a GPU's ceilings; see the top of this file."""
+    width = random_decoder(1, 0).config.width
+    numbers = 3 * (row["vocabulary"] + 1) * width
+    seconds = row["ms_per_source_position"]["decide"] / 1e3
+    return {
+        "float32_products": 2 * numbers / 1e12 / seconds / most["float32_tflop_per_second"],
+        "tf32_products": 2 * numbers / 1e12 / seconds / most["tf32_tflop_per_second"],
+        "memory": 4 * numbers / 1e9 / (seconds * SAMPLES["cuda"]) / most["copy_gigabytes_per_second"],
+    }
 
 
 def _line(row: dict[str, Any]) -> str:

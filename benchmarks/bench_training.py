@@ -29,6 +29,7 @@ from torch import Tensor
 
 from benchmarks import released
 from benchmarks.measure import (
+    CPU,
     MAX_LENGTH,
     SEED,
     Clock,
@@ -55,10 +56,10 @@ RELEASED_COPIES = 3
 class Side:
     """A network of its own and one step of training on it."""
 
-    def __init__(self, num_items: int, loss: Callable[[Decoder, Tensor], Tensor]) -> None:
+    def __init__(self, num_items: int, loss: Callable[[Decoder, Tensor], Tensor], device: torch.device) -> None:
         torch.manual_seed(SEED)
         config = DecoderConfig(num_items=num_items, max_length=MAX_LENGTH, dropout=0.0, attention_dropout=0.0)
-        self.decoder = Decoder(config)
+        self.decoder = Decoder(config).to(device)
         self.optimiser = torch.optim.Adam(self.decoder.parameters(), lr=LEARNING_RATE, fused=True)
         self.loss = loss
         self.losses: list[float] = []
@@ -72,7 +73,9 @@ class Side:
         self.losses.append(float(loss.detach()))
 
 
-def ours(num_items: int, *, low_precision: bool = False, num_draws: int | None = None) -> Side:
+def ours(
+    num_items: int, device: torch.device = CPU, *, low_precision: bool = False, num_draws: int | None = None
+) -> Side:
     """The step of ``train_base``; *low_precision* as ``TrainingConfig.precision`` bfloat16."""
     generator = np.random.default_rng(SEED)
     sampler = PopularitySampler(generator.permutation(num_items) + 1, num_draws) if num_draws else None
@@ -90,29 +93,31 @@ def ours(num_items: int, *, low_precision: bool = False, num_draws: int | None =
 
     def loss(decoder: Decoder, whole_BL: Tensor) -> Tensor:
         batch = PredictionBatch(whole_BL, sampler.draw(generator) if sampler else None)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low_precision):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low_precision):
             return objective.loss(decoder, batch)
 
-    return Side(num_items, loss)
+    return Side(num_items, loss, device)
 
 
-def baseline(num_items: int) -> Side:
+def baseline(num_items: int, device: torch.device = CPU) -> Side:
     """The released step."""
-    return Side(num_items, lambda decoder, whole_BL: released.training_loss(decoder, whole_BL, MAX_LENGTH))
+    return Side(num_items, lambda decoder, whole_BL: released.training_loss(decoder, whole_BL, MAX_LENGTH), device)
 
 
-def bench(num_items: int, batch: int, rounds: int, clock: Clock, num_draws: int | None) -> dict[str, Any]:
+def bench(
+    num_items: int, batch: int, rounds: int, clock: Clock, num_draws: int | None, device: torch.device
+) -> dict[str, Any]:
     """Times, losses and memory of one shape."""
     sequences = random_sequences(batch, num_items)
-    whole_BL = pad_right(sequences, max(map(len, sequences)))
+    whole_BL = pad_right(sequences, max(map(len, sequences))).to(device)
     num_tokens = int((next_item_targets(whole_BL) > 0).sum())
-    sides = {"ours": ours(num_items), "ours_bfloat16": ours(num_items, low_precision=True)}
+    sides = {"ours": ours(num_items, device), "ours_bfloat16": ours(num_items, device, low_precision=True)}
     if num_draws:
-        sides["ours_sampled"] = ours(num_items, num_draws=num_draws)
-    if _fits(num_items, batch):
-        sides["released"] = baseline(num_items)
+        sides["ours_sampled"] = ours(num_items, device, num_draws=num_draws)
+    if _fits(num_items, batch, device):
+        sides["released"] = baseline(num_items, device)
     programs = {name: lambda side=side: side.step(whole_BL) for name, side in sides.items()}
-    seconds = interleaved_seconds(programs, rounds, clock)
+    seconds = interleaved_seconds(programs, rounds, clock, device)
     reference = "released" if "released" in sides else "ours"
     expected = sides[reference].losses
     differences = {
@@ -130,37 +135,38 @@ def bench(num_items: int, batch: int, rounds: int, clock: Clock, num_draws: int 
         "largest_relative_loss_difference": differences,
         "steps_compared": len(expected),
         "peak_megabytes": {
-            "ours": _memory("ours", num_items, batch),
-            "ours_at_4x_batch": _memory("ours", num_items, 4 * batch),
-            "ours_bfloat16": _memory("ours_bfloat16", num_items, batch),
-            "released": _memory("released", num_items, batch),
+            "ours": _memory("ours", num_items, batch, device),
+            "ours_at_4x_batch": _memory("ours", num_items, 4 * batch, device),
+            "ours_bfloat16": _memory("ours_bfloat16", num_items, batch, device),
+            "released": _memory("released", num_items, batch, device),
         },
     }
 
 
-def _memory(name: str, num_items: int, batch: int) -> int | None:
+def _memory(name: str, num_items: int, batch: int, device: torch.device) -> int | None:
     """Peak megabytes of a fresh process, None where the machine has no room for it."""
-    if name == "released" and not _fits(num_items, batch):
+    if name == "released" and not _fits(num_items, batch, device):
         return None
     command = [sys.executable, "-m", "benchmarks.bench_training", "--peak", name, "--batch", str(batch)]
-    command += ["--vocabularies", str(num_items), "--threads", str(torch.get_num_threads())]
+    command += ["--vocabularies", str(num_items), "--threads", str(torch.get_num_threads()), "--device", str(device)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
 
 
-def _fits(num_items: int, batch: int) -> bool:
+def _fits(num_items: int, batch: int, device: torch.device) -> bool:
     """Whether the machine has room for the released step."""
     needed = RELEASED_COPIES * batch * MAX_LENGTH * num_items * 4 / 1e6
-    return needed + 2_000 < available_megabytes()
+    return needed + 2_000 < available_megabytes(device)
 
 
-def _peak(name: str, num_items: int, batch: int) -> int:
-    side = baseline(num_items) if name == "released" else ours(num_items, low_precision=name == "ours_bfloat16")
+def _peak(name: str, num_items: int, batch: int, device: torch.device) -> int:
+    low_precision = name == "ours_bfloat16"
+    side = baseline(num_items, device) if name == "released" else ours(num_items, device, low_precision=low_precision)
     sequences = random_sequences(batch, num_items)
-    whole_BL = pad_right(sequences, max(map(len, sequences)))
+    whole_BL = pad_right(sequences, max(map(len, sequences))).to(device)
     side.step(whole_BL)
     side.step(whole_BL)
-    return peak_megabytes()
+    return peak_megabytes(device)
 
 
 def main() -> None:
@@ -174,18 +180,20 @@ def main() -> None:
     parser.add_argument("--sampled-softmax", type=int, help="time ours with so many draws per step as well")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--device", type=torch.device, default=CPU, help="cpu or cuda")
     parser.add_argument("--peak", choices=("ours", "ours_bfloat16", "released"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.peak:
-        print(_peak(arguments.peak, arguments.vocabularies[0], arguments.batch))
+        print(_peak(arguments.peak, arguments.vocabularies[0], arguments.batch, arguments.device))
         return
     rows = []
     for num_items in arguments.vocabularies:
-        rows.append(bench(num_items, arguments.batch, arguments.rounds, arguments.clock, arguments.sampled_softmax))
+        draws, device = arguments.sampled_softmax, arguments.device
+        rows.append(bench(num_items, arguments.batch, arguments.rounds, arguments.clock, draws, device))
         print(json.dumps(rounded(rows[-1])), flush=True)
-    result = {"benchmark": "training", "machine": machine(), "clock": arguments.clock, "rows": rounded(rows)}
-    print(json.dumps(result))
+    result = {"benchmark": "training", "machine": machine(), "clock": arguments.clock, "device": str(arguments.device)}
+    print(json.dumps({**result, "rows": rounded(rows)}))
 
 
 if __name__ == "__main__":

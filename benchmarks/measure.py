@@ -26,12 +26,14 @@ MAX_LENGTH = 128
 MEAN_LENGTH = 43
 SEED = 2025
 
+CPU = torch.device("cpu")
+
 Clock = Literal["wall", "cpu"]
 CLOCKS: Mapping[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def interleaved_seconds(
-    programs: Mapping[str, Callable[[], object]], rounds: int, clock: Clock = "wall"
+    programs: Mapping[str, Callable[[], object]], rounds: int, clock: Clock = "wall", device: torch.device = CPU
 ) -> dict[str, float]:
     """
     Median seconds of each program, run in turn *rounds* times after one untimed run, so that a busy moment hits all.
@@ -41,27 +43,72 @@ def interleaved_seconds(
         rounds: how often each is timed.
         clock: ``cpu`` counts this process's processor time over all its threads: the clock for a machine shared with
             others, on which wall time tells of their work. With several threads it counts their waiting too.
+        device: where the programs compute; a GPU is waited for.
     """
     now = CLOCKS[clock]
     for program in programs.values():
         program()
+    _wait_for(device)
     taken: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(rounds):
         for name, program in programs.items():
             start = now()
             program()
+            _wait_for(device)
             taken[name].append(now() - start)
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
-def peak_megabytes() -> int:
-    """Peak resident memory of this process so far. Not ``ru_maxrss``, which a child inherits from its parent."""
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def ceilings(device: torch.device) -> dict[str, float]:
+    """
+    What this GPU gives at most: memory copied in GB/s (read and written), and products of 8192 x 8192 in TFLOP/s.
+
+    float32 as IEEE has it, and in tf32, the tensor cores' format.
+    """
+    source = torch.randn(1 << 28, device=device)
+    copy = torch.empty_like(source)
+    left, right, out = (torch.randn(8192, 8192, device=device) for _ in range(3))
+
+    def product(allow_tf32: bool) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+        torch.mm(left, right, out=out)
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+    programs = {
+        "copy": lambda: copy.copy_(source),
+        "float32": lambda: product(allow_tf32=False),
+        "tf32": lambda: product(allow_tf32=True),
+    }
+    seconds = interleaved_seconds(programs, 5, device=device)
+    product_tflop = 2 * 8192**3 / 1e12
+    return {
+        "copy_gigabytes_per_second": 2 * source.nbytes / 1e9 / seconds["copy"],
+        "float32_tflop_per_second": product_tflop / seconds["float32"],
+        "tf32_tflop_per_second": product_tflop / seconds["tf32"],
+    }
+
+
+def peak_megabytes(device: torch.device = CPU) -> int:
+    """
+    Peak resident memory of this process so far, or on a GPU the peak of what torch allocated there.
+
+    Not ``ru_maxrss``, which a child inherits from its parent.
+    """
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e6)
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return round(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 
 
-def available_megabytes() -> int:
-    """Memory that a new program can have without swapping."""
+def available_megabytes(device: torch.device = CPU) -> int:
+    """Memory that a new program can have without swapping, or that is free on a GPU."""
+    if device.type == "cuda":
+        return round(torch.cuda.mem_get_info(device)[0] / 1e6)
     memory = Path("/proc/meminfo").read_text(encoding="ascii")
     return int(memory.split("MemAvailable:")[1].split()[0]) // 1024
 
@@ -101,11 +148,11 @@ def token_ranges(num_items: int, num_domains: int) -> list[TokenRange]:
     return [TokenRange(first + 1, last) for first, last in pairwise(bounds)]
 
 
-def random_bundle(num_items: int, num_domains: int) -> Bundle:
+def random_bundle(num_items: int, num_domains: int, device: torch.device = CPU) -> Bundle:
     """A bundle that lies in no folder: random base and experts over domains ``synthetic-0`` and so on."""
     names = tuple(f"synthetic-{index}" for index in range(num_domains))
     items = tuple(tuple(map(str, range(r.first, r.last + 1))) for r in token_ranges(num_items, num_domains))
-    base, *experts = (random_decoder(num_items, seed) for seed in range(num_domains + 1))
+    base, *experts = (random_decoder(num_items, seed).to(device) for seed in range(num_domains + 1))
     return Bundle(Path(), "random", Vocabulary(names, items), base.config, {}, base, tuple(experts))
 
 

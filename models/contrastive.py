@@ -34,6 +34,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from itertools import accumulate
 from types import MappingProxyType
 from typing import NamedTuple
@@ -42,6 +43,7 @@ import torch
 from torch import Tensor
 
 from models.kernels import paper_rule
+from models.kernels.paper_rule import Decided
 from models.rules import ContrastiveRule
 from models.vocabulary import PADDING, TokenRange
 
@@ -105,10 +107,10 @@ class Parts:
         assert self.gate or self.local, "the global argmax of an item that was not gated may be foreign"
 
 
-def prepare(rule: ContrastiveRule) -> None:
-    """Compile what *rule* can use, if it is not yet: seconds that the first decision would wait otherwise."""
-    if rule == "paper":
-        paper_rule.is_available()
+def prepare(rule: ContrastiveRule, table_VD: Tensor) -> None:
+    """Compile what *rule* can use on such item tables, if it is not yet: seconds that the first decision would wait."""
+    view = View(table_VD[:1], table_VD[:2])
+    decide(rule, target_expert=view, base=view, source_experts=[view], target_range=TokenRange(1, 1))
 
 
 def decide(
@@ -117,7 +119,7 @@ def decide(
     """
     Decide N source items for one target domain.
 
-    Rule ``paper`` runs in compiled code where that is available (``kernels/``), everything else in
+    Rule ``paper`` runs in compiled code where that is available (``kernels/``, for CPU and GPU), everything else in
     ``decide_in_blocks``. The two agree up to float32 rounding, so in every token whose margin exceeds it.
 
     Args:
@@ -133,9 +135,9 @@ def decide(
     stops = list(accumulate(len(view.hidden_ND) for view in source_experts))
     assert len(target_expert.hidden_ND) == len(base.hidden_ND) == (stops[-1] if stops else 0)
     views = (target_expert, base, *source_experts)
-    fits = paper_rule.fits(*(tensor for view in views for tensor in view))
-    if rule == "paper" and stops and fits and paper_rule.is_available():
-        decided = paper_rule.decide_paper(
+    compiled = _compiled_paper_rule([tensor for view in views for tensor in view])
+    if rule == "paper" and stops and stops[-1] and compiled:
+        decided = compiled(
             [target_expert.hidden_ND, base.hidden_ND, torch.cat([view.hidden_ND for view in source_experts])],
             [target_expert.table_VD, base.table_VD],
             [paper_rule.Source(view.table_VD, len(view.hidden_ND)) for view in source_experts],
@@ -281,6 +283,18 @@ def reference_disagreement(base_CX: Tensor, source_CX: Tensor) -> Tensor:
 def reference_scores(target_CX: Tensor, source_CX: Tensor, alpha_CX: Tensor, beta_CX: Tensor) -> Tensor:
     """Score (1 + alpha) l_T - beta l_S of the released code, [C, X]; the base's logits enter through beta only."""
     return (1 + alpha_CX) * target_CX - beta_CX * source_CX
+
+
+def _compiled_paper_rule(tensors: Sequence[Tensor]) -> Callable[..., Decided] | None:
+    """What decides by rule ``paper`` where these tensors are, if anything but the definition can."""
+    if paper_rule.fits(*tensors):
+        return paper_rule.decide_paper if paper_rule.is_available() else None
+    # Triton comes with torch's CUDA builds, and is imported where it is needed only.
+    if all(tensor.is_cuda and tensor.dtype == torch.float32 for tensor in tensors) and find_spec("triton"):
+        from models.kernels import paper_rule_gpu
+
+        return paper_rule_gpu.decide_paper if paper_rule_gpu.runs_on(tensors[0].device) else None
+    return None
 
 
 _Block = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]

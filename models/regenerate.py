@@ -96,7 +96,7 @@ class Regenerator:
         self.bundle = bundle
         self.rule: Rule = rule
         if rule != ANTICIPATE:
-            prepare(rule)
+            prepare(rule, bundle.base.item_embeddings_VD)
 
     @property
     def max_items(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from models.dataset import Dataset, load_dataset
 from models.decoder import Decoder, DecoderConfig
 from models.preparation import PreparationConfig, prepare
 from models.vocabulary import Vocabulary
+
+# GPU kernels run as they are where there is a GPU, elsewhere in Triton's interpreter, which has to be asked for before
+# Triton is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 DOMAINS = ("books", "food", "kitchen")
 ITEMS_PER_DOMAIN = 20

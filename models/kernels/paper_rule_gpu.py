@@ -1,0 +1,359 @@
+"""
+Rule ``paper`` as Triton kernels: the same decisions as the definition in ``contrastive``, for a GPU.
+
+No logit is ever written to memory. Each pass multiplies a block of positions with a block of items, reduces the tile
+that results while it lies in registers, and forgets it; the passes that need to know of all items first multiply anew:
+
+1. ``_weigh_items``: largest logit, mass and entropy of the decoders, per *span* of items.
+2. ``_diverge``: the divergence of base and source expert, per span, from the masses of all spans.
+3. ``_search``: best and second-best score, per span, with the weights from 1 and 2.
+
+So a position costs eight products of its hidden states with an item table where the definition does three, and reads
+and writes numbers by the span instead of by the item. A span is a fixed stretch of items that lies inside or outside
+the target domain as a whole, so that the local step takes up the masses of the global one, and what is summed, and in
+which order, is a function of the position alone.
+
+Shapes: N = positions, D = width, V = num_items + 1, S = spans, C = positions of one block, X = items of one block.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from models.kernels.paper_rule import Decided, Source
+from models.vocabulary import PADDING, TokenRange
+
+LOG = logging.getLogger(__name__)
+
+# Items of one span: so many that a span's seven numbers per position are nothing next to its products, so few that a
+# hundred thousand items occupy every core of a GPU with a few dozen positions.
+SPAN_ITEMS = 4096
+# Positions whose spans' numbers are held at once: 28 MB at a million items.
+CHUNK_POSITIONS = 4096
+# One program's tile, three float32 [C, X] in its registers, and the step through the width. Untimed so far.
+BLOCK_POSITIONS = tl.constexpr(64)
+BLOCK_ITEMS = tl.constexpr(64)
+BLOCK_WIDTH = tl.constexpr(32)
+NUM_WARPS = 8
+# Numbers per position and span that pass 1 leaves.
+TARGET_LARGEST, TARGET_MASS, TARGET_MOMENT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+BASE_LARGEST, BASE_MASS = tl.constexpr(3), tl.constexpr(4)
+SOURCE_LARGEST, SOURCE_MASS = tl.constexpr(5), tl.constexpr(6)
+NUM_MASSES = tl.constexpr(7)
+LOG_2 = tl.constexpr(0.6931471805599453)
+SMALLEST = tl.constexpr(1.1754943508222875e-38)
+# Below every logit, yet finite: differences to it are no NaN.
+LOWEST = tl.constexpr(-3e38)
+
+# One compilation for any number of positions and spans, and wherever the spans of a step begin.
+KERNEL = triton.jit(do_not_specialize=["N", "S"], do_not_specialize_on_alignment=["bounds"])
+
+
+@cache
+def runs_on(device: torch.device) -> bool:
+    """Whether the kernels compile and run there, tried once, a matter of seconds: Triton wants a C compiler, too."""
+    hidden_ND, table_VD = torch.zeros(1, 16, device=device), torch.zeros(2, 16, device=device)
+    try:
+        decide_paper([hidden_ND] * 3, [table_VD] * 2, [Source(table_VD, 1)], TokenRange(1, 1))
+    except Exception as error:  # whatever compilers, drivers and GPUs may object to
+        LOG.warning("the GPU's kernels do not run on %s, rule paper is slower there: %s", device, error)
+        return False
+    return True
+
+
+def decide_paper(
+    hidden_3ND: Sequence[Tensor], shared_2VD: Sequence[Tensor], sources: Sequence[Source], target_range: TokenRange
+) -> Decided:
+    """
+    Decide N positions by rule ``paper``; arguments and result as ``paper_rule.decide_paper``, float32 on one GPU.
+
+    Returns:
+        The decisions of ``contrastive.decide_in_blocks`` up to float32 rounding; a position's bits depend on nothing
+        but the position.
+    """
+    target_ND, base_ND, source_ND = (hidden_ND.contiguous() for hidden_ND in hidden_3ND)
+    target_VD, base_VD = (table_VD.contiguous() for table_VD in shared_2VD)
+    decided, start = [], 0
+    for source in sources:
+        tables = (target_VD, base_VD, source.table_VD.contiguous())
+        stop = start + source.num_positions
+        for first in range(start, stop, CHUNK_POSITIONS):
+            rows = slice(first, min(first + CHUNK_POSITIONS, stop))
+            hidden = (target_ND[rows], base_ND[rows], source_ND[rows])
+            decided.append(_decide_chunk(hidden, tables, target_range))
+        start = stop
+    assert start == len(target_ND) > 0
+    return Decided(*(torch.cat(parts) for parts in zip(*decided, strict=True)))
+
+
+def _decide_chunk(hidden: Sequence[Tensor], tables: Sequence[Tensor], target_range: TokenRange) -> Decided:
+    bounds, local = _spans(len(tables[0]), target_range)
+    bounds_S1 = torch.tensor(bounds, dtype=torch.int32, device=hidden[0].device)
+    # 1. Global step over all items.
+    masses_S7N = _masses(hidden, tables, bounds_S1)
+    decided = _step(hidden, tables, bounds_S1, masses_S7N)
+    token_N = decided.token_ids_N
+    convertible_N = (token_N >= target_range.first) & (token_N <= target_range.last)
+    token_N.masked_fill_(~convertible_N, PADDING)
+    # 2. Local step over the target domain, where the global argmax fell into it.
+    chosen_K = convertible_N.nonzero()[:, 0]
+    if len(chosen_K):
+        chosen = [hidden_ND[chosen_K] for hidden_ND in hidden]
+        masses_S7K = masses_S7N[local, :, chosen_K].contiguous()
+        step = _step(chosen, tables, bounds_S1[local.start : local.stop + 1], masses_S7K)
+        for whole_N, part_K in zip(decided, step, strict=True):
+            whole_N[chosen_K] = part_K
+    return decided
+
+
+def _spans(V: int, target_range: TokenRange) -> tuple[list[int], slice]:
+    """
+    Where spans begin, and the last one ends; and which of them are the target domain's.
+
+    >>> _spans(10_000, TokenRange(1, 5_000))
+    ([1, 4097, 5001, 9097, 10000], slice(0, 2, None))
+    """
+    edges = sorted({1, target_range.first, target_range.last + 1, V})
+    bounds = [start for first, stop in pairwise(edges) for start in range(first, stop, SPAN_ITEMS)] + [V]
+    return bounds, slice(bounds.index(target_range.first), bounds.index(target_range.last + 1))
+
+
+def _masses(hidden: Sequence[Tensor], tables: Sequence[Tensor], bounds_S1: Tensor) -> Tensor:
+    (N, D), S = hidden[0].shape, len(bounds_S1) - 1
+    masses_S7N = hidden[0].new_empty(S, NUM_MASSES.value, N)
+    _weigh_items[_grid(N, S)](*hidden, *tables, bounds_S1, masses_S7N, N, D, num_warps=NUM_WARPS)
+    return masses_S7N
+
+
+def _step(hidden: Sequence[Tensor], tables: Sequence[Tensor], bounds_S1: Tensor, masses_S7N: Tensor) -> Decided:
+    """One step of the rule over the items of these spans."""
+    (N, D), S = hidden[0].shape, len(bounds_S1) - 1
+    divergence_SN, best_SN, second_SN = masses_S7N.new_empty(3, S, N)
+    token_SN = torch.empty(S, N, dtype=torch.int32, device=masses_S7N.device)
+    alpha_N, beta_N = masses_S7N.new_empty(2, N)
+    _diverge[_grid(N, S)](*hidden[1:], *tables[1:], bounds_S1, masses_S7N, divergence_SN, N, D, S, num_warps=NUM_WARPS)
+    _search[_grid(N, S)](
+        *hidden,
+        *tables,
+        bounds_S1,
+        masses_S7N,
+        divergence_SN,
+        alpha_N,
+        beta_N,
+        token_SN,
+        best_SN,
+        second_SN,
+        N,
+        D,
+        S,
+        num_warps=NUM_WARPS,
+    )
+    score_N, span_N = best_SN.max(dim=0)  # the first of equals, which holds the lowest token
+    token_N = token_SN.gather(0, span_N[None])[0].long()
+    # The runner-up is the winner's span's second, or another span's best.
+    others_SN = best_SN.scatter(0, span_N[None], second_SN.gather(0, span_N[None]))
+    return Decided(token_N, alpha_N, beta_N, score_N, score_N - others_SN.amax(dim=0))
+
+
+def _grid(N: int, S: int) -> tuple[int, int]:
+    return triton.cdiv(N, BLOCK_POSITIONS.value), S
+
+
+@KERNEL
+def _weigh_items(
+    target_hidden, base_hidden, source_hidden, target_table, base_table, source_table, bounds, masses, N, D
+):
+    """
+    Pass 1, one block of positions and one span: masses [S, 7, N].
+
+    Relative to the span's largest logit m: mass = sum exp(l - m), moment = sum exp(l - m) (l - m).
+    """
+    rows, inside = _rows(N)
+    span = tl.program_id(1)
+    start, stop = tl.load(bounds + span), tl.load(bounds + span + 1)
+    target_largest, base_largest, source_largest = _filled(LOWEST), _filled(LOWEST), _filled(LOWEST)
+    target_mass, base_mass, source_mass = _filled(0.0), _filled(0.0), _filled(0.0)
+    target_moment = _filled(0.0)
+    for first in range(start, stop, BLOCK_ITEMS):
+        items = first + tl.arange(0, BLOCK_ITEMS)
+        real = (items < stop)[None, :]
+        logits = _logits(target_hidden, target_table, rows, inside, items, stop, D)
+        largest = tl.maximum(target_largest, tl.max(tl.where(real, logits, LOWEST), axis=1))
+        below = tl.where(real, logits - largest[:, None], 0.0)
+        terms = tl.where(real, tl.exp(below), 0.0)
+        # What was summed so far is relative to the largest so far.
+        shift = target_largest - largest
+        target_moment = tl.exp(shift) * (target_moment + shift * target_mass) + tl.sum(terms * below, axis=1)
+        target_mass = tl.exp(shift) * target_mass + tl.sum(terms, axis=1)
+        target_largest = largest
+        logits = _logits(base_hidden, base_table, rows, inside, items, stop, D)
+        base_largest, base_mass = _add_mass(logits, real, base_largest, base_mass)
+        logits = _logits(source_hidden, source_table, rows, inside, items, stop, D)
+        source_largest, source_mass = _add_mass(logits, real, source_largest, source_mass)
+    own = masses + span * NUM_MASSES * N + rows
+    tl.store(own + TARGET_LARGEST * N, target_largest, mask=inside)
+    tl.store(own + TARGET_MASS * N, target_mass, mask=inside)
+    tl.store(own + TARGET_MOMENT * N, target_moment, mask=inside)
+    tl.store(own + BASE_LARGEST * N, base_largest, mask=inside)
+    tl.store(own + BASE_MASS * N, base_mass, mask=inside)
+    tl.store(own + SOURCE_LARGEST * N, source_largest, mask=inside)
+    tl.store(own + SOURCE_MASS * N, source_mass, mask=inside)
+
+
+@KERNEL
+def _diverge(base_hidden, source_hidden, base_table, source_table, bounds, masses, divergence, N, D, S):
+    """
+    Pass 2: sum p (ln p - ln m) + q (ln q - ln m) with m = (p + q) / 2 over one span, [S, N].
+
+    p and q are the softmax of base and source expert over all S spans.
+    """
+    rows, inside = _rows(N)
+    span = tl.program_id(1)
+    start, stop = tl.load(bounds + span), tl.load(bounds + span + 1)
+    base_largest, base_mass = _whole(masses, BASE_LARGEST, BASE_MASS, rows, inside, N, S)
+    source_largest, source_mass = _whole(masses, SOURCE_LARGEST, SOURCE_MASS, rows, inside, N, S)
+    base_log, source_log = tl.log(base_mass).to(tl.float32), tl.log(source_mass).to(tl.float32)
+    sums = _filled(0.0)
+    for first in range(start, stop, BLOCK_ITEMS):
+        items = first + tl.arange(0, BLOCK_ITEMS)
+        log_p = _logits(base_hidden, base_table, rows, inside, items, stop, D) - base_largest[:, None]
+        log_q = _logits(source_hidden, source_table, rows, inside, items, stop, D) - source_largest[:, None]
+        log_p, log_q = log_p - base_log[:, None], log_q - source_log[:, None]
+        p, q = tl.exp(log_p), tl.exp(log_q)
+        # Where both underflow, p and q are 0 and the logarithm need only be finite.
+        log_mean = tl.log(tl.maximum((p + q) * 0.5, SMALLEST))
+        terms = p * (log_p - log_mean) + q * (log_q - log_mean)
+        sums += tl.sum(tl.where(items[None, :] < stop, terms, 0.0), axis=1)
+    tl.store(divergence + span * N + rows, sums, mask=inside)
+
+
+@KERNEL
+def _search(
+    target_hidden, base_hidden, source_hidden, target_table, base_table, source_table,
+    bounds, masses, divergence, alphas, betas, tokens, best_scores, second_scores, N, D, S,
+):  # fmt: skip
+    """Pass 3: weights [N], and best token, its score and the second-best score of one span, [S, N]."""
+    rows, inside = _rows(N)
+    span = tl.program_id(1)
+    start, stop = tl.load(bounds + span), tl.load(bounds + span + 1)
+    alpha = _confidence(masses, bounds, rows, inside, N, S)
+    beta = _agreement(divergence, rows, inside, N, S)
+    best, second = _filled(-float("inf")), _filled(-float("inf"))
+    token = tl.zeros((BLOCK_POSITIONS,), dtype=tl.int32)
+    for first in range(start, stop, BLOCK_ITEMS):
+        items = first + tl.arange(0, BLOCK_ITEMS)
+        scores = (1.0 + alpha)[:, None] * _logits(target_hidden, target_table, rows, inside, items, stop, D)
+        contrast = _logits(base_hidden, base_table, rows, inside, items, stop, D)
+        contrast -= _logits(source_hidden, source_table, rows, inside, items, stop, D)
+        scores = tl.where(items[None, :] < stop, scores + beta[:, None] * contrast, -float("inf"))
+        tile_best = tl.max(scores, axis=1)
+        # Among equals the lowest item: the smallest of those that reach the tile's best.
+        tile_token = tl.min(tl.where(scores == tile_best[:, None], items[None, :], stop), axis=1)
+        rest = tl.where(items[None, :] == tile_token[:, None], -float("inf"), scores)
+        second = tl.maximum(tl.maximum(second, tl.max(rest, axis=1)), tl.minimum(tile_best, best))
+        # A later item must be better, not as good.
+        token = tl.where(tile_best > best, tile_token, token)
+        best = tl.maximum(best, tile_best)
+    own = span * N + rows
+    tl.store(tokens + own, token, mask=inside)
+    tl.store(best_scores + own, best, mask=inside)
+    tl.store(second_scores + own, second, mask=inside)
+    first_span = inside & (span == 0)
+    tl.store(alphas + rows, alpha, mask=first_span)
+    tl.store(betas + rows, beta, mask=first_span)
+
+
+@triton.jit
+def _rows(N):
+    """Positions of this program, and which of them exist."""
+    rows = tl.program_id(0) * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
+    return rows, rows < N
+
+
+@triton.jit
+def _filled(value):
+    return tl.full((BLOCK_POSITIONS,), value, dtype=tl.float32)
+
+
+@triton.jit
+def _logits(hidden, table, rows, inside, items, stop, D):
+    """
+    Logits [C, X] of a block of positions and items, 0 beyond *stop*.
+
+    Products of float32 split into three of the tensor cores' format each, which is as exact as float32; where a GPU
+    has no such cores Triton multiplies in float32.
+    """
+    sums = tl.zeros((BLOCK_POSITIONS, BLOCK_ITEMS), dtype=tl.float32)
+    for first in range(0, D, BLOCK_WIDTH):
+        columns = first + tl.arange(0, BLOCK_WIDTH)
+        left = tl.load(
+            hidden + rows.to(tl.int64)[:, None] * D + columns[None, :],
+            mask=inside[:, None] & (columns < D)[None, :],
+            other=0.0,
+        )
+        right = tl.load(
+            table + items.to(tl.int64)[None, :] * D + columns[:, None],
+            mask=(items < stop)[None, :] & (columns < D)[:, None],
+            other=0.0,
+        )
+        sums = tl.dot(left, right, sums, input_precision="tf32x3")
+    return sums
+
+
+@triton.jit
+def _add_mass(logits, real, largest, mass):
+    """Largest logit so far, and the mass relative to it."""
+    new_largest = tl.maximum(largest, tl.max(tl.where(real, logits, LOWEST), axis=1))
+    terms = tl.where(real, tl.exp(tl.where(real, logits - new_largest[:, None], 0.0)), 0.0)
+    return new_largest, tl.exp(largest - new_largest) * mass + tl.sum(terms, axis=1)
+
+
+@triton.jit
+def _whole(masses, LARGEST: tl.constexpr, MASS: tl.constexpr, rows, inside, N, S):
+    """Largest logit over all spans, and the mass relative to it in float64, spans added in their order."""
+    largest = _filled(LOWEST)
+    for span in range(0, S):
+        own = masses + span * NUM_MASSES * N + rows
+        largest = tl.maximum(largest, tl.load(own + LARGEST * N, mask=inside, other=0.0))
+    mass = tl.zeros((BLOCK_POSITIONS,), dtype=tl.float64)
+    for span in range(0, S):
+        own = masses + span * NUM_MASSES * N + rows
+        share = tl.exp(tl.load(own + LARGEST * N, mask=inside, other=0.0) - largest).to(tl.float64)
+        mass += share * tl.load(own + MASS * N, mask=inside, other=1.0).to(tl.float64)
+    return largest, mass
+
+
+@triton.jit
+def _confidence(masses, bounds, rows, inside, N, S):
+    """Weight alpha = 1 - H(p_T) / ln X of each position; H = ln mass - moment / mass."""
+    largest, mass = _whole(masses, TARGET_LARGEST, TARGET_MASS, rows, inside, N, S)
+    moment = tl.zeros((BLOCK_POSITIONS,), dtype=tl.float64)
+    for span in range(0, S):
+        own = masses + span * NUM_MASSES * N + rows
+        shift = tl.load(own + TARGET_LARGEST * N, mask=inside, other=0.0) - largest
+        part = tl.load(own + TARGET_MOMENT * N, mask=inside, other=0.0)
+        part += shift * tl.load(own + TARGET_MASS * N, mask=inside, other=1.0)
+        moment += tl.exp(shift).to(tl.float64) * part.to(tl.float64)
+    num_items = (tl.load(bounds + S) - tl.load(bounds)).to(tl.float64)
+    # A single item is certain; its logarithm would divide by 0.
+    alpha = 1.0 - (tl.log(mass) - moment / mass) / tl.log(tl.maximum(num_items, 2.0))
+    alpha = tl.where(num_items > 1.0, alpha, 1.0)
+    return tl.minimum(tl.maximum(alpha, 0.0), 1.0).to(tl.float32)
+
+
+@triton.jit
+def _agreement(divergence, rows, inside, N, S):
+    """Weight beta = 1 - JSD(p_M, p_S) / ln 2 of each position; JSD is half the sum over all spans."""
+    sums = tl.zeros((BLOCK_POSITIONS,), dtype=tl.float64)
+    for span in range(0, S):
+        sums += tl.load(divergence + span * N + rows, mask=inside, other=0.0).to(tl.float64)
+    beta = 1.0 - 0.5 * sums / LOG_2
+    return tl.minimum(tl.maximum(beta, 0.0), 1.0).to(tl.float32)
