@@ -88,7 +88,8 @@ def decide_paper(
         for first in range(start, stop, CHUNK_POSITIONS):
             rows = slice(first, min(first + CHUNK_POSITIONS, stop))
             hidden = (target_ND[rows], base_ND[rows], source_ND[rows])
-            with torch.cuda.device_of(target_ND):  # where Triton launches what it is given
+            # Triton launches on the current device.
+            with torch.cuda.device_of(target_ND):  # type: ignore[no-untyped-call]
                 decided.append(_decide_chunk(hidden, tables, target_range))
         start = stop
     assert start == len(target_ND) > 0
