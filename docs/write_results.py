@@ -2,8 +2,8 @@
 Write the tables of docs/results.md from reports of `taesar evaluate`: python docs/write_results.py A/report.json ...
 
 Prints Markdown: one table of NDCG@10 per data set, rule and ranking, its differences with intervals, their means per
-recommender, users with few target items, leak audits and commands. Every number stands in the reports; nothing is
-computed here but means of relative differences over targets.
+recommender, users with few target items (those of all targets together), leak audits and commands. Every number stands in the reports; nothing is
+computed here but means of differences over targets.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ LINES = ("original", "duplicated", "regenerated", "served", "mixed")
 GAINS = (("regenerated", "original"), ("regenerated", "duplicated"), ("served", "original"), ("served", "duplicated"))
 METRIC = "NDCG@10"
 MAIN, COLD = "1 or more", "0-2"
+# The groups that COLD is made of, as scores are reported.
+COLD_PARTS = ("0", "1-2")
 COUNTED = ("popularity", "markov")
-# Fewer users than this say nothing.
-LEAST_USERS = 30
+COLD_HEADER = ("at most two target items", "served", "minus", "its HR@10", "users", "difference", "relative")
 
 
 def main(paths: Sequence[str]) -> None:
@@ -36,7 +37,7 @@ def main(paths: Sequence[str]) -> None:
             *table(["target", "recommender", "users", "seeds", *LINES], _score_rows(members)),
             *table(["target", "recommender", *gains], _gain_rows(members)),
             *table(["recommender", "targets", *gains], _mean_rows(members)),
-            *table(["target", "recommender", "served, minus", "users", "HR@10", "relative"], _cold_rows(members)),
+            *table(COLD_HEADER, _cold_rows(members)),
             *table(["target", "held-out item", "users", "hits", "expected by chance"], _audit_rows(members)),
             *(f"- `{report['provenance']['command']}`" for report in members),
         ]
@@ -103,15 +104,39 @@ def _mean_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
         yield [recommender, str(targets), *cells]
 
 
-def _cold_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
+def _cold_rows(reports: Sequence[dict[str, Any]]) -> Iterable[list[str]]:
+    """
+    Users with few target items, those of all targets together: a user is a test user of one target only.
+
+    The interval of the mean over users is put together from those of the targets.
+    """
+    found: dict[tuple[str, str, str], list[tuple[int, dict[str, Any], float, float]]] = {}
     for report in reports:
+        means = _cold_means(report)
         for c in report["results"]["comparisons"]:
-            if c["group"] != COLD or c["metric"] != "HR@10" or c["users"] < LEAST_USERS:
-                continue
-            relative = "" if c["relative"] is None else f"{100 * c['relative']:+.0f} %"
-            other = f"{c['baseline_recommender']} ({c['baseline']})"
-            users = f"{c['users']:,}"
-            yield [report["provenance"]["target"], c["recommender"], other, users, _interval(c), relative]
+            if c["group"] == COLD and c["metric"] == "HR@10" and c["recommender"] not in COUNTED:
+                others = (c["baseline_recommender"], c["baseline"])
+                served, other = means[c["recommender"], c["arm"]], means[others]
+                found.setdefault((c["recommender"], *others), []).append((c["users"], c["interval"], served, other))
+    for (recommender, other, line), parts in found.items():
+        users = sum(part[0] for part in parts)
+        served, base = (sum(part[0] * part[place] for part in parts) / users for place in (2, 3))
+        mean = sum(count * interval["mean"] for count, interval, *_ in parts) / users
+        half = math.sqrt(sum((count * (i["high"] - i["low"]) / 2) ** 2 for count, i, *_ in parts)) / users
+        difference = f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
+        relative = f"{100 * mean / base:+.0f} %" if base else ""
+        yield [recommender, f"{served:.4f}", f"{other} ({line})", f"{base:.4f}", f"{users:,}", difference, relative]
+
+
+def _cold_means(report: dict[str, Any]) -> dict[tuple[str, str], float]:
+    """HR@10 of each line over users with at most two target items."""
+    sums: dict[tuple[str, str], list[float]] = {}
+    for s in report["results"]["scores"]:
+        if s["group"] in COLD_PARTS:
+            total = sums.setdefault((s["recommender"], s["arm"]), [0.0, 0.0])
+            total[0] += s["users"] * s["means"]["HR@10"]
+            total[1] += s["users"]
+    return {line: hits / users for line, (hits, users) in sums.items()}
 
 
 def _audit_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
