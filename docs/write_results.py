@@ -2,8 +2,8 @@
 Write the tables of docs/results.md from reports of `taesar evaluate`: python docs/write_results.py A/report.json ...
 
 Prints Markdown: one table of NDCG@10 per data set, rule and ranking, its differences with intervals, their means per
-recommender, users with few target items (those of all targets together), leak audits and commands. Every number stands in the reports; nothing is
-computed here but means of differences over targets.
+recommender, users with few target items of all targets together, leak audits and commands. Every number stands in the
+reports; nothing is computed here but means over targets.
 """
 
 from __future__ import annotations
