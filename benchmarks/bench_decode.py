@@ -64,7 +64,7 @@ MILLION = 1_000_000
 TARGET = 0
 # Positions of the decisions alone; a GPU wants more to be busy.
 SAMPLES = {"cpu": 256, "cuda": 2048}
-PRODUCT_ROWS = (32, 256)
+PRODUCT_ROWS = {"cpu": (32, 256), "cuda": (256, 2048)}
 # Memory that the baseline's logits may take while it is timed on some rows, and when it is run through.
 ROWS_MEGABYTES = 1_000
 WHOLE_MEGABYTES = 500
@@ -83,16 +83,16 @@ def bench(num_items: int, num_domains: int, rounds: int, clock: Clock, device: t
     views = _views(bundle, num_sampled)
     target_range = bundle.vocabulary.token_ranges[TARGET]
     roles = dict(zip(("target_expert", "base", "source_expert"), views, strict=True))
-    out = torch.empty(max(PRODUCT_ROWS), num_items + 1, device=device)
+    out = torch.empty(max(PRODUCT_ROWS[device.type]), num_items + 1, device=device)
     programs = {
         "ours": lambda: regenerator.regenerate(sequences, target),
         "decide": lambda: _decide(roles, target_range),
-        **{f"products_{rows}": lambda rows=rows: _products(views, rows, out) for rows in PRODUCT_ROWS},
+        **{f"products_{rows}": lambda rows=rows: _products(views, rows, out) for rows in PRODUCT_ROWS[device.type]},
         "plain": lambda: decide_in_blocks("paper", **roles, target_range=target_range),
     }
     seconds = interleaved_seconds(programs, rounds, clock, device)
     each = {name: 1e3 * value / (num_scored if name == "ours" else num_sampled) for name, value in seconds.items()}
-    each["products"] = min(each.pop(f"products_{rows}") for rows in PRODUCT_ROWS)
+    each["products"] = min(each.pop(f"products_{rows}") for rows in PRODUCT_ROWS[device.type])
     baseline = _released_seconds(bundle, sequences, rounds, clock, device)
     each |= {name: 1e3 * value / num_scored for name, value in baseline.items()}
     return {
@@ -231,6 +231,8 @@ def main() -> None:
     for num_items in vocabularies:
         for num_domains in arguments.domains:
             row = bench(num_items, num_domains, arguments.rounds, arguments.clock, device)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()  # what the fresh processes are to have
             row["peak_megabytes"] = {
                 side: measure_memory(side, num_items, num_domains, device) for side in arguments.memory
             }

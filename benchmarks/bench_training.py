@@ -119,12 +119,16 @@ def bench(
     programs = {name: lambda side=side: side.step(whole_BL) for name, side in sides.items()}
     seconds = interleaved_seconds(programs, rounds, clock, device)
     reference = "released" if "released" in sides else "ours"
-    expected = sides[reference].losses
+    losses = {name: side.losses for name, side in sides.items()}
+    expected = losses[reference]
     differences = {
-        name: max(abs(loss - other) / other for loss, other in zip(side.losses, expected, strict=True))
-        for name, side in sides.items()
+        name: max(abs(loss - other) / other for loss, other in zip(own, expected, strict=True))
+        for name, own in losses.items()
         if name != reference
     }
+    if device.type == "cuda":  # what the fresh processes are to have
+        del programs, sides
+        torch.cuda.empty_cache()
     return {
         "vocabulary": num_items,
         "batch": batch,

@@ -130,8 +130,15 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "compiled_kernel": paper_rule.is_available(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu_kernels": torch.cuda.is_available() and _gpu_kernels_run(),
         "load_average": round(os.getloadavg()[0], 1),
     }
+
+
+def _gpu_kernels_run() -> bool:
+    from models.kernels import paper_rule_gpu
+
+    return paper_rule_gpu.runs_on(torch.device("cuda", torch.cuda.current_device()))
 
 
 def random_decoder(num_items: int, seed: int, *, max_length: int = MAX_LENGTH) -> Decoder:

@@ -135,8 +135,10 @@ def decide(
     stops = list(accumulate(len(view.hidden_ND) for view in source_experts))
     assert len(target_expert.hidden_ND) == len(base.hidden_ND) == (stops[-1] if stops else 0)
     views = (target_expert, base, *source_experts)
-    compiled = _compiled_paper_rule([tensor for view in views for tensor in view])
-    if rule == "paper" and stops and stops[-1] and compiled:
+    compiled = (
+        _compiled([tensor for view in views for tensor in view]) if rule == "paper" and stops and stops[-1] else None
+    )
+    if compiled:
         decided = compiled(
             [target_expert.hidden_ND, base.hidden_ND, torch.cat([view.hidden_ND for view in source_experts])],
             [target_expert.table_VD, base.table_VD],
@@ -285,7 +287,7 @@ def reference_scores(target_CX: Tensor, source_CX: Tensor, alpha_CX: Tensor, bet
     return (1 + alpha_CX) * target_CX - beta_CX * source_CX
 
 
-def _compiled_paper_rule(tensors: Sequence[Tensor]) -> Callable[..., Decided] | None:
+def _compiled(tensors: Sequence[Tensor]) -> Callable[..., Decided] | None:
     """What decides by rule ``paper`` where these tensors are, if anything but the definition can."""
     if paper_rule.fits(*tensors):
         return paper_rule.decide_paper if paper_rule.is_available() else None

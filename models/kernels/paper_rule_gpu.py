@@ -6,7 +6,9 @@ that results while it lies in registers, and forgets it; the passes that need to
 
 1. ``_weigh_items``: largest logit, mass and entropy of the decoders, per *span* of items.
 2. ``_diverge``: the divergence of base and source expert, per span, from the masses of all spans.
-3. ``_search``: best and second-best score, per span, with the weights from 1 and 2.
+3. ``_search``: best and second-best score, per span, with the weights alpha from 1 and beta from 2.
+
+Between them ``_normalise`` and ``_agree`` put the spans' numbers together, which is next to nothing.
 
 So a position costs eight products of its hidden states with an item table where the definition does three, and reads
 and writes numbers by the span instead of by the item. A span is a fixed stretch of items that lies inside or outside
@@ -38,16 +40,21 @@ LOG = logging.getLogger(__name__)
 SPAN_ITEMS = 4096
 # Positions whose spans' numbers are held at once: 28 MB at a million items.
 CHUNK_POSITIONS = 4096
-# One program's tile, three float32 [C, X] in its registers, and the step through the width. Untimed so far.
+# One program's tile, three float32 [C, X] in its registers, and the step through the width: 16 rows to a warp, with
+# more warps than that two do the same products. Untimed so far.
 BLOCK_POSITIONS = tl.constexpr(64)
 BLOCK_ITEMS = tl.constexpr(64)
 BLOCK_WIDTH = tl.constexpr(32)
-NUM_WARPS = 8
+NUM_WARPS = 4
 # Numbers per position and span that pass 1 leaves.
 TARGET_LARGEST, TARGET_MASS, TARGET_MOMENT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 BASE_LARGEST, BASE_MASS = tl.constexpr(3), tl.constexpr(4)
 SOURCE_LARGEST, SOURCE_MASS = tl.constexpr(5), tl.constexpr(6)
 NUM_MASSES = tl.constexpr(7)
+# Numbers per position that are made of them.
+BASE_LOG_MASS, SOURCE_LOG_MASS, ALPHA, BETA = tl.constexpr(1), tl.constexpr(3), tl.constexpr(4), tl.constexpr(5)
+BASE_SHIFT, SOURCE_SHIFT = tl.constexpr(0), tl.constexpr(2)
+NUM_WEIGHTS = tl.constexpr(6)
 LOG_2 = tl.constexpr(0.6931471805599453)
 SMALLEST = tl.constexpr(1.1754943508222875e-38)
 # Below every logit, yet finite: differences to it are no NaN.
@@ -138,30 +145,20 @@ def _masses(hidden: Sequence[Tensor], tables: Sequence[Tensor], bounds_S1: Tenso
 def _step(hidden: Sequence[Tensor], tables: Sequence[Tensor], bounds_S1: Tensor, masses_S7N: Tensor) -> Decided:
     """One step of the rule over the items of these spans."""
     (N, D), S = hidden[0].shape, len(bounds_S1) - 1
-    divergence_SN, best_SN, second_SN = masses_S7N.new_empty(3, S, N)
+    # Each of its own, so that all begin where 16 bytes do, however many positions there are.
+    divergence_SN, best_SN, second_SN = (masses_S7N.new_empty(S, N) for _ in range(3))
     token_SN = torch.empty(S, N, dtype=torch.int32, device=masses_S7N.device)
-    alpha_N, beta_N = masses_S7N.new_empty(2, N)
-    _diverge[_grid(N, S)](*hidden[1:], *tables[1:], bounds_S1, masses_S7N, divergence_SN, N, D, S, num_warps=NUM_WARPS)
-    _search[_grid(N, S)](
-        *hidden,
-        *tables,
-        bounds_S1,
-        masses_S7N,
-        divergence_SN,
-        alpha_N,
-        beta_N,
-        token_SN,
-        best_SN,
-        second_SN,
-        N,
-        D,
-        S,
-        num_warps=NUM_WARPS,
-    )
+    weights_6N = masses_S7N.new_empty(NUM_WEIGHTS.value, N)
+    blocks, options = _grid(N, S)[:1], {"num_warps": NUM_WARPS}
+    _normalise[blocks](masses_S7N, bounds_S1, weights_6N, N, S, **options)
+    _diverge[_grid(N, S)](*hidden[1:], *tables[1:], bounds_S1, weights_6N, divergence_SN, N, D, **options)
+    _agree[blocks](divergence_SN, weights_6N, N, S, **options)
+    _search[_grid(N, S)](*hidden, *tables, bounds_S1, weights_6N, token_SN, best_SN, second_SN, N, D, **options)
     score_N, span_N = best_SN.max(dim=0)  # the first of equals, which holds the lowest token
     token_N = token_SN.gather(0, span_N[None])[0].long()
     # The runner-up is the winner's span's second, or another span's best.
     others_SN = best_SN.scatter(0, span_N[None], second_SN.gather(0, span_N[None]))
+    alpha_N, beta_N = weights_6N[ALPHA.value], weights_6N[BETA.value]
     return Decided(token_N, alpha_N, beta_N, score_N, score_N - others_SN.amax(dim=0))
 
 
@@ -211,43 +208,70 @@ def _weigh_items(
 
 
 @KERNEL
-def _diverge(base_hidden, source_hidden, base_table, source_table, bounds, masses, divergence, N, D, S):
+def _normalise(masses, bounds, weights, N, S):
+    """Largest logit and log-mass of base and source expert, and alpha, of one block of positions, [6, N]."""
+    rows, inside = _rows(N)
+    base_largest, base_mass = _whole(masses, BASE_LARGEST, BASE_MASS, rows, inside, N, S)
+    source_largest, source_mass = _whole(masses, SOURCE_LARGEST, SOURCE_MASS, rows, inside, N, S)
+    tl.store(weights + BASE_SHIFT * N + rows, base_largest, mask=inside)
+    tl.store(weights + BASE_LOG_MASS * N + rows, tl.log(base_mass).to(tl.float32), mask=inside)
+    tl.store(weights + SOURCE_SHIFT * N + rows, source_largest, mask=inside)
+    tl.store(weights + SOURCE_LOG_MASS * N + rows, tl.log(source_mass).to(tl.float32), mask=inside)
+    tl.store(weights + ALPHA * N + rows, _confidence(masses, bounds, rows, inside, N, S), mask=inside)
+
+
+@KERNEL
+def _diverge(base_hidden, source_hidden, base_table, source_table, bounds, weights, divergence, N, D):
     """
     Pass 2: sum p (ln p - ln m) + q (ln q - ln m) with m = (p + q) / 2 over one span, [S, N].
 
-    p and q are the softmax of base and source expert over all S spans.
+    p and q are the softmax of base and source expert over all spans.
     """
     rows, inside = _rows(N)
     span = tl.program_id(1)
     start, stop = tl.load(bounds + span), tl.load(bounds + span + 1)
-    base_largest, base_mass = _whole(masses, BASE_LARGEST, BASE_MASS, rows, inside, N, S)
-    source_largest, source_mass = _whole(masses, SOURCE_LARGEST, SOURCE_MASS, rows, inside, N, S)
-    base_log, source_log = tl.log(base_mass).to(tl.float32), tl.log(source_mass).to(tl.float32)
+    base_largest = tl.load(weights + BASE_SHIFT * N + rows, mask=inside, other=0.0)
+    base_log = tl.load(weights + BASE_LOG_MASS * N + rows, mask=inside, other=0.0)
+    source_largest = tl.load(weights + SOURCE_SHIFT * N + rows, mask=inside, other=0.0)
+    source_log = tl.load(weights + SOURCE_LOG_MASS * N + rows, mask=inside, other=0.0)
     sums = _filled(0.0)
     for first in range(start, stop, BLOCK_ITEMS):
         items = first + tl.arange(0, BLOCK_ITEMS)
         log_p = _logits(base_hidden, base_table, rows, inside, items, stop, D) - base_largest[:, None]
         log_q = _logits(source_hidden, source_table, rows, inside, items, stop, D) - source_largest[:, None]
-        log_p, log_q = log_p - base_log[:, None], log_q - source_log[:, None]
+        real = (items < stop)[None, :]
+        log_p = tl.where(real, log_p - base_log[:, None], 0.0)
+        log_q = tl.where(real, log_q - source_log[:, None], 0.0)
         p, q = tl.exp(log_p), tl.exp(log_q)
         # Where both underflow, p and q are 0 and the logarithm need only be finite.
         log_mean = tl.log(tl.maximum((p + q) * 0.5, SMALLEST))
         terms = p * (log_p - log_mean) + q * (log_q - log_mean)
-        sums += tl.sum(tl.where(items[None, :] < stop, terms, 0.0), axis=1)
+        sums += tl.sum(tl.where(real, terms, 0.0), axis=1)
     tl.store(divergence + span * N + rows, sums, mask=inside)
+
+
+@KERNEL
+def _agree(divergence, weights, N, S):
+    """Weight beta = 1 - JSD(p_M, p_S) / ln 2 of one block of positions; JSD is half the sum over all spans."""
+    rows, inside = _rows(N)
+    sums = tl.zeros((BLOCK_POSITIONS,), dtype=tl.float64)
+    for span in range(0, S):
+        sums += tl.load(divergence + span * N + rows, mask=inside, other=0.0).to(tl.float64)
+    beta = 1.0 - 0.5 * sums / LOG_2
+    tl.store(weights + BETA * N + rows, tl.minimum(tl.maximum(beta, 0.0), 1.0).to(tl.float32), mask=inside)
 
 
 @KERNEL
 def _search(
     target_hidden, base_hidden, source_hidden, target_table, base_table, source_table,
-    bounds, masses, divergence, alphas, betas, tokens, best_scores, second_scores, N, D, S,
+    bounds, weights, tokens, best_scores, second_scores, N, D,
 ):  # fmt: skip
-    """Pass 3: weights [N], and best token, its score and the second-best score of one span, [S, N]."""
+    """Pass 3: best token, its score and the second-best score of one span, [S, N]."""
     rows, inside = _rows(N)
     span = tl.program_id(1)
     start, stop = tl.load(bounds + span), tl.load(bounds + span + 1)
-    alpha = _confidence(masses, bounds, rows, inside, N, S)
-    beta = _agreement(divergence, rows, inside, N, S)
+    alpha = tl.load(weights + ALPHA * N + rows, mask=inside, other=0.0)
+    beta = tl.load(weights + BETA * N + rows, mask=inside, other=0.0)
     best, second = _filled(-float("inf")), _filled(-float("inf"))
     token = tl.zeros((BLOCK_POSITIONS,), dtype=tl.int32)
     for first in range(start, stop, BLOCK_ITEMS):
@@ -268,9 +292,6 @@ def _search(
     tl.store(tokens + own, token, mask=inside)
     tl.store(best_scores + own, best, mask=inside)
     tl.store(second_scores + own, second, mask=inside)
-    first_span = inside & (span == 0)
-    tl.store(alphas + rows, alpha, mask=first_span)
-    tl.store(betas + rows, beta, mask=first_span)
 
 
 @triton.jit
@@ -290,8 +311,8 @@ def _logits(hidden, table, rows, inside, items, stop, D):
     """
     Logits [C, X] of a block of positions and items, 0 beyond *stop*.
 
-    Products of float32 split into three of the tensor cores' format each, which is as exact as float32; where a GPU
-    has no such cores Triton multiplies in float32.
+    Each product of float32 is made of three in the tensor cores' shorter format, and is off by 2^-21 of itself at
+    most, where float32 rounds it by 2^-24. A GPU without such cores multiplies in float32.
     """
     sums = tl.zeros((BLOCK_POSITIONS, BLOCK_ITEMS), dtype=tl.float32)
     for first in range(0, D, BLOCK_WIDTH):
@@ -349,13 +370,3 @@ def _confidence(masses, bounds, rows, inside, N, S):
     alpha = 1.0 - (tl.log(mass) - moment / mass) / tl.log(tl.maximum(num_items, 2.0))
     alpha = tl.where(num_items > 1.0, alpha, 1.0)
     return tl.minimum(tl.maximum(alpha, 0.0), 1.0).to(tl.float32)
-
-
-@triton.jit
-def _agreement(divergence, rows, inside, N, S):
-    """Weight beta = 1 - JSD(p_M, p_S) / ln 2 of each position; JSD is half the sum over all spans."""
-    sums = tl.zeros((BLOCK_POSITIONS,), dtype=tl.float64)
-    for span in range(0, S):
-        sums += tl.load(divergence + span * N + rows, mask=inside, other=0.0).to(tl.float64)
-    beta = 1.0 - 0.5 * sums / LOG_2
-    return tl.minimum(tl.maximum(beta, 0.0), 1.0).to(tl.float32)

@@ -29,6 +29,7 @@ from models.kernels import paper_rule_gpu
 FIELDS = ("token_ids_N", "alpha_N", "beta_N", "score_N", "margin_N")
 # Small next to what a GPU takes, so that small vocabularies have several spans and few positions several chunks.
 SPAN_ITEMS, CHUNK_POSITIONS = 100, 70
+REAL_SPAN_ITEMS, REAL_CHUNK_POSITIONS = paper_rule_gpu.SPAN_ITEMS, paper_rule_gpu.CHUNK_POSITIONS
 # Shared memory that a program may have on an A100 (99 KB of it on smaller GPUs of its generation).
 SHARED_MEMORY = 99 * 1024
 
@@ -203,10 +204,14 @@ from triton.compiler import ASTSource
 from models.kernels import paper_rule_gpu as kernels
 
 compiled = {}
-for kernel in (kernels._weigh_items, kernels._diverge, kernels._search):
+for kernel in (kernels._weigh_items, kernels._normalise, kernels._diverge, kernels._agree, kernels._search):
     integers = {"N": "i32", "D": "i32", "S": "i32", "bounds": "*i32", "tokens": "*i32"}
     signature = {name: integers.get(name, "*fp32") for name in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=signature, constexprs={})
+    # As a launch has it: whatever may be known to be divisible by 16, is.
+    known = [(place,) for place, name in enumerate(kernel.arg_names) if name not in ("N", "S", "bounds")]
+    source = ASTSource(
+        fn=kernel, signature=signature, constexprs={}, attrs={place: [["tt.divisibility", 16]] for place in known}
+    )
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
     built = triton.compile(source, target=target, options={"num_warps": kernels.NUM_WARPS})
     compiled[kernel.__name__] = [len(built.asm["cubin"]), built.metadata.shared]
@@ -222,14 +227,21 @@ def test_the_kernels_compile_for_gpus(capability: int) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     built = json.loads(done.stdout)
-    assert sorted(built) == ["_diverge", "_search", "_weigh_items"]
+    assert sorted(built) == ["_agree", "_diverge", "_normalise", "_search", "_weigh_items"]
     assert all(num_bytes > 0 and shared <= SHARED_MEMORY for num_bytes, shared in built.values())
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="no GPU: the kernels were interpreted and compiled, not run")
-def test_decide_takes_the_kernels_for_what_lies_on_a_gpu() -> None:
+def test_decide_takes_the_kernels_for_what_lies_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several spans and chunks of their real size."""
+    monkeypatch.setattr(paper_rule_gpu, "SPAN_ITEMS", REAL_SPAN_ITEMS)
+    monkeypatch.setattr(paper_rule_gpu, "CHUNK_POSITIONS", REAL_CHUNK_POSITIONS)
+    calls: list[object] = []
+    real = paper_rule_gpu.decide_paper
+    monkeypatch.setattr(paper_rule_gpu, "decide_paper", lambda *arguments: calls.append(arguments) or real(*arguments))
     views, target_range = random_views(3, 9_000, 128, 20_001, 2.0), TokenRange(1, 5_000)
     target, base, source = (View(view.hidden_ND.cuda(), view.table_VD.cuda()) for view in views)
     ours = decide("paper", target_expert=target, base=base, source_experts=[source], target_range=target_range)
     on_cpu = Decided(*(getattr(ours, name).cpu() for name in FIELDS))
+    assert calls
     assert_same_decisions(on_cpu, defined(views, target_range), views)
