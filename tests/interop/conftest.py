@@ -1,5 +1,5 @@
 """
-The other libraries, imported once, with what they need to run on current NumPy and without TensorBoard.
+The other libraries, imported once.
 
 Everything here skips where they are not installed. Their own warnings are not ours to fix, so they are silenced while
 they are imported and in every test of this folder.
@@ -7,40 +7,17 @@ they are imported and in every test of this folder.
 
 from __future__ import annotations
 
-import sys
-import types
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
+from benchmarks.bench_recbole import import_recbole
 from models.checkpoint import save_bundle
 from models.composite import write_composite
 from models.decoder import Decoder, DecoderConfig
-
-# Names that NumPy removed and RecBole 1.2.1 still uses.
-REMOVED_FROM_NUMPY = {
-    "float": float,
-    "int": int,
-    "bool": bool,
-    "object": object,
-    "bool8": np.bool_,
-    "float_": np.float64,
-    "complex_": np.complex128,
-    "unicode_": np.str_,
-}
-
-
-class DeafBoard:
-    """A TensorBoard that takes every call and keeps nothing."""
-
-    def __init__(self, *_args, **_options):
-        pass
-
-    def __getattr__(self, name):
-        return lambda *_args, **_options: None
 
 
 def pytest_collection_modifyitems(items):
@@ -52,26 +29,10 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def recbole():
     """The package, with its sequential models, trainer and metrics importable."""
+    if find_spec("recbole") is None:
+        pytest.skip("RecBole is not installed: make interop installs it")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name, value in REMOVED_FROM_NUMPY.items():
-            if name not in np.__dict__:
-                setattr(np, name, value)
-        board = types.ModuleType("torch.utils.tensorboard")
-        board.SummaryWriter = DeafBoard
-        sys.modules.setdefault("torch.utils.tensorboard", board)
-        package = pytest.importorskip("recbole")
-        for module in (
-            "config",
-            "data",
-            "evaluator.collector",
-            "evaluator.metrics",
-            "model.sequential_recommender.gru4rec",
-            "model.sequential_recommender.sasrec",
-            "trainer",
-        ):
-            pytest.importorskip(f"recbole.{module}")
-        return package
+        return import_recbole()
 
 
 @pytest.fixture(scope="session")

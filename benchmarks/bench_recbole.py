@@ -1,8 +1,9 @@
 """
 Training speed of SASRec and GRU4Rec next to RecBole's own trainer: same rows, same full-softmax loss, same machine, one
-run. Needs the environment of tests/interop (``make interop`` builds it); the last line is JSON.
+run. Needs the environment of tests/interop, so it is no part of ``make bench``; the last line is JSON.
 
-    python benchmarks/recbole_training.py interactions.csv.gz --target food --rows 1000
+    make bench-recbole
+    make bench-recbole ARGS='--interactions interactions.csv.gz --target food --rows 1000'
 
 The unit is a training target: one (history, next item) pair through forward, backward and Adam, data loading included,
 validation excluded. One of our passes trains every position of every row. RecBole is timed in both of its ways:
@@ -37,6 +38,7 @@ from models.evaluation import EvaluationConfig, RowObjective, build_seeded
 from models.preparation import prepare
 from models.training import TrainingConfig, fit
 
+SAMPLE = Path(__file__).resolve().parents[1] / "examples" / "food-kitchen-sample.csv.gz"
 SEED = 2025
 BATCH = 128
 LARGE_BATCH = 1024
@@ -85,7 +87,7 @@ def main() -> None:
         os.chdir(folder)
         results = [compare(name, arm, rows, Path(folder), arguments.repeats) for name in ("sasrec", "gru4rec")]
     summary = {
-        "benchmark": "recbole_training",
+        "benchmark": "recbole",
         "interactions": arguments.interactions.name,
         "target": arguments.target,
         "rows": len(rows),
@@ -100,8 +102,8 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("interactions", type=Path, help="any input of `taesar prepare`")
-    parser.add_argument("--target", required=True)
+    parser.add_argument("--interactions", type=Path, default=SAMPLE, help="any input of `taesar prepare`")
+    parser.add_argument("--target", default="food")
     parser.add_argument("--rows", type=int, default=1000, help="training rows drawn from the target's")
     parser.add_argument("--repeats", type=int, default=3, help="timed passes of each; the median counts")
     parser.add_argument("--threads", type=int, default=1)
@@ -129,9 +131,7 @@ def compare(name: str, arm: Arm, rows: Sequences, folder: Path, repeats: int) ->
 
 def our_pass(name: str, arm: Arm, rows: Sequences) -> Any:
     """One epoch of ``fit`` over *rows*, without validation rows."""
-    nothing = type(arm.validation)(
-        np.zeros(0, np.int64), Sequences.from_lists([]), np.zeros(0, np.int32), np.zeros(0, np.int64)
-    )
+    nothing = arm.validation.at(np.zeros(0, np.int64))
     timed = dataclasses.replace(arm, rows=rows, validation=nothing, test=nothing)
 
     def run() -> tuple[int, float]:
@@ -148,6 +148,7 @@ def our_pass(name: str, arm: Arm, rows: Sequences) -> Any:
 def recbole_pass(name: str, arm: Arm, samples: list[list[int]], batch_size: int, folder: Path, mode: str) -> Any:
     """One epoch of RecBole's trainer over *samples*, each predicting its last item."""
     recbole = import_recbole()
+    sys.argv = sys.argv[:1]  # RecBole reads the command line for options of its own
     data = folder / "recbole" / mode
     if not data.exists():
         data.mkdir(parents=True)
@@ -155,7 +156,8 @@ def recbole_pass(name: str, arm: Arm, samples: list[list[int]], batch_size: int,
         # softmax covers what ours does.
         width = max(len(sample) for sample in samples)
         every_item = list(range(1, arm.num_items + 1))
-        listed = [every_item[max(0, end - width) : end] for end in range(width, arm.num_items + width, width)]
+        ends = [*range(width, arm.num_items, width), arm.num_items]
+        listed = [every_item[max(0, end - width) : end] for end in ends]
         for part, lines in (("train", samples), ("valid", listed), ("test", listed)):
             (data / f"{mode}.{part}.inter").write_text(inter_text(lines))
     config = recbole.config.Config(
@@ -218,10 +220,11 @@ def import_recbole() -> Any:
     board = types.ModuleType("torch.utils.tensorboard")
     board.SummaryWriter = DeafBoard  # type: ignore[attr-defined]
     sys.modules.setdefault("torch.utils.tensorboard", board)
-    sys.argv = sys.argv[:1]  # RecBole reads the command line for options of its own
     import recbole
     import recbole.config
     import recbole.data
+    import recbole.evaluator.collector
+    import recbole.evaluator.metrics
     import recbole.model.sequential_recommender.gru4rec
     import recbole.model.sequential_recommender.sasrec
     import recbole.trainer
