@@ -3,7 +3,7 @@ Write the tables of docs/results.md from reports of `taesar evaluate`: python do
 
 Prints Markdown: one table of NDCG@10 per data set, rule and ranking, its differences with intervals, their means per
 recommender, users with few target items of all targets together, leak audits and commands. Every number stands in the
-reports; nothing is computed here but means over targets.
+reports; nothing is computed here but means over targets and shares of the expert's lead.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+Score = dict[str, Any]
 LINES = ("original", "duplicated", "regenerated", "served", "mixed")
 GAINS = (("regenerated", "original"), ("regenerated", "duplicated"), ("served", "original"), ("served", "duplicated"))
+# How much of the target expert's lead over a recommender of original rows the composite, or serving as well, gives it.
+CARRIED = ("regenerated carries", "served carries")
 METRIC = "NDCG@10"
 MAIN, COLD = "1 or more", "0-2"
 # The groups that COLD is made of, as scores are reported.
 COLD_PARTS = ("0", "1-2")
 COUNTED = ("popularity", "markov")
+AUDIT_HEADER = ("target", "held-out item", "users", "hits", "expected by chance", "of as many recommendations")
 COLD_HEADER = ("at most two target items", "served", "minus", "its HR@10", "users", "difference", "relative")
 
 
@@ -34,11 +38,11 @@ def main(paths: Sequence[str]) -> None:
         gains = [f"{arm} - {baseline}" for arm, baseline in GAINS]
         parts = [
             f"### {name}, rule `{rule}`, ranking `{ranking}`\n",
-            *table(["target", "recommender", "users", "seeds", *LINES], _score_rows(members)),
+            *table(["target", "recommender", "users", "seeds", *LINES, *CARRIED], _score_rows(members)),
             *table(["target", "recommender", *gains], _gain_rows(members)),
             *table(["recommender", "targets", *gains], _mean_rows(members)),
             *table(COLD_HEADER, _cold_rows(members)),
-            *table(["target", "held-out item", "users", "hits", "expected by chance"], _audit_rows(members)),
+            *table(AUDIT_HEADER, _audit_rows(members)),
             *(f"- `{report['provenance']['command']}`" for report in members),
         ]
         sys.stdout.write("\n".join(parts) + "\n\n")
@@ -65,13 +69,24 @@ def _score_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
         for recommender in dict.fromkeys(name for name, _ in scores):
             found = [scores.get((recommender, line)) for line in LINES]
             users = next(score["users"] for score in found if score is not None)
+            expert = scores.get(("target expert", "mixed"))
+            own = [scores.get((recommender, line)) for line in ("original", "regenerated", "served")]
             yield [
                 report["provenance"]["target"],
                 recommender,
                 f"{users:,}",
                 str(seeds.get(recommender, 1)),
                 *("" if score is None else f"{score['means'][METRIC]:.4f}" for score in found),
+                *(_carried(own[0], score, expert) for score in own[1:]),
             ]
+
+
+def _carried(original: Score | None, score: Score | None, expert: Score | None) -> str:
+    """(score - original) / (expert - original); empty where the expert does not lead."""
+    if original is None or score is None or expert is None:
+        return ""
+    base, here, above = (line["means"][METRIC] for line in (original, score, expert))
+    return f"{100 * (here - base) / (above - base):.0f} %" if above > base else ""
 
 
 def _gain_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
@@ -142,8 +157,15 @@ def _cold_means(report: dict[str, Any]) -> dict[tuple[str, str], float]:
 def _audit_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
     for report in reports:
         for audit in report["audits"]:
-            numbers = (f"{audit['users']:,}", f"{audit['hits']:,}", f"{audit['expected_by_chance']:.1f}")
-            yield [report["provenance"]["target"], audit["split"], *numbers]
+            recommended = audit.get("hits_of_recommendations")
+            yield [
+                report["provenance"]["target"],
+                audit["split"],
+                f"{audit['users']:,}",
+                f"{audit['hits']:,}",
+                f"{audit['expected_by_chance']:.1f}",
+                "" if recommended is None else f"{recommended:.1f}",
+            ]
 
 
 def _gains(report: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:

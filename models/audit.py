@@ -7,9 +7,10 @@ rows are dealt to users at random, in expectation: for user u, the share of the 
 u's item. Users whose held-out item already stands in their original sequence (a repeat purchase) are counted apart:
 nothing new could leak there.
 
-Regeneration that predicts well also puts a user's next item there more often than chance; a leak does it far more
-often than any recommender ranks that item first. The audit gives both numbers; the report also repeats every metric
-without the users that were hit.
+Regeneration that predicts well also puts a user's next item there more often than chance, as every recommender that has
+learned anything would. So test items have a second yardstick, of recommenders trained on the original rows, which have
+never seen a held-out item: for how many users it is among as many of their recommendations as the row has new items.
+Far more hits than that would be a leak. The report also repeats every metric without the users that were hit.
 
 Shapes: R = regenerated rows.
 """
@@ -17,8 +18,9 @@ Shapes: R = regenerated rows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +40,8 @@ class LeakAudit:
         repeats: of them, those whose held-out item stands in their original sequence; not looked at further.
         hits: of the rest, those whose held-out item is among their own new items.
         expected_by_chance: hits if the rows were dealt at random.
+        hits_of_recommendations: hits if every user's new items were as many recommendations, mean over runs of
+            recommenders; None where none ranked this split.
         hit_users: positions in the dataset of the users hit.
     """
 
@@ -46,11 +50,23 @@ class LeakAudit:
     repeats: int
     hits: int
     expected_by_chance: float
+    hits_of_recommendations: float | None
     hit_users: tuple[int, ...]
 
 
-def leak_audits(dataset: Dataset, target: str, composite: Composite) -> tuple[LeakAudit, LeakAudit]:
-    """Audit of the validation items and of the test items of *target*."""
+def leak_audits(
+    dataset: Dataset, target: str, composite: Composite, test_ranks: Sequence[Mapping[int, int]] = ()
+) -> tuple[LeakAudit, LeakAudit]:
+    """
+    Audit of the validation items and of the test items of *target*.
+
+    Args:
+        dataset: what the composite was made of.
+        target: the target domain.
+        composite: what to audit.
+        test_ranks: per run of a recommender of original rows, the rank of each user's test item among the items
+            that the user has not had.
+    """
     domain = dataset.vocabulary.token_range(target)
     originals = target_only(dataset.train, domain)
     regenerated = target_only(composite.rows, domain)
@@ -59,9 +75,10 @@ def leak_audits(dataset: Dataset, target: str, composite: Composite) -> tuple[Le
         user = int(composite.users[row])
         new_items.setdefault(user, set()).update(set(regenerated[int(row)].tolist()) - set(originals[user].tolist()))
     known = {user: set(originals[user].tolist()) for user in new_items}
-    held_out = (("validation", dataset.validation), ("test", dataset.test))
+    held_out = (("validation", dataset.validation, ()), ("test", dataset.test, test_ranks))
     validation, test = (
-        audit(split, new_items, known, _targets_of(items_U, domain.first, domain.last)) for split, items_U in held_out
+        audit(split, new_items, known, _targets_of(items_U, domain.first, domain.last), ranks)
+        for split, items_U, ranks in held_out
     )
     return validation, test
 
@@ -71,6 +88,7 @@ def audit(
     new_items: Mapping[int, set[int]],
     known_items: Mapping[int, set[int]],
     held_out: Mapping[int, int],
+    ranks: Sequence[Mapping[int, int]] = (),
 ) -> LeakAudit:
     """
     Count hits and their expectation.
@@ -80,6 +98,7 @@ def audit(
         new_items: per user with a regenerated row, the items that it adds.
         known_items: per such user, the items of the original sequence.
         held_out: the held-out item of every user that has one in the target domain.
+        ranks: per run of a recommender, where each user's held-out item ranks.
     """
     rows_with = Counter(item for items in new_items.values() for item in items)
     audited = [user for user in new_items if user in held_out]
@@ -88,7 +107,16 @@ def audit(
     others = max(1, len(new_items) - 1)
     hit_set = set(hits)
     expected = sum((rows_with[held_out[user]] - (user in hit_set)) / others for user in eligible)
-    return LeakAudit(split, len(audited), len(audited) - len(eligible), len(hits), float(expected), hits)
+    recommended = [sum(run[user] <= len(new_items[user]) for user in eligible) for run in ranks]
+    return LeakAudit(
+        split=split,
+        users=len(audited),
+        repeats=len(audited) - len(eligible),
+        hits=len(hits),
+        expected_by_chance=float(expected),
+        hits_of_recommendations=fmean(recommended) if recommended else None,
+        hit_users=hits,
+    )
 
 
 def _targets_of(held_out_U: TokenArray, first: int, last: int) -> dict[int, int]:

@@ -261,11 +261,29 @@ def _audit_table(audits: Sequence[LeakAudit]) -> Table:
     return Table(
         "Leak audit",
         "Users whose own held-out item is among the items that regeneration added to their row, next to the count "
-        "expected if regenerated rows were dealt to users at random.",
-        ("held-out item", "users with a regenerated row", "already in their history", "hits", "expected by chance"),
-        tuple(
-            (a.split, f"{a.users:,}", f"{a.repeats:,}", f"{a.hits:,}", f"{a.expected_by_chance:.2f}") for a in audits
+        "expected if regenerated rows were dealt to users at random, and to that of as many recommendations, unseen "
+        "items, of the recommenders trained on original rows.",
+        (
+            "held-out item",
+            "users with a regenerated row",
+            "already in their history",
+            "hits",
+            "expected by chance",
+            "of as many recommendations",
         ),
+        tuple(_audit_row(audit) for audit in audits),
+    )
+
+
+def _audit_row(audit: LeakAudit) -> tuple[str, ...]:
+    recommended = audit.hits_of_recommendations
+    return (
+        audit.split,
+        f"{audit.users:,}",
+        f"{audit.repeats:,}",
+        f"{audit.hits:,}",
+        f"{audit.expected_by_chance:.2f}",
+        "" if recommended is None else f"{recommended:.2f}",
     )
 
 

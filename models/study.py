@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -139,7 +139,7 @@ def run_study(
     grid = Grid(arms, study.config, study.cells, study.device)
     cells, reused = _run_cells(grid, study, progress, on_cell or _unheard)
     computed = len(cells) - reused
-    audits = () if composite is None else leak_audits(dataset, study.target, composite)
+    audits = () if composite is None else leak_audits(dataset, study.target, composite, _test_ranks(cells, arms[0]))
     hits = sorted({user for audit in audits for user in audit.hit_users})
     cells += [as_served(cell) for cell in cells if cell.served_ranks is not None]
     cells += _decoder_cells(dataset, study, bundle)
@@ -246,6 +246,16 @@ def _run_cells(
         reused += before is not None
         cells.append(cell)
     return cells, reused
+
+
+def _test_ranks(cells: Sequence[Cell], original: Arm) -> list[dict[int, int]]:
+    """Per run of a trained recommender on original rows, the test item's rank among unseen items, by user."""
+    users = original.test.users.tolist()
+    return [
+        dict(zip(users, cell.ranks.unseen, strict=True))
+        for cell in cells
+        if cell.arm == original.name and cell.recommender not in COUNTED
+    ]
 
 
 def _with_served(

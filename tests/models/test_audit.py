@@ -21,6 +21,17 @@ def test_hits_repeats_and_chance_of_a_hand_example():
     assert found.expected_by_chance == pytest.approx(2 / 3 + 1 / 3)
 
 
+def test_recommendations_hit_where_the_item_ranks_within_as_many_places_as_the_row_has_new_items():
+    """User 0 has two new items and user 2 has one; user 1 owned the item already and does not count."""
+    new_items = {0: {10, 11}, 1: {10}, 2: {12}}
+    known_items = {0: {1}, 1: {11}, 2: set()}
+    held_out = {0: 10, 1: 11, 2: 13}
+    runs = [{0: 2, 1: 1, 2: 1}, {0: 3, 1: 1, 2: 1}]
+
+    assert audit("test", new_items, known_items, held_out, runs).hits_of_recommendations == pytest.approx(1.5)
+    assert audit("validation", new_items, known_items, held_out).hits_of_recommendations is None
+
+
 def test_chance_is_the_mean_over_random_dealings_of_the_rows():
     """The analytic expectation against 4,000 seeded permutations without fixed points for the user looked at."""
     generator = np.random.default_rng(0)

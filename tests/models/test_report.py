@@ -217,6 +217,7 @@ def test_the_json_form_holds_everything(report, tmp_path):
     assert written == json.loads(json.dumps(asdict(content)))
     assert written["provenance"]["command"] == "taesar evaluate <X> | & more"
     assert {audit["split"] for audit in written["audits"]} == {"validation", "test"}
+    assert [audit["hits_of_recommendations"] is None for audit in written["audits"]] == [True, False]
     in_main = [c for c in written["results"]["comparisons"] if c["group"] == MAIN.name]
     assert {c["baseline"] for c in in_main} == {"original", "duplicated"}
     assert {c["arm"] for c in in_main} >= {"regenerated", "served"}
