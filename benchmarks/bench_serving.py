@@ -247,7 +247,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=(1, 8, 64))
     parser.add_argument("--requests", type=int, default=256, help="per round and number of clients")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=max(1, torch.get_num_threads() - 1),
+        help="of the networks, here and in the server; by default one core is left to HTTP and the clients",
+    )
     parser.add_argument(
         "--rule", choices=RULES, default="paper", help="paper by default: it is what batched decoding is measured with"
     )
