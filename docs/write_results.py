@@ -157,14 +157,13 @@ def _cold_means(report: dict[str, Any]) -> dict[tuple[str, str], float]:
 def _audit_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
     for report in reports:
         for audit in report["audits"]:
-            recommended = audit.get("hits_of_recommendations")
             yield [
                 report["provenance"]["target"],
                 audit["split"],
                 f"{audit['users']:,}",
                 f"{audit['hits']:,}",
                 f"{audit['expected_by_chance']:.1f}",
-                "" if recommended is None else f"{recommended:.1f}",
+                f"{audit['hits_of_recommendations']:,}",
             ]
 
 

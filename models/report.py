@@ -262,7 +262,7 @@ def _audit_table(audits: Sequence[LeakAudit]) -> Table:
         "Leak audit",
         "Users whose own held-out item is among the items that regeneration added to their row, next to the count "
         "expected if regenerated rows were dealt to users at random, and to that of as many recommendations, unseen "
-        "items, of the recommenders trained on original rows.",
+        "items, of a Markov chain that reads the same rows.",
         (
             "held-out item",
             "users with a regenerated row",
@@ -271,19 +271,17 @@ def _audit_table(audits: Sequence[LeakAudit]) -> Table:
             "expected by chance",
             "of as many recommendations",
         ),
-        tuple(_audit_row(audit) for audit in audits),
-    )
-
-
-def _audit_row(audit: LeakAudit) -> tuple[str, ...]:
-    recommended = audit.hits_of_recommendations
-    return (
-        audit.split,
-        f"{audit.users:,}",
-        f"{audit.repeats:,}",
-        f"{audit.hits:,}",
-        f"{audit.expected_by_chance:.2f}",
-        "" if recommended is None else f"{recommended:.2f}",
+        tuple(
+            (
+                a.split,
+                f"{a.users:,}",
+                f"{a.repeats:,}",
+                f"{a.hits:,}",
+                f"{a.expected_by_chance:.2f}",
+                f"{a.hits_of_recommendations:,}",
+            )
+            for a in audits
+        ),
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -118,7 +118,8 @@ def run_study(
 
     Raises:
         ConfigurationError: an arm needs a composite and there is none, a recommender has no arm to run on, or
-            regenerated histories are asked for without arm ``regenerated`` or without the bundle of its composite.
+            regenerated histories are asked for without arm ``regenerated`` or without a bundle, or the composite was
+            made by another bundle.
         BundleMismatchError: the bundle was trained on another dataset or another split of it.
         DatasetFormatError: the composite belongs to another dataset or target.
         UnknownDomainError: no such target.
@@ -127,6 +128,10 @@ def run_study(
     if bundle is not None:
         check_trained_on(bundle, dataset)
     composite = None if study.composite is None else load_composite(study.composite, dataset, study.target)
+    if composite is not None and bundle is not None and bundle.version != composite.summary["bundle_version"]:
+        raise ConfigurationError(
+            f"{study.composite} was made by bundle {composite.summary['bundle_version']}, not by {bundle.version}"
+        )
     wanted: tuple[ArmName, ...] = ("original", *(arm for arm in study.arms if arm != "original"))
     if composite is None and set(wanted) & set(COMPOSITE_ARMS):
         raise ConfigurationError(f"arms {', '.join(COMPOSITE_ARMS)} need a composite dataset or a bundle to make one")
@@ -139,7 +144,7 @@ def run_study(
     grid = Grid(arms, study.config, study.cells, study.device)
     cells, reused = _run_cells(grid, study, progress, on_cell or _unheard)
     computed = len(cells) - reused
-    audits = () if composite is None else leak_audits(dataset, study.target, composite, _test_ranks(cells, arms[0]))
+    audits = () if composite is None else leak_audits(dataset, study.target, composite)
     hits = sorted({user for audit in audits for user in audit.hit_users})
     cells += [as_served(cell) for cell in cells if cell.served_ranks is not None]
     cells += _decoder_cells(dataset, study, bundle)
@@ -248,22 +253,12 @@ def _run_cells(
     return cells, reused
 
 
-def _test_ranks(cells: Sequence[Cell], original: Arm) -> list[dict[int, int]]:
-    """Per run of a trained recommender on original rows, the test item's rank among unseen items, by user."""
-    users = original.test.users.tolist()
-    return [
-        dict(zip(users, cell.ranks.unseen, strict=True))
-        for cell in cells
-        if cell.arm == original.name and cell.recommender not in COUNTED
-    ]
-
-
 def _with_served(
     dataset: Dataset, study: Study, arms: tuple[Arm, ...], composite: Composite | None, bundle: Bundle | None
 ) -> tuple[Arm, ...]:
     if composite is None or not any(arm.name == "regenerated" for arm in arms):
         raise ConfigurationError("regenerated histories are for recommenders of arm regenerated: add it")
-    if bundle is None or bundle.version != composite.summary["bundle_version"]:
+    if bundle is None:
         raise ConfigurationError(
             f"regenerated histories need bundle {composite.summary['bundle_version']}, which made the composite"
         )
