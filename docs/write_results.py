@@ -113,8 +113,8 @@ def _mean_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
                 cells.append("")
                 continue
             targets = max(targets, len(relatives))
-            mean = sum(c["relative"] for c in relatives) / len(relatives)
-            half = math.sqrt(sum(_relative_half_width(c) ** 2 for c in relatives)) / len(relatives)
+            mean = sum(c["relative"]["mean"] for c in relatives) / len(relatives)
+            half = math.sqrt(sum(_half_width(c["relative"]) ** 2 for c in relatives)) / len(relatives)
             cells.append(f"{100 * mean:+.1f} % [{100 * (mean - half):+.1f}, {100 * (mean + half):+.1f}]")
         yield [recommender, str(targets), *cells]
 
@@ -137,7 +137,7 @@ def _cold_rows(reports: Sequence[dict[str, Any]]) -> Iterable[list[str]]:
         users = sum(part[0] for part in parts)
         served, base = (sum(part[0] * part[place] for part in parts) / users for place in (2, 3))
         mean = sum(count * interval["mean"] for count, interval, *_ in parts) / users
-        half = math.sqrt(sum((count * (i["high"] - i["low"]) / 2) ** 2 for count, i, *_ in parts)) / users
+        half = math.sqrt(sum((count * _half_width(i)) ** 2 for count, i, *_ in parts)) / users
         difference = f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
         relative = f"{100 * mean / base:+.0f} %" if base else ""
         yield [recommender, f"{served:.4f}", f"{other} ({line})", f"{base:.4f}", f"{users:,}", difference, relative]
@@ -168,11 +168,9 @@ def _audit_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
 
 
 def _gains(report: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Comparisons of lines of one recommender, each with the baseline's mean."""
-    scores = report["results"]["scores"]
-    means = {(s["recommender"], s["arm"]): s["means"][METRIC] for s in scores if s["group"] == MAIN}
+    """Comparisons of lines of one recommender."""
     return {
-        (c["recommender"], c["arm"], c["baseline"]): c | {"base": means[c["recommender"], c["baseline"]]}
+        (c["recommender"], c["arm"], c["baseline"]): c
         for c in report["results"]["comparisons"]
         if c["metric"] == METRIC
         and c["group"] == MAIN
@@ -184,18 +182,13 @@ def _gains(report: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]
 
 
 def _stated(comparison: dict[str, Any]) -> str:
-    relative = "" if comparison["relative"] is None else f"{100 * comparison['relative']:+.0f} %: "
-    return relative + _interval(comparison)
+    interval, relative = comparison["interval"], comparison["relative"]
+    percent = "" if relative is None else f"{100 * relative['mean']:+.0f} %: "
+    return f"{percent}{interval['mean']:+.4f} [{interval['low']:+.4f}, {interval['high']:+.4f}]"
 
 
-def _interval(comparison: dict[str, Any]) -> str:
-    interval = comparison["interval"]
-    return f"{interval['mean']:+.4f} [{interval['low']:+.4f}, {interval['high']:+.4f}]"
-
-
-def _relative_half_width(comparison: dict[str, Any]) -> float:
-    interval = comparison["interval"]
-    return float((interval["high"] - interval["low"]) / 2 / comparison["base"])
+def _half_width(interval: dict[str, float]) -> float:
+    return (interval["high"] - interval["low"]) / 2
 
 
 if __name__ == "__main__":

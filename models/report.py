@@ -17,6 +17,7 @@ from models.audit import LeakAudit
 from models.evaluation import RankingName
 from models.metrics import METRICS
 from models.results import GROUPS, MAIN, Comparison, Results, Score
+from models.significance import Interval
 from models.statistics import SEGMENTS, Correspondence, ProjectedItems, RowStatistics
 
 SHOWN_COMPARISONS = ("HR@10", "NDCG@10")
@@ -234,13 +235,17 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> Table:
                 f"{c.users:,}",
                 f"{c.interval.mean:+.4f}",
                 f"{c.interval.low:+.4f} to {c.interval.high:+.4f}" + (" *" if c.interval.excludes_zero else ""),
-                "" if c.relative is None else f"{100 * c.relative:+.1f} %",
+                "" if c.relative is None else _percent(c.relative),
                 ", ".join(f"{difference:+.4f}" for difference in c.per_seed),
             )
             for c in comparisons
             if c.metric in SHOWN_COMPARISONS
         ),
     )
+
+
+def _percent(relative: Interval) -> str:
+    return f"{100 * relative.mean:+.1f} % ({100 * relative.low:+.1f} to {100 * relative.high:+.1f})"
 
 
 def _group_table(scores: Sequence[Score]) -> Table:

@@ -19,7 +19,7 @@ from models.arms import ArmName, Queries, RowName
 from models.evaluation import Cell, RankingName
 from models.metrics import METRICS, broken_inequalities, per_row_metrics
 from models.recommenders.registry import COUNTED, NAMES, TRAINED
-from models.significance import Interval, bootstrap_means
+from models.significance import Interval, bootstrap_gains
 
 # What each arm is compared with: a gain over ``original`` counts only if ``duplicated`` does not show it too.
 BASELINE_ARMS: tuple[ArmName, ...] = ("original", "duplicated")
@@ -75,7 +75,7 @@ class Comparison:
         baseline_recommender, baseline: what is subtracted.
         without_leak_hits: True where users that the leak audit hit are left out.
         interval: of the mean difference over users (arm minus baseline).
-        relative: difference over the baseline's mean; NaN-free: None where that mean is 0.
+        relative: of difference over the baseline's mean; None where too few users hit for a ratio.
         per_seed: the differences of the single seeds.
     """
 
@@ -88,7 +88,7 @@ class Comparison:
     without_leak_hits: bool
     users: int
     interval: Interval
-    relative: float | None
+    relative: Interval | None
     per_seed: tuple[float, ...]
 
 
@@ -255,8 +255,7 @@ def _compare(
         return []
     baseline_SNM = np.stack([baseline_values[one][members_N] for one in seeds])
     difference_SNM = np.stack([values[one][members_N] for one in seeds]) - baseline_SNM
-    intervals = bootstrap_means(difference_SNM.mean(axis=0), seed=seed)
-    base_M = baseline_SNM.mean(axis=(0, 1))
+    gains = bootstrap_gains(difference_SNM.mean(axis=0), baseline_SNM.mean(axis=0), seed=seed)
     return [
         Comparison(
             pair.recommender,
@@ -268,10 +267,10 @@ def _compare(
             without_leak_hits,
             int(members_N.sum()),
             interval,
-            interval.mean / base_M[column] if base_M[column] else None,
+            relative,
             tuple(difference_SNM[:, :, column].mean(axis=1).tolist()),
         )
-        for column, (metric, interval) in enumerate(zip(METRICS, intervals, strict=True))
+        for column, (metric, (interval, relative)) in enumerate(zip(METRICS, gains, strict=True))
     ]
 
 

@@ -3,7 +3,8 @@ How sure a difference is: paired bootstrap over users.
 
 Both arms rank the same users, so the user is the unit: per user, the metric's difference (averaged over seeds) is
 resampled with replacement. The interval says how the difference would move had other users of the same kind been
-drawn; how much it moves with the seed is reported beside it, as the differences of the single seeds.
+drawn; how much it moves with the seed is reported beside it, as the differences of the single seeds. A gain in percent
+of the baseline moves with the baseline too, so its interval is of the ratio, both resampled together.
 
 Shapes: N = users, M = metrics, R = resamples.
 """
@@ -54,6 +55,43 @@ def bootstrap_means(
     Returns:
         One interval per column.
     """
+    return _intervals(values_NM.mean(axis=0), _resampled_means(values_NM, seed, resamples), confidence)
+
+
+def bootstrap_gains(
+    differences_NM: npt.NDArray[np.float64],
+    baselines_NM: npt.NDArray[np.float64],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> list[tuple[Interval, Interval | None]]:
+    """
+    Per column, the interval of the mean difference and that of the relative gain, mean difference / mean baseline.
+
+    Args:
+        differences_NM: one row per user, N >= 1.
+        baselines_NM: the same users' baseline, >= 0.
+        seed, resamples, confidence: as in ``bootstrap_means``.
+
+    Returns:
+        One pair per column. There is no relative gain (None) where the baseline's mean is 0, in the sample or in any
+        resample: too few users hit for a ratio to mean anything.
+    """
+    M = differences_NM.shape[1]
+    both_NM = np.hstack([differences_NM, baselines_NM])
+    means_M, means_RM = both_NM.mean(axis=0), _resampled_means(both_NM, seed, resamples)
+    there_M = (means_M[M:] > 0) & (means_RM[:, M:] > 0).all(axis=0)
+    divisors_M, divisors_RM = np.where(there_M, means_M[M:], 1), np.where(there_M, means_RM[:, M:], 1)
+    differences = _intervals(means_M[:M], means_RM[:, :M], confidence)
+    relatives = _intervals(means_M[:M] / divisors_M, means_RM[:, :M] / divisors_RM, confidence)
+    return [
+        (difference, relative if there else None)
+        for difference, relative, there in zip(differences, relatives, there_M, strict=True)
+    ]
+
+
+def _resampled_means(values_NM: npt.NDArray[np.float64], seed: int, resamples: int) -> npt.NDArray[np.float64]:
     N, M = values_NM.shape
     assert N > 0
     generator = np.random.default_rng(seed)
@@ -65,9 +103,14 @@ def bootstrap_means(
         shifted = (drawn + np.arange(rows)[:, None] * N).ravel()
         counts_RN = np.bincount(shifted, minlength=rows * N).reshape(rows, N)
         means_RM[start : start + rows] = counts_RN @ values_NM / N
+    return means_RM
+
+
+def _intervals(
+    means_M: npt.NDArray[np.float64], means_RM: npt.NDArray[np.float64], confidence: float
+) -> list[Interval]:
     tail = (1 - confidence) / 2
     lows_M, highs_M = np.quantile(means_RM, [tail, 1 - tail], axis=0)
     return [
-        Interval(float(mean), float(low), float(high))
-        for mean, low, high in zip(values_NM.mean(axis=0), lows_M, highs_M, strict=True)
+        Interval(float(mean), float(low), float(high)) for mean, low, high in zip(means_M, lows_M, highs_M, strict=True)
     ]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.significance import bootstrap_means
+from models.significance import bootstrap_gains, bootstrap_means
 
 
 def test_identical_arms_have_an_interval_of_exactly_zero():
@@ -52,3 +52,38 @@ def test_the_same_seed_gives_the_same_intervals_and_columns_share_their_users():
     assert [first, second] == bootstrap_means(values, seed=5)
     assert second.low == pytest.approx(2 * first.low)
     assert second.high == pytest.approx(2 * first.high)
+
+
+def test_a_relative_gain_knows_its_baseline_no_better_than_the_gain():
+    """Delta method: sd of d/b is that of (d - g b)/b, wider than d's alone where baseline and gain are independent."""
+    generator = np.random.default_rng(4)
+    baselines, differences = generator.gamma(2, 1, size=(400, 1)), generator.normal(1, 1, size=(400, 1))
+    ((difference, relative),) = bootstrap_gains(differences, baselines, seed=0)
+    gain = differences.mean() / baselines.mean()
+    half_width = 1.96 * (differences - gain * baselines).std() / 20 / baselines.mean()
+
+    assert difference == bootstrap_means(np.hstack([differences, baselines]), seed=0)[0]
+    assert relative is not None
+    assert relative.mean == pytest.approx(gain)
+    assert relative.low == pytest.approx(gain - half_width, abs=0.15 * half_width)
+    assert relative.high == pytest.approx(gain + half_width, abs=0.15 * half_width)
+    assert relative.high - relative.low > 1.05 * (difference.high - difference.low) / baselines.mean()
+
+
+def test_a_gain_that_is_a_fixed_share_of_the_baseline_is_certain():
+    """Whoever is drawn, a quarter more stays a quarter more."""
+    baselines = np.random.default_rng(5).gamma(2, 1, size=(200, 1))
+    ((_, relative),) = bootstrap_gains(baselines / 4, baselines, seed=0)
+
+    assert relative is not None
+    assert (relative.mean, relative.low, relative.high) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_there_is_no_relative_gain_over_a_baseline_that_few_users_make():
+    """Of 50 users one is hit, so that resamples without it have nothing to divide by."""
+    baselines = np.zeros((50, 2))
+    baselines[0, 1] = 1
+    gains = bootstrap_gains(np.ones((50, 2)), baselines, seed=0)
+
+    assert [relative for _, relative in gains] == [None, None]
+    assert [difference.mean for difference, _ in gains] == [1, 1]
