@@ -10,8 +10,9 @@ In the order of a request's life:
    for the whole of a large one. ``plan_batches`` cuts it, key by key, where the sum of lengths would pass the cap. A
    window is finished before the next is taken, so no row starves.
 4. Rows whose client has left are filtered once, before inputs are paired with results.
-5. A batch that raises gives its exception to every waiter in it; the thread goes on.
-6. When the thread itself ends (anything beyond ``Exception``), every waiter gets ModelThreadDiedError, and so does
+5. Answers are given by a second thread, so that the next batch is under way before the clients of the last one wake.
+6. A batch that raises gives its exception to every waiter in it; the thread goes on.
+7. When the thread itself ends (anything beyond ``Exception``), every waiter gets ModelThreadDiedError, and so does
    every later ``submit``.
 """
 
@@ -24,6 +25,8 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from app.errors import ModelThreadDiedError, QueueFullError, ShuttingDownError
@@ -127,6 +130,9 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
         self._closing = False
         self._death: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="taesar-model", daemon=True)
+        # What resolves tickets, in order; None ends the thread, which alone resolves any.
+        self._answers: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._answering = threading.Thread(target=self._give_answers, name="taesar-answers", daemon=True)
 
     @property
     def num_queued(self) -> int:
@@ -139,8 +145,9 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
         return self._death
 
     def start(self) -> None:
-        """Start the thread; once."""
+        """Start the threads; once."""
         self._thread.start()
+        self._answering.start()
 
     async def submit(self, key: KeyT, rows: Sequence[RowT], lengths: Sequence[int]) -> list[ResultT]:
         """
@@ -162,12 +169,13 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
         return await asyncio.wrap_future(self._admit(key, rows, lengths))
 
     async def close(self) -> None:
-        """Refuse new work, finish what was admitted, end the thread."""
+        """Refuse new work, finish what was admitted, end the threads."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         if self._thread.ident is not None:
             await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._answering.join)
 
     def _admit(self, key: KeyT, rows: Sequence[RowT], lengths: Sequence[int]) -> Future[list[ResultT]]:
         assert len(rows) == len(lengths) > 0
@@ -203,6 +211,11 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
             # Not re-raised: death is reported by every answer and by readiness, and a traceback of a thread that
             # nobody joins would only reach standard error
             self._die(error, window)
+        self._answers.put(None)
+
+    def _give_answers(self) -> None:
+        while (answer := self._answers.get()) is not None:
+            answer()
 
     def _take_window(self) -> list[Row[KeyT, RowT, ResultT]]:
         """The next rows, as soon as point 2 of the module's list allows; empty when closed and drained."""
@@ -238,14 +251,11 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
             assert len(results) == len(wanted), "process must return one result per row"
         except Exception as error:
             self._settle(len(batch), last=last)
-            for row in wanted:
-                row.ticket.fail(error)
+            self._answers.put(partial(_fail, {row.ticket for row in wanted}, error))
             return
         self._on_batch(len(wanted), self._clock() - started)
         self._settle(len(batch), last=last)
-        for row, result in zip(wanted, results, strict=True):
-            if row.ticket.put(row.index, result):
-                row.ticket.succeed()
+        self._answers.put(partial(_answer, wanted, results))
 
     def _settle(self, num_rows: int, *, last: bool) -> None:
         """Before answers are given: a client that comes back with its answer finds its place free and a free thread."""
@@ -259,10 +269,20 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
             lost = {row.ticket for row in (*window, *self._waiting)}
             self._waiting.clear()
             self._num_unanswered = 0
-        for ticket in lost:
-            death = ModelThreadDiedError(f"the model's thread ended: {error!r}")
-            death.__cause__ = error
-            ticket.fail(death)
+        death = ModelThreadDiedError(f"the model's thread ended: {error!r}")
+        death.__cause__ = error
+        self._answers.put(partial(_fail, lost, death))
+
+
+def _answer(batch: Sequence[Row[KeyT, RowT, ResultT]], results: Sequence[ResultT]) -> None:
+    for row, result in zip(batch, results, strict=True):
+        if row.ticket.put(row.index, result):
+            row.ticket.succeed()
+
+
+def _fail(tickets: Iterable[_Ticket[ResultT]], error: BaseException) -> None:
+    for ticket in tickets:
+        ticket.fail(error)
 
 
 def fair_window(waiting: Iterable[Row[KeyT, RowT, ResultT]], max_positions: int) -> list[Row[KeyT, RowT, ResultT]]:
