@@ -104,6 +104,11 @@ class ChunkStore:
             self._add_rows(connection, job_id, rows_read, bad)
             return True
 
+    def renew_cutting(self, job_id: str) -> None:
+        """Say that the input is still being read: a chunk's worth of rows may take long to come together."""
+        with writing(self._engine) as connection:
+            self._touch_running(connection, job_id)
+
     def end_cutting(self, job_id: str, *, num_chunks: int, rows_read: int, bad: Sequence[BadRow]) -> None:
         """Record that the input ends here, with rows behind the last chunk; fails a job without sequences."""
         with writing(self._engine) as connection:

@@ -15,13 +15,14 @@ over a limit, compressed or not, while it is read: a small file cannot make much
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
 import posixpath
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, Literal, cast, get_args
 
 import pyarrow as pa
@@ -40,6 +41,8 @@ GZIP_MAGIC = b"\x1f\x8b"
 PARQUET_MAGIC = b"PAR1"
 MAX_NAME = 512
 MAX_LINE_BYTES = 4 * 1024 * 1024
+# What is read of a text to check its format while a client waits: a header and a row of the greatest length.
+CHECKED_BYTES = 3 * MAX_LINE_BYTES
 PARQUET_BATCH_ROWS = 256
 PARQUET_SOURCE = pa.schema(
     [
@@ -125,8 +128,16 @@ def format_of(name: str, stated: str | None) -> SourceFormat:
 
 
 def check_format(file: BinaryIO, source_format: SourceFormat, limits: SourceLimits) -> None:
-    """Read the beginning of *file* and raise what ``read_rows`` would raise at once; leaves it at its start."""
-    next(read_rows(file, source_format, limits), None)
+    """
+    Read the beginning of *file* and raise what ``read_rows`` would raise at once; leaves it at its start.
+
+    A text without a whole row in its first megabytes passes: whoever reads all of it will say.
+    """
+    if source_format == "parquet" or limits.max_expanded_bytes <= CHECKED_BYTES:
+        next(read_rows(file, source_format, limits), None)
+    else:
+        with contextlib.suppress(RequestTooLargeError):
+            next(read_rows(file, source_format, replace(limits, max_expanded_bytes=CHECKED_BYTES)), None)
     file.seek(0)
 
 
@@ -362,7 +373,7 @@ def _read_parquet(file: BinaryIO, limits: SourceLimits) -> Iterator[Row | BadRow
             yield from _group_users(_batch_interactions(batches), limits)
         else:
             yield from _batch_sequences(batches, limits)
-    except (pa.ArrowException, OSError, OverflowError) as error:
+    except (pa.ArrowException, OSError, OverflowError, ValueError) as error:  # ValueError: a value that Python lacks
         raise InputFormatError(f"not a readable Parquet file: {error}") from error
 
 
@@ -421,7 +432,9 @@ def _batch_interactions(batches: Iterable[pa.RecordBatch]) -> Iterator[_Interact
         columns = [batch.column(name).to_pylist() for name in batch.schema.names]
         names = batch.schema.names
         places = [columns[names.index(n)] for n in ("user_id", "item_id", "domain")]
-        times = columns[names.index("timestamp")] if "timestamp" in names else [None] * batch.num_rows
+        times: list[Any] = [None] * batch.num_rows
+        if "timestamp" in names:  # where there is a column, a null is no number
+            times = ["" if time is None else time for time in columns[names.index("timestamp")]]
         for cells in zip(*places, times, strict=True):
             line += 1
             yield _parse_interaction(line, cells)

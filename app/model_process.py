@@ -206,7 +206,7 @@ class _Supervisor:
                 try:
                     child.connections[channel].send(call)
                     outcome = child.connections[channel].recv()
-                except (EOFError, OSError):
+                except (EOFError, OSError, TypeError):  # TypeError: closed by the watcher between two reads of it
                     died = child
                     continue
                 if isinstance(outcome, Exception):
@@ -298,6 +298,14 @@ def _answer_calls(
 
 
 def _answer_channel(connection: Connection, regenerator: Regenerator) -> None:
+    """Answer until the pipe is closed; whatever else ends it (no memory to read a call) ends the process, too."""
+    try:
+        _answer_until_closed(connection, regenerator)
+    except BaseException:
+        os._exit(FATAL_EXIT)  # half a process would keep its callers waiting
+
+
+def _answer_until_closed(connection: Connection, regenerator: Regenerator) -> None:
     while True:
         try:
             call: _Call = connection.recv()

@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -41,6 +41,8 @@ log = logger(__name__)
 
 UPLOAD = "input/upload"
 """Name of an uploaded input inside its job's folder."""
+# Held in memory and written in one transaction: 17 MB of them. A compressed input of nothing else would fill both.
+MAX_BAD_ROWS = 100_000
 
 
 class Regenerates(Protocol):
@@ -148,7 +150,8 @@ class JobRunner:
         self._chunk_sequences = chunk_sequences
         self._models = models
         self._computing = threading.BoundedSemaphore(computing)
-        self._in_hand: tuple[ChunkWork, ...] = ()  # replaced whole, so that another thread may read it
+        # How to renew what is worked on; replaced whole, so that another thread may read it.
+        self._in_hand: tuple[Callable[[], None], ...] = ()
         self._taking = threading.Lock()
 
     def run(self, task: Task) -> None:
@@ -161,26 +164,26 @@ class JobRunner:
             self._finish(task.job_id)
 
     def renew(self) -> None:
-        """Say of every chunk in hand that it is being worked on; to be called now and then from another thread."""
-        for work in self._in_hand:
-            self._store.renew_chunk(work)
+        """Say of all that is in hand that it is being worked on; to be called now and then from another thread."""
+        for renew in self._in_hand:
+            renew()
 
     @contextlib.contextmanager
-    def _holding(self, work: ChunkWork) -> Iterator[None]:
+    def _holding(self, renew: Callable[[], None]) -> Iterator[None]:
         with self._taking:
-            self._in_hand += (work,)
+            self._in_hand += (renew,)
         try:
             yield
         finally:
             with self._taking:
-                self._in_hand = tuple(held for held in self._in_hand if held is not work)
+                self._in_hand = tuple(held for held in self._in_hand if held is not renew)
 
     def _cut(self, job_id: str) -> None:
         job = self._store.begin_cutting(job_id)
         if job is None:
             return
         try:
-            with self._open_input(job) as file:
+            with self._holding(partial(self._store.renew_cutting, job_id)), self._open_input(job) as file:
                 self._cut_file(job, file)
         except StoreUnavailableError:
             raise
@@ -222,7 +225,7 @@ class JobRunner:
         if work is None:
             return
         try:
-            with self._holding(work):
+            with self._holding(partial(self._store.renew_chunk, work)):
                 added = self._regenerate(work)
         except StoreUnavailableError:
             raise
@@ -342,10 +345,20 @@ class Part:
 
 
 def parts(entries: Iterable[Row | BadRow], chunk_sequences: int) -> Iterator[Part]:
-    """*entries* in parts of *chunk_sequences* good rows; the last may hold fewer, or only bad ones."""
+    """
+    *entries* in parts of *chunk_sequences* good rows; the last may hold fewer, or only bad ones.
+
+    Raises:
+        InputFormatError: more than MAX_BAD_ROWS of them are bad on the way to one part.
+    """
     part = Part()
     for entry in entries:
         if isinstance(entry, BadRow):
+            if len(part.bad) == MAX_BAD_ROWS:
+                raise InputFormatError(
+                    f"more than {MAX_BAD_ROWS:,} bad rows among fewer than {chunk_sequences:,} good ones; the first is "
+                    f"line {part.bad[0].line}: {part.bad[0].reason}"
+                )
             part.bad.append(entry)
             part.rows_read += 1
             continue

@@ -171,6 +171,28 @@ def test_parquet_lists_that_do_not_fit_are_bad_rows():
     assert [row.line for row in found] == [1, 2, 3, 4]
 
 
+def test_a_null_time_in_parquet_is_a_bad_row_and_moves_nothing():
+    columns = {"user_id": ["A", "A", "A"], "item_id": ["x", "y", "z"], "domain": ["d"] * 3, "timestamp": [5, None, 7]}
+
+    assert read(parquet(columns), "parquet") == [
+        BadRow(2, "timestamp is not a number"),
+        Row(1, "A", ["x", "z"], ["d", "d"], 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pytest.param({"item_id": pa.array([b"\xff"]).view(pa.string())}, id="text that is not UTF-8"),
+        pytest.param({"timestamp": pa.array([1], pa.timestamp("ns"))}, id="a time finer than Python's"),
+    ],
+)
+def test_parquet_values_that_python_lacks_refuse_the_file(column):
+    content = parquet({"user_id": ["A"], "item_id": ["x"], "domain": ["d"]} | column)
+    with pytest.raises(InputFormatError, match="not a readable Parquet file"):
+        read(content, "parquet")
+
+
 @pytest.mark.parametrize(
     ("content", "source_format", "reason"),
     [
@@ -210,6 +232,25 @@ def test_checking_the_format_leaves_the_file_at_its_start():
     file = io.BytesIO(lines(GOOD))
     check_format(file, "ndjson", LIMITS)
 
+    assert file.tell() == 0
+
+
+def test_checking_the_format_reads_a_few_megabytes_only():
+    """A request waits for it: 64 MiB of empty lines are not read to their end, and say nothing against the format."""
+    limits = SourceLimits(max_bytes=1 << 30, max_expanded_bytes=1 << 30, max_items=5)
+
+    class Counted(io.BytesIO):
+        read_bytes = 0
+
+        def read(self, size=-1):
+            content = super().read(size)
+            self.read_bytes += len(content)
+            return content
+
+    file = Counted(b"\n" * (64 << 20))
+    check_format(file, "ndjson", limits)
+
+    assert file.read_bytes < 16 << 20
     assert file.tell() == 0
 
 

@@ -15,7 +15,7 @@ from app.errors import (
     UnknownJobError,
     UnknownModelError,
 )
-from app.formats import BadRow
+from app.formats import BadRow, read_rows
 from app.intake import JobIntake
 from app.job_schemas import JobRequest
 from app.jobs import ChunkCounts, JobState, created_at_ms_of, new_job_id
@@ -482,6 +482,35 @@ def test_a_chunk_that_takes_longer_than_lost_work_waits_is_not_lost_while_its_wo
     assert harness.parts.chunks.lost_tasks(older_than_ms=now_ms() + 1, queue_is_empty=True) == [
         Task(Step.CHUNK, job.job_id, index) for index in (1, 2, 3)
     ]
+
+
+def test_an_input_that_is_long_in_being_cut_is_not_lost_while_its_worker_says_so(harness, mixed, monkeypatch):
+    """Reading on and on without a whole chunk: nobody else begins to cut it, too."""
+    job = harness.submit(mixed)
+    seen = []
+
+    def slow_rows(*arguments):
+        time.sleep(0.01)
+        begun_before = now_ms()
+        harness.runner.renew()
+        seen.extend(harness.parts.chunks.lost_tasks(older_than_ms=begun_before, queue_is_empty=True))
+        yield from read_rows(*arguments)
+
+    monkeypatch.setattr("app.runner.read_rows", slow_rows)
+    harness.runner.run(harness.tasks.pop(0))
+
+    assert seen == []
+    assert harness.tasks == [Task(Step.CHUNK, job.job_id, index) for index in range(len(harness.tasks))] != []
+
+
+def test_an_input_of_nothing_but_bad_rows_ends_its_job_before_it_fills_the_memory(harness, inputs, monkeypatch):
+    monkeypatch.setattr("app.runner.MAX_BAD_ROWS", 20)
+    (inputs / "bad.csv").write_text("user_id,item_id,domain\n" + "x\n" * 1000)
+    ended = harness.run(inputs / "bad.csv")
+
+    assert ended.state == JobState.FAILED
+    assert "more than 20 bad rows" in ended.reason
+    assert "line 2: 1 cells" in ended.reason
 
 
 def test_pruning_removes_old_results_and_keeps_records_and_counts(harness, mixed):
