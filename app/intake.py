@@ -47,6 +47,10 @@ class JobIntake:
             UnsupportedFormatError, InputFormatError: its beginning is not what it claims to be.
             IdempotencyConflictError, QueueFullError: see ``JobStore.submit``.
         """
+        digest = _digest(request.model_dump_json())
+        known = self._parts.jobs.with_key(key, digest)  # first: by now the input may be gone
+        if known is not None:
+            return Accepted(known, is_new=False)
         with self._parts.roots.open(request.source_uri, self._parts.limits) as file:
             source_format = format_of(request.source_uri, request.format)
             check_format(file, source_format, self._parts.limits)
@@ -59,7 +63,7 @@ class JobIntake:
             source_uri=request.source_uri,
             source_name=request.source_uri.rsplit("/", 1)[-1],
             source_format=source_format,
-            request_digest=_digest(request.model_dump_json()),
+            request_digest=digest,
             idempotency_key=key,
         )
         return self._submit(new_job_id(), new)

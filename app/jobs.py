@@ -156,7 +156,7 @@ class JobStore:
         """
         try:
             with writing(self.engine) as connection:
-                known = self._find_key(connection, new)
+                known = _find_key(connection, new.idempotency_key, new.request_digest)
                 if known is not None:
                     return known, False
                 unfinished = connection.execute(
@@ -183,9 +183,19 @@ class JobStore:
                 return get_job(connection, job_id), True
         except IntegrityError:  # the same key, at the same time
             with reading(self.engine) as connection:
-                known = self._find_key(connection, new)
+                known = _find_key(connection, new.idempotency_key, new.request_digest)
                 assert known is not None
                 return known, False
+
+    def with_key(self, key: str | None, request_digest: str) -> Job | None:
+        """
+        The job that the idempotency key made before, if any.
+
+        Raises:
+            IdempotencyConflictError: it did so with another request.
+        """
+        with reading(self.engine) as connection:
+            return _find_key(connection, key, request_digest)
 
     def get(self, job_id: str) -> Job:
         """The job; raises UnknownJobError."""
@@ -286,17 +296,18 @@ class JobStore:
         ended = job is None or job.state in (JobState.FAILED, JobState.CANCELLED) or job.pruned_at_ms is not None
         return not ended
 
-    def _find_key(self, connection: Connection, new: NewJob) -> Job | None:
-        if new.idempotency_key is None:
-            return None
-        row = connection.execute(
-            select(jobs.c.job_id, jobs.c.request_digest).where(jobs.c.idempotency_key == new.idempotency_key)
-        ).one_or_none()
-        if row is None:
-            return None
-        if row.request_digest != new.request_digest:
-            raise IdempotencyConflictError(f"the key {new.idempotency_key!r} came before, with another request")
-        return get_job(connection, row.job_id)
+
+def _find_key(connection: Connection, key: str | None, request_digest: str) -> Job | None:
+    if key is None:
+        return None
+    row = connection.execute(
+        select(jobs.c.job_id, jobs.c.request_digest).where(jobs.c.idempotency_key == key)
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.request_digest != request_digest:
+        raise IdempotencyConflictError(f"the key {key!r} came before, with another request")
+    return get_job(connection, row.job_id)
 
 
 _COUNTS = tuple(field.name for field in fields(ChunkCounts))

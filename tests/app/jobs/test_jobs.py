@@ -370,6 +370,14 @@ def test_an_unknown_target_fails_at_once(harness, mixed):
     assert "unknown domain 'garden'" in job.reason
 
 
+def test_an_idempotency_key_returns_its_job_when_the_input_is_gone(harness, mixed):
+    """A client that lost the answer asks again, after the job is done and its input deleted."""
+    first = harness.run(mixed, key="once")
+    mixed.unlink()
+
+    assert harness.submit(mixed, key="once").job_id == first.job_id
+
+
 def test_an_idempotency_key_returns_the_first_job_and_refuses_another_request(harness, mixed):
     first = harness.submit(mixed, key="k")
     again = harness.submit(mixed, key="k")
