@@ -12,13 +12,14 @@ service itself was killed. It ignores SIGINT and SIGTERM: the service stops it a
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -109,7 +110,8 @@ class ModelProcess:
         self.bundle = supervisor.bundle
         self.rule: Rule = supervisor.rule
         self._supervisor = supervisor
-        self.close: Callable[[], object] = weakref.finalize(self, supervisor.close)
+        # The last reference may go on the event loop, which must not wait for a process to end.
+        self._forgotten = weakref.finalize(self, supervisor.forget)
 
     @classmethod
     def start(cls, directory: Path, rule: Rule, device: torch.device) -> ModelProcess:
@@ -123,6 +125,11 @@ class ModelProcess:
         supervisor = _Supervisor(describe_bundle(directory), rule, device)
         supervisor.start()
         return cls(supervisor)
+
+    def close(self) -> None:
+        """End the process and wait for it, CLOSE_SECONDS at most; again: nothing."""
+        if self._forgotten.detach() is not None:
+            self._supervisor.close()
 
     @property
     def process_id(self) -> int | None:
@@ -168,6 +175,13 @@ class _Child:
     def close(self) -> None:
         for connection in self.connections:
             connection.close()
+
+    def end(self) -> None:
+        """Wait for the end of a process whose pipes are closed, CLOSE_SECONDS at most."""
+        self.process.join(CLOSE_SECONDS)
+        if self.process.is_alive():  # in the middle of a call whose caller has gone
+            self.process.kill()
+            self.process.join()
 
 
 class _Supervisor:
@@ -216,17 +230,26 @@ class _Supervisor:
         raise ModelProcessDiedError(f"the model's process ended {ATTEMPTS} times over the same call")
 
     def close(self) -> None:
+        child = self._stopped()
+        if child is not None:
+            child.end()
+
+    def forget(self) -> None:
+        """As ``close``, but waiting elsewhere."""
+        child = self._stopped()
+        if child is not None:
+            with contextlib.suppress(RuntimeError):  # no thread starts while the interpreter ends; the pipes are closed
+                threading.Thread(target=child.end, name="taesar-model-end", daemon=True).start()
+
+    def _stopped(self) -> _Child | None:
+        """The process that answered until now, its pipes closed; nothing is answered any more."""
         with self._changed:
             self._closed = True
             child, self._child = self._child, None
             self._changed.notify_all()
-        if child is None:
-            return
-        child.close()
-        child.process.join(CLOSE_SECONDS)
-        if child.process.is_alive():  # in the middle of a call whose caller has gone
-            child.process.kill()
-            child.process.join()
+        if child is not None:
+            child.close()
+        return child
 
     def _living(self, other_than: _Child | None) -> _Child:
         with self._changed:

@@ -172,6 +172,18 @@ def test_closing_does_not_wait_for_a_call_that_hangs(process):
     assert len(outcome) == 1
 
 
+def test_forgetting_a_model_does_not_wait_for_its_process(bundle):
+    """The last reference may go on the event loop. A stopped process ends late: it has to be killed."""
+    process = ModelProcess.start(bundle.directory, "paper", torch.device("cpu"))
+    process_id = process.process_id
+    os.kill(process_id, signal.SIGSTOP)
+    del process
+    ran_on = runs(process_id)
+    eventually(lambda: not runs(process_id))
+
+    assert ran_on
+
+
 def test_a_model_that_nobody_refers_to_any_more_ends_its_process(bundle):
     process = ModelProcess.start(bundle.directory, "paper", torch.device("cpu"))
     there, process_id = RemoteRegenerator(process, REQUESTS), process.process_id
