@@ -1,7 +1,7 @@
 // Rule `paper` of models/contrastive.py in one sweep: the three products, the weights and the argmax, without ever
 // holding [positions, V].
 //
-// A panel of up to 32 positions goes through three passes over the items, and panels of 128 positions in all through the
+// A panel, a vector of up to 16 positions, goes through three passes over the items, and up to eight panels through the
 // first one together, so that a tile of a table, read from memory for one of them, is in the caches for the others:
 //   1. product   logits of the three decoders, tile by tile; while a tile is in the first caches, its share of the
 //                running maximum, of sum exp(l) and of sum exp(l) l (log-sum-exp and entropy)
@@ -24,6 +24,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -35,16 +36,18 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
-constexpr int ACCUMULATORS = 24;  // of 32 registers; the others hold hidden states and the broadcast item
 #else
 constexpr int LANES = 8;
-constexpr int ACCUMULATORS = 12;  // of 16 registers
 #endif
-// Items of a tile: 96 rows of a table of width 128 are 48 KiB. A multiple of ACCUMULATORS / {1, 2}.
+// Items multiplied at once, a register for each: enough to hide a multiply-add's latency, few enough that they, those
+// read ahead and the hidden states stay in the first cache.
+constexpr int GROUP = 8;
+// Items of a tile: 96 rows of a table of width 128 are 48 KiB. A multiple of GROUP.
 constexpr int64_t TILE = 96;
-// Positions that share one reading of the tables, and the memory that their logits may take per thread.
-constexpr int64_t MOST_ROWS = 128;
-constexpr int64_t SCRATCH_BYTES = 96 << 20;
+// Panels that share one reading of the tables: as many as find room in SCRATCH_BYTES per thread. One alone would wait
+// for memory, eight no longer do.
+constexpr int64_t FEWEST_PANELS = 2, MOST_PANELS = 8;
+constexpr std::size_t SCRATCH_BYTES = 96 << 20;
 constexpr int LINE = 16;  // floats of a cache line
 // Scratch starts on a huge page, where the system has them.
 constexpr std::size_t ALIGNMENT = 1 << 21;
@@ -144,55 +147,49 @@ struct Span {
     int64_t size() const { return stop - start; }
 };
 
-// Up to VECTORS * LANES positions; VECTORS 1 and 2 give the same bits.
-template <int VECTORS>
+// A vector of positions.
 class Panel {
   public:
-    static constexpr int64_t ROWS = VECTORS * LANES;
-
     // *scratch*: room for scratch_floats(call).
     Panel(const Call& call, float* scratch) : call_(call) {
         for (int part = 0; part < 3; ++part) {
-            logits_[part] = scratch + part * call.num_tokens * ROWS;
-            hidden_[part] = scratch + (3 * call.num_tokens + part * call.width) * ROWS;
+            logits_[part] = reinterpret_cast<StoredFloats*>(scratch + part * call.num_tokens * LANES);
+            hidden_[part] = scratch + (3 * call.num_tokens + part * call.width) * LANES;
         }
     }
 
-    static int64_t scratch_floats(const Call& call) { return 3 * (call.num_tokens + call.width) * ROWS; }
+    static int64_t scratch_floats(const Call& call) { return 3 * (call.num_tokens + call.width) * LANES; }
 
     void take(Slot slot) {
         slot_ = slot;
         for (int part = 0; part < 3; ++part)
             for (int64_t k = 0; k < call_.width; ++k)
-                for (int64_t row = 0; row < ROWS; ++row)
-                    hidden_[part][k * ROWS + row] =
+                for (int64_t row = 0; row < LANES; ++row)
+                    hidden_[part][k * LANES + row] =
                         row < slot.rows ? call_.hidden[part][(slot.start + row) * call_.width + k] : 0.0f;
-        for (auto& segment : sums_)
-            for (auto& part : segment) std::fill(part, part + VECTORS, Sums{});
+        for (auto& segment : sums_) std::fill(segment, segment + 3, Sums{});
     }
 
     // Pass 1 over one tile of one segment, for one decoder: 0 target expert, 1 base, 2 source expert.
     void project(int segment, int part, Span items) {
         const float* tables[3] = {call_.target_table, call_.base_table, call_.source_tables[slot_.group]};
         const float* table = tables[part];
-        constexpr int GROUP = ACCUMULATORS / VECTORS;
         int64_t item = items.start;
         for (; item + GROUP <= items.stop; item += GROUP) products<GROUP>(part, table, item);
         for (; item < items.stop; ++item) products<1>(part, table, item);
-        for (int v = 0; v < VECTORS; ++v) accumulate(part, v, items, sums_[segment][part][v]);
+        accumulate(part, items, sums_[segment][part]);
     }
 
     // Passes 2 and 3, once pass 1 has seen every item.
     void finish() const {
         const Span domain{call_.first, call_.last + 1};
-        Sums whole[3][VECTORS];
+        Sums whole[3];
         for (int part = 0; part < 3; ++part)
-            for (int v = 0; v < VECTORS; ++v)
-                for (const auto& segment : sums_) whole[part][v].add(segment[part][v]);
+            for (const auto& segment : sums_) whole[part].add(segment[part]);
         bool any = false;
         const Step global = step({1, call_.num_tokens}, whole);
         for (int64_t row = 0; row < slot_.rows; ++row) {
-            const int64_t item = global.best[row / LANES].item[row % LANES];
+            const int64_t item = global.best.item[row];
             const bool convertible = domain.start <= item && item < domain.stop;
             any |= convertible;
             write(row, global, convertible ? item : 0);
@@ -200,63 +197,56 @@ class Panel {
         if (!any) return;
         const Step local = step(domain, sums_[1]);
         for (int64_t row = 0; row < slot_.rows; ++row)
-            if (call_.tokens[slot_.start + row]) write(row, local, local.best[row / LANES].item[row % LANES]);
+            if (call_.tokens[slot_.start + row]) write(row, local, local.best.item[row]);
     }
 
   private:
     struct Step {
-        Floats alpha[VECTORS], beta[VECTORS];
-        Best best[VECTORS];
+        Floats alpha, beta;
+        Best best;
     };
 
-    // COUNT items x ROWS positions, each element one chain of multiply-adds over the width.
+    // COUNT items x LANES positions, each element one chain of multiply-adds over the width.
     template <int COUNT>
     void products(int part, const float* table, int64_t item) {
         const int64_t width = call_.width;
         const float* rows = table + item * width;
         const StoredFloats* hidden = reinterpret_cast<const StoredFloats*>(hidden_[part]);
-        Floats sum[COUNT][VECTORS] = {};
+        Floats sum[COUNT] = {};
         for (int64_t k = 0; k < width; ++k) {
-            Floats states[VECTORS];
-            for (int v = 0; v < VECTORS; ++v) states[v] = hidden[k * VECTORS + v];
+            const Floats states = hidden[k];
             // The next COUNT items, as many bytes a turn: reading COUNT rows abreast defeats the processor's own guess.
             for (int ahead = 0; ahead < COUNT; ahead += LINE) __builtin_prefetch(rows + (width + k) * COUNT + ahead);
-            for (int i = 0; i < COUNT; ++i) {
-                const float weight = rows[i * width + k];
-                for (int v = 0; v < VECTORS; ++v) sum[i][v] += states[v] * weight;
-            }
+            for (int i = 0; i < COUNT; ++i) sum[i] += states * rows[i * width + k];
         }
-        for (int i = 0; i < COUNT; ++i)
-            for (int v = 0; v < VECTORS; ++v) at(part, item + i, v) = sum[i][v];
+        for (int i = 0; i < COUNT; ++i) logits_[part][item + i] = sum[i];
     }
 
-    void accumulate(int part, int v, Span items, Sums& sums) {
+    void accumulate(int part, Span items, Sums& sums) {
         Floats largest = sums.largest;
-        for (int64_t item = items.start; item < items.stop; ++item) largest = larger(largest, at(part, item, v));
+        for (int64_t item = items.start; item < items.stop; ++item) largest = larger(largest, logits_[part][item]);
         sums.rebase(largest);
         Floats mass = Floats{}, moment = Floats{};
         if (part == 0) {
             for (int64_t item = items.start; item < items.stop; ++item) {
-                const Floats below = at(part, item, v) - largest, weight = exponential(below);
+                const Floats below = logits_[part][item] - largest, weight = exponential(below);
                 mass += weight;
                 moment += weight * below;
             }
         } else {
             for (int64_t item = items.start; item < items.stop; ++item)
-                mass += exponential(at(part, item, v) - largest);
+                mass += exponential(logits_[part][item] - largest);
         }
         sums.mass += mass;
         sums.moment += moment;
     }
 
     // Passes 2 and 3 over one candidate set, given its sums.
-    Step step(Span items, const Sums (&sums)[3][VECTORS]) const {
+    Step step(Span items, const Sums (&sums)[3]) const {
         Step step;
-        for (int v = 0; v < VECTORS; ++v) {
-            step.alpha[v] = confidence(items, sums[0][v]);
-            step.beta[v] = agreement(items, v, sums[1][v], sums[2][v]);
-        }
-        for (int v = 0; v < VECTORS; ++v) step.best[v] = search(items, v, step.alpha[v], step.beta[v]);
+        step.alpha = confidence(items, sums[0]);
+        step.beta = agreement(items, sums[1], sums[2]);
+        step.best = search(items, step.alpha, step.beta);
         return step;
     }
 
@@ -273,7 +263,7 @@ class Panel {
     }
 
     // beta = 1 - JSD / ln 2, JSD = sum (p ln(p / m) + q ln(q / m)) / 2: no difference of large sums.
-    Floats agreement(Span items, int v, const Sums& base, const Sums& source) const {
+    Floats agreement(Span items, const Sums& base, const Sums& source) const {
         Floats log_base, log_source;
         for (int lane = 0; lane < LANES; ++lane) {
             log_base[lane] = std::log(base.mass[lane]);
@@ -283,8 +273,8 @@ class Panel {
         for (int64_t tile = items.start; tile < items.stop; tile += TILE) {
             Floats part = Floats{};
             for (int64_t item = tile; item < std::min(tile + TILE, items.stop); ++item) {
-                const Floats log_p = (at(1, item, v) - base.largest) - log_base;
-                const Floats log_q = (at(2, item, v) - source.largest) - log_source;
+                const Floats log_p = (logits_[1][item] - base.largest) - log_base;
+                const Floats log_q = (logits_[2][item] - source.largest) - log_source;
                 const Floats p = exponential(log_p), q = exponential(log_q);
                 // Where both underflow, p and q are 0 and the logarithm need only be finite.
                 const Floats log_mean = logarithm(larger((p + q) * 0.5f, all(FLT_MIN)));
@@ -299,11 +289,11 @@ class Panel {
     }
 
     // Pass 3: best and second-best score; among equals the lowest item, for only a larger score replaces the best.
-    Best search(Span items, int v, Floats alpha, Floats beta) const {
+    Best search(Span items, Floats alpha, Floats beta) const {
         const Floats target_weight = alpha + 1.0f;
         Best best;
         for (int64_t item = items.start; item < items.stop; ++item) {
-            const Floats score = target_weight * at(0, item, v) + beta * (at(1, item, v) - at(2, item, v));
+            const Floats score = target_weight * logits_[0][item] + beta * (logits_[1][item] - logits_[2][item]);
             best.second = larger(best.second, smaller(score, best.score));
             best.item = score > best.score ? Ints{} + static_cast<int32_t>(item) : best.item;
             best.score = larger(best.score, score);
@@ -312,36 +302,79 @@ class Panel {
     }
 
     void write(int64_t row, const Step& step, int64_t token) const {
-        const int64_t position = slot_.start + row, v = row / LANES, lane = row % LANES;
+        const int64_t position = slot_.start + row;
         call_.tokens[position] = token;
-        call_.alpha[position] = step.alpha[v][lane];
-        call_.beta[position] = step.beta[v][lane];
-        call_.score[position] = step.best[v].score[lane];
-        call_.margin[position] = step.best[v].score[lane] - step.best[v].second[lane];
+        call_.alpha[position] = step.alpha[row];
+        call_.beta[position] = step.beta[row];
+        call_.score[position] = step.best.score[row];
+        call_.margin[position] = step.best.score[row] - step.best.second[row];
     }
 
     static double clamped(double weight) { return std::min(1.0, std::max(0.0, weight)); }
 
-    StoredFloats& at(int part, int64_t item, int v) const {
-        return reinterpret_cast<StoredFloats*>(logits_[part])[item * VECTORS + v];
-    }
-
     const Call& call_;
     Slot slot_{};
-    float* logits_[3];
+    StoredFloats* logits_[3];
     float* hidden_[3];
-    Sums sums_[3][3][VECTORS];  // segment, decoder, vector
+    Sums sums_[3][3];  // segment, decoder
+};
+
+// Memory for one thread, kept from call to call: the system clears fresh pages, which took up to a quarter of a small
+// call. As many pieces are kept as were in use at once, none of more than SCRATCH_BYTES.
+class Scratch {
+  public:
+    explicit Scratch(std::size_t bytes) {
+        {
+            const std::lock_guard<std::mutex> guard(kept_lock);
+            if (!kept.empty()) {
+                piece_ = kept.back();
+                kept.pop_back();
+            }
+        }
+        if (piece_.bytes >= bytes) return;
+        std::free(piece_.floats);
+        piece_.bytes = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+        piece_.floats = static_cast<float*>(std::aligned_alloc(ALIGNMENT, piece_.bytes));
+        if (!piece_.floats) piece_.bytes = 0;
+#if defined(__linux__)
+        // 8 page faults instead of 3,700 for 15 MB
+        if (piece_.floats) madvise(piece_.floats, piece_.bytes, MADV_HUGEPAGE);
+#endif
+    }
+
+    ~Scratch() {
+        if (piece_.bytes > SCRATCH_BYTES) {
+            std::free(piece_.floats);
+        } else if (piece_.floats) {
+            const std::lock_guard<std::mutex> guard(kept_lock);
+            kept.push_back(piece_);
+        }
+    }
+
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+
+    // Null where there was no memory.
+    float* floats() const { return piece_.floats; }
+
+  private:
+    struct Piece {
+        float* floats = nullptr;
+        std::size_t bytes = 0;
+    };
+
+    Piece piece_;
+    static inline std::mutex kept_lock;
+    static inline std::vector<Piece> kept;
 };
 
 // One thread's share of the work: a few panels at a time, so that a tile of the tables, once in the caches, serves all.
-template <int VECTORS>
 void decide_share(const Call& call, const std::vector<Slot>& slots, int64_t num_panels, float* scratch,
                   std::atomic<int64_t>& next) {
     const int64_t num_slots = slots.size();
     const Span segments[3] = {{1, call.first}, {call.first, call.last + 1}, {call.last + 1, call.num_tokens}};
-    std::vector<Panel<VECTORS>> panels;
-    for (int64_t i = 0; i < num_panels; ++i)
-        panels.emplace_back(call, scratch + i * Panel<VECTORS>::scratch_floats(call));
+    std::vector<Panel> panels;
+    for (int64_t i = 0; i < num_panels; ++i) panels.emplace_back(call, scratch + i * Panel::scratch_floats(call));
     for (int64_t first; (first = next.fetch_add(num_panels)) < num_slots;) {
         const int64_t used = std::min(num_panels, num_slots - first);
         for (int64_t i = 0; i < used; ++i) panels[i].take(slots[first + i]);
@@ -355,38 +388,30 @@ void decide_share(const Call& call, const std::vector<Slot>& slots, int64_t num_
     }
 }
 
-template <int VECTORS>
+// Positions in slots of up to LANES, none of two groups.
 std::vector<Slot> slots_of(const Call& call) {
-    constexpr int64_t ROWS = Panel<VECTORS>::ROWS;
     std::vector<Slot> slots;
     int64_t start = 0;
     for (int64_t group = 0; group < call.num_groups; ++group)
         for (const int64_t stop = call.group_stops[group]; start < stop;) {
-            slots.push_back({start, std::min(ROWS, stop - start), group});
+            slots.push_back({start, std::min<int64_t>(LANES, stop - start), group});
             start += slots.back().rows;
         }
     return slots;
 }
 
-template <int VECTORS>
 bool decide_all(const Call& call, const std::vector<Slot>& slots, int64_t num_threads) {
     const int64_t num_slots = slots.size();
-    const int64_t panel_bytes = Panel<VECTORS>::scratch_floats(call) * sizeof(float);
+    const std::size_t panel_bytes = Panel::scratch_floats(call) * sizeof(float);
     num_threads = std::max<int64_t>(1, std::min(num_threads, num_slots));
     // As many panels as memory permits, then no more than share the work evenly.
-    const int64_t most = std::clamp<int64_t>(SCRATCH_BYTES / panel_bytes, 1, MOST_ROWS / Panel<VECTORS>::ROWS);
+    const int64_t most = std::clamp<int64_t>(SCRATCH_BYTES / panel_bytes, FEWEST_PANELS, MOST_PANELS);
     const int64_t turns = std::max<int64_t>(1, (num_slots + num_threads * most - 1) / (num_threads * most));
     const int64_t num_panels = std::max<int64_t>(1, (num_slots + num_threads * turns - 1) / (num_threads * turns));
-    const std::size_t bytes = (num_panels * panel_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     std::atomic<int64_t> next{0};
     const auto work = [&] {
-        float* scratch = static_cast<float*>(std::aligned_alloc(ALIGNMENT, bytes));
-        if (!scratch) return;
-#if defined(__linux__)
-        madvise(scratch, bytes, MADV_HUGEPAGE);  // 15 MB at 40,000 items: 8 page faults instead of 3,700
-#endif
-        decide_share<VECTORS>(call, slots, num_panels, scratch, next);
-        std::free(scratch);
+        const Scratch scratch(num_panels * panel_bytes);
+        if (scratch.floats()) decide_share(call, slots, num_panels, scratch.floats(), next);
     };
     std::vector<std::thread> threads;
     try {
@@ -424,11 +449,5 @@ extern "C" int taesar_decide_paper(const float* target_hidden, const float* base
                     beta,
                     score,
                     margin};
-    // Whole panels multiply two vectors of positions with each item that they load. Half panels pay where they leave
-    // fewer lanes empty or keep more threads busy.
-    const std::vector<Slot> halves = slots_of<1>(call), wholes = slots_of<2>(call);
-    const int64_t num_halves = halves.size(), num_wholes = wholes.size();
-    const bool half = 2 * num_wholes * 4 > num_halves * 5 || num_wholes < num_threads;
-    const bool done = half ? decide_all<1>(call, halves, num_threads) : decide_all<2>(call, wholes, num_threads);
-    return done ? 0 : 1;
+    return decide_all(call, slots_of(call), num_threads) ? 0 : 1;
 }
