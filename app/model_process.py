@@ -18,6 +18,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ _context.set_forkserver_preload(["__main__", __name__])
 FATAL_ERRORS: tuple[type[Exception], ...] = tuple(filter(None, [getattr(torch, "AcceleratorError", None)]))
 FATAL_EXIT = 70
 REQUESTS, JOBS = range(2)
-# Longest that a call waits for a process that is being started again; loading a large bundle takes seconds.
+# From the end of a process, how long calls wait for the next one; loading a large bundle takes seconds. Later ones fail
+# at once: were each to wait anew, those in line would wait one after the other.
 RESTART_SECONDS = 60.0
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.5, 30.0
 # What a call under way is given when the model is closed; nobody waits for it but a job, which repeats it.
@@ -197,6 +199,7 @@ class _Supervisor:
         self._child: _Child | None = None
         self._closed = False
         self._outage: str | None = "not started"
+        self._out_since: float | None = None
 
     @property
     def process_id(self) -> int | None:
@@ -253,8 +256,11 @@ class _Supervisor:
 
     def _living(self, other_than: _Child | None) -> _Child:
         with self._changed:
+            # The watcher may not have seen yet that the process ended.
+            out_since = time.monotonic() if self._out_since is None else self._out_since
             found = self._changed.wait_for(
-                lambda: self._closed or self._child not in (None, other_than), RESTART_SECONDS
+                lambda: self._closed or self._child not in (None, other_than),
+                max(0.0, out_since + RESTART_SECONDS - time.monotonic()),
             )
             if not found or self._child is None:
                 raise ModelProcessDiedError(f"the model's process does not run: {self._outage or 'it was stopped'}")
@@ -265,7 +271,7 @@ class _Supervisor:
             if self._closed:
                 child.close()
                 return
-            self._child, self._outage = child, None
+            self._child, self._outage, self._out_since = child, None, None
             self._changed.notify_all()
 
     def _watch(self, child: _Child) -> None:
@@ -275,6 +281,7 @@ class _Supervisor:
                 if self._closed:
                     return
                 self._child, self._outage = None, f"its process ended with status {child.process.exitcode}"
+                self._out_since = time.monotonic()
             log.error("model_process_died", version=self.bundle.version, status=child.process.exitcode)
             child.close()
             restarted = self._restarted()

@@ -103,20 +103,27 @@ def _mean_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
 
     A user is a test user of one target only, so they are, but for the weights that targets share through the bundle.
     """
-    every = [_gains(report) for report in reports]
+    of_target: dict[str, dict[tuple[str, str, str], dict[str, Any]]] = {}
+    for report in reports:
+        gains = of_target.setdefault(report["provenance"]["target"], {})
+        for line, comparison in _gains(report).items():
+            if line in gains:
+                raise SystemExit(f"two reports compare {line} on {report['provenance']['target']}: give one of them")
+            gains[line] = comparison
+    every = list(of_target.values())
     for recommender in dict.fromkeys(name for gains in every for name, *_ in gains):
-        cells, targets = [], 0
+        cells, most = [], 0
         for pair in GAINS:
             found = [gains[recommender, *pair] for gains in every if (recommender, *pair) in gains]
             relatives = [c for c in found if c["relative"] is not None]
             if not relatives:
                 cells.append("")
                 continue
-            targets = max(targets, len(relatives))
+            most = max(most, len(relatives))
             mean = sum(c["relative"]["mean"] for c in relatives) / len(relatives)
             half = math.sqrt(sum(_half_width(c["relative"]) ** 2 for c in relatives)) / len(relatives)
             cells.append(f"{100 * mean:+.1f} % [{100 * (mean - half):+.1f}, {100 * (mean + half):+.1f}]")
-        yield [recommender, str(targets), *cells]
+        yield [recommender, str(most), *cells]
 
 
 def _cold_rows(reports: Sequence[dict[str, Any]]) -> Iterable[list[str]]:

@@ -74,14 +74,17 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: s
 
 
 def bar_chart(title: str, categories: Sequence[str], series: Sequence[Series], *, y_label: str) -> str:
-    """Grouped bars with optional error bars; values are not negative."""
-    highest = max((v + (s.errors[i] if s.errors else 0.0) for s in series for i, v in enumerate(s.values)), default=0.0)
+    """Grouped bars with optional error bars; values are not negative, and NaN has no bar."""
+    tops = (value + (one.errors[i] if one.errors else 0.0) for one in series for i, value in enumerate(one.values))
+    highest = max((top for top in tops if not math.isnan(top)), default=0.0)
     y = Axis(0.0, max(highest, 1e-9) * 1.15, HEIGHT - BOTTOM, TOP)
     slot = (WIDTH - RIGHT - LEFT) / max(1, len(categories))
     bar = 0.8 * slot / max(1, len(series))
     drawn = []
     for number, (one, colour) in enumerate(zip(series, _colours(), strict=False)):
         for category, value in enumerate(one.values):
+            if math.isnan(value):
+                continue
             left = LEFT + category * slot + 0.1 * slot + number * bar
             top = y.pixel(value)
             drawn.append(

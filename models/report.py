@@ -6,6 +6,7 @@ The report of an evaluation: one content, three forms. ``report.json`` holds eve
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
@@ -144,7 +145,7 @@ def drawings(report: Report) -> list[str]:
         series = [
             plots.Series(
                 arm,
-                [of[name, arm].means[metric] if (name, arm) in of else 0.0 for name in recommenders],
+                [of[name, arm].means[metric] if (name, arm) in of else math.nan for name in recommenders],
                 [of[name, arm].deviations[metric] if (name, arm) in of else 0.0 for name in recommenders],
             )
             for arm in arms

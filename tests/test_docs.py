@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import re
 import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import typer.main
@@ -25,15 +27,20 @@ REFERENCE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def writer() -> ModuleType:
-    """docs/write_reference.py, which no package holds."""
-    spec = importlib.util.spec_from_file_location("write_reference", ROOT / "docs" / "write_reference.py")
+def script(name: str) -> ModuleType:
+    """A file of docs/, which no package holds."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def writer() -> ModuleType:
+    """What writes the reference."""
+    return script("write_reference")
 
 
 def documented(text: str) -> bool:
@@ -217,3 +224,57 @@ def test_the_makefile_has_the_commands_that_the_readme_names() -> None:
 
     assert {"demo", "test", "check", "bench"} <= named
     assert [target for target in sorted(named) if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
+
+
+def report_of(target: str, *, relative: float, half_width: float) -> dict[str, Any]:
+    """As `taesar evaluate` writes it: 10 users, scores .10, .12 and the expert's .15, one comparison."""
+    means = {"original": 0.1, "regenerated": 0.12}
+    scores = [
+        {"recommender": "sasrec", "arm": arm, "group": "1 or more", "users": 10, "means": {"NDCG@10": mean}}
+        for arm, mean in means.items()
+    ]
+    expert = {"recommender": "target expert", "arm": "mixed", "group": "1 or more", "users": 10}
+    compared = {
+        "recommender": "sasrec",
+        "arm": "regenerated",
+        "baseline": "original",
+        "baseline_recommender": "sasrec",
+        "metric": "NDCG@10",
+        "group": "1 or more",
+        "users": 10,
+        "without_leak_hits": False,
+        "interval": {"mean": 0.02, "low": 0.01, "high": 0.03},
+        "relative": {"mean": relative, "low": relative - half_width, "high": relative + half_width},
+    }
+    return {
+        "provenance": {"dataset": "d", "target": target, "ranking": "unseen", "composite": None, "command": "evaluate"},
+        "results": {
+            "scores": [*scores, {**expert, "means": {"NDCG@10": 0.15}}],
+            "comparisons": [compared],
+            "runs": [{"recommender": "sasrec", "seeds": [1, 2, 3]}],
+        },
+        "audits": [],
+    }
+
+
+def test_the_results_page_states_the_reports_and_their_mean_over_targets(tmp_path, capsys) -> None:
+    """Relative gains of +20 % and +40 %, each give or take 6 % and 8 %: +30 % give or take sqrt(6^2 + 8^2) / 2."""
+    paths = []
+    for target, relative, half_width in (("food", 0.2, 0.06), ("books", 0.4, 0.08)):
+        paths.append(tmp_path / f"{target}.json")
+        paths[-1].write_text(json.dumps(report_of(target, relative=relative, half_width=half_width)))
+    script("write_results").main([str(path) for path in paths])
+    page = capsys.readouterr().out
+
+    assert "### d, rule `none`, ranking `unseen`" in page
+    assert "| food | sasrec | 10 | 3 | 0.1000 |  | 0.1200 |  |  | 40 % |  |" in page
+    assert "| food | sasrec | +20 %: +0.0200 [+0.0100, +0.0300] |" in page
+    assert "| sasrec | 2 | +30.0 % [+25.0, +35.0] |" in page
+
+
+def test_the_results_page_does_not_count_a_comparison_twice(tmp_path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(report_of("food", relative=0.2, half_width=0.1)))
+
+    with pytest.raises(SystemExit, match="two reports compare"):
+        script("write_results").main([str(path), str(path)])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from app import model_process
 from app.errors import ModelProcessDiedError
 from app.model_process import JOBS, REQUESTS, ModelProcess, RemoteRegenerator
 from models.checkpoint import load_bundle
@@ -120,6 +121,31 @@ def test_a_call_that_ends_two_processes_is_given_up(process):
     eventually(lambda: process.outage is None)
 
     assert len(there.regenerate(SEQUENCES, "food")) == len(SEQUENCES)
+
+
+def test_calls_do_not_wait_anew_for_a_process_that_has_been_gone_for_long(process, monkeypatch):
+    """Or those in line would wait one after the other."""
+
+    def no_room(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr(model_process, "_Child", no_room)
+    monkeypatch.setattr(model_process, "RESTART_SECONDS", 3600.0)
+    os.kill(process.process_id, signal.SIGKILL)
+    eventually(lambda: process.outage is not None and "no room" in process.outage)
+    process._supervisor._out_since -= 3600.0
+    refused = []
+
+    def call():
+        with pytest.raises(ModelProcessDiedError, match="no room"):
+            RemoteRegenerator(process, REQUESTS).regenerate(SEQUENCES, "food")
+        refused.append(True)
+
+    caller = threading.Thread(target=call, daemon=True)
+    caller.start()
+    caller.join(30)
+
+    assert refused
 
 
 def test_a_job_and_a_request_do_not_wait_for_each_other(process):

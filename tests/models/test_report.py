@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -284,6 +285,8 @@ def test_inconsistent_metrics_are_shouted(report, tmp_path):
         plots.line_chart("t", [plots.Series("a", [1024, 32, 0])], x_label="x", y_label="y", log_y=True),
         plots.line_chart("t", [], x_label="x", y_label="y"),
         plots.bar_chart("t & u", ["<a>", "b"], [plots.Series("s", [0.0, 0.0], [0.0, 0.0])], y_label="y"),
+        plots.bar_chart("t", ["a", "b"], [plots.Series("s", [math.nan, 1.0], [0.0, 0.1])], y_label="y"),
+        plots.bar_chart("t", ["a"], [plots.Series("s", [math.nan])], y_label="y"),
         plots.interval_chart("t", [("a", Interval(0.0, 0.0, 0.0)), ("b", Interval(1, 0.5, 2))], x_label="x"),
         plots.interval_chart("t", [], x_label="x"),
         plots.scatter("t", [(0.0, 0.0)], [(0.0, 0.0)], [(0, 0)], names=("a", "b")),
