@@ -53,7 +53,8 @@ def test_a_curve_has_a_point_per_value() -> None:
 def test_an_answer_for_another_client_is_counted_as_wrong() -> None:
     """The check of bench_serving against a server that mixes up its clients."""
     bundle = random_bundle(200, 2)
-    pool = bench_serving.exchanges(Regenerator(bundle, DEFAULT_RULE), bundle.vocabulary, "synthetic-0")
+    regenerator, sequences = Regenerator(bundle, DEFAULT_RULE), random_sequences(2, 200)
+    pool = bench_serving.exchanges(regenerator, bundle.vocabulary, sequences, "synthetic-0")
     assert pool[0].expected != pool[1].expected
 
     def answer_of(exchange: bench_serving.Exchange) -> bytes:
