@@ -86,7 +86,7 @@ class Settings(BaseSettings):
         default=4096,
         ge=128,
         description="Items in one call of the model, each sequence rounded up to a multiple of 16: some 80 sequences "
-        "of 43 items. A call reads every table once, so 8 sequences take 40 % longer each than 64; a larger call "
+        "of 43 items. A call reads every table once, so 8 sequences take a fifth longer each than 64; a larger call "
         "delays whoever waits behind it. A GPU gains from more.",
     )
     batch_window_milliseconds: float = Field(
