@@ -45,7 +45,8 @@ from models.checkpoint import BundleDescription, read_version
 from models.contrastive import DELETED
 from models.dataset import TOKENS, TokenArray
 from models.errors import BundleError, BundleMissingFileError, VocabularyError
-from models.regenerate import LENGTH_STEP, Regenerated
+from models.packing import padded_length
+from models.regenerate import Regenerated
 from models.rules import Rule
 from models.vocabulary import Vocabulary
 
@@ -320,7 +321,7 @@ class Inference:
         results: list[Regenerated | None] = [None] * len(encoded)
         if rows:
             tokens = [encoded[index].token_ids for index in rows]
-            found = await self._batcher.submit(key, tokens, [_computed_length(row) for row in tokens])
+            found = await self._batcher.submit(key, tokens, [padded_length(len(row)) for row in tokens])
             for index, result in zip(rows, found, strict=True):
                 results[index] = result
         return results
@@ -356,11 +357,6 @@ def encode(sequence: MixedSequence, vocabulary: Vocabulary, max_items: int) -> E
         unknown_positions=tuple(unknown),
         num_truncated=max(0, len(token_ids) - max_items),
     )
-
-
-def _computed_length(token_ids: TokenArray) -> int:
-    """Positions that the model spends on a sequence, padding included."""
-    return -(-len(token_ids) // LENGTH_STEP) * LENGTH_STEP
 
 
 def _refuse_unknown(sequences: Sequence[MixedSequence], encoded: Sequence[Encoded]) -> None:

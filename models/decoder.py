@@ -10,6 +10,7 @@ Shapes: B = sequences, T = positions, D = width, H = heads, V = num_items + 1 (r
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +82,10 @@ def causal_attention(query_key_value_BT3D: Tensor, num_heads: int, dropout: floa
     return attended_BHTd.transpose(1, 2).reshape(B, T, D3 // 3)
 
 
+# What mixes positions: (queries, keys and values side by side, heads, dropout) -> attended values.
+Attention = Callable[[Tensor, int, float], Tensor]
+
+
 class DecoderBlock(nn.Module):
     """One post-LN block: causal self-attention, then a two-layer feed-forward, each with residual and LayerNorm."""
 
@@ -96,10 +101,10 @@ class DecoderBlock(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(config.width, eps=config.layer_norm_epsilon)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]; position t reads positions <= t."""
+    def forward(self, hidden_BTD: Tensor, attention: Attention = causal_attention) -> Tensor:
+        """[B, T, D] -> [B, T, D]; position t reads positions <= t. Another *attention* may take another layout."""
         dropout = self.attention_dropout if self.training else 0.0
-        attended_BTD = causal_attention(self.query_key_value(hidden_BTD), self.num_heads, dropout)
+        attended_BTD = attention(self.query_key_value(hidden_BTD), self.num_heads, dropout)
         attended_BTD = self.attention_output(attended_BTD)
         hidden_BTD = self.attention_norm(hidden_BTD + self.dropout(attended_BTD))
         transformed_BTD = self.outer(F.gelu(self.inner(hidden_BTD)))
@@ -141,12 +146,25 @@ class Decoder(nn.Module):
         """
         T = token_ids_BT.shape[1]
         assert self.config.max_length >= T
-        positions_T = torch.arange(T, device=token_ids_BT.device)
-        embedded_BTD = self.item_embedding(token_ids_BT) + self.position_embedding(positions_T)
-        hidden_BTD: Tensor = self.dropout(self.input_norm(embedded_BTD))
+        return self.encode(token_ids_BT, torch.arange(T, device=token_ids_BT.device), causal_attention)
+
+    def encode(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """
+        ``forward`` for tokens in any layout: attention alone knows which positions belong together.
+
+        Args:
+            token_ids: int64, any shape [...].
+            positions: int64, their positions in their sequences, broadcastable to [...].
+            attention: takes [..., 3 D] to [..., D].
+
+        Returns:
+            Hidden states [..., D].
+        """
+        embedded = self.item_embedding(token_ids) + self.position_embedding(positions)
+        hidden: Tensor = self.dropout(self.input_norm(embedded))
         for block in self.blocks:
-            hidden_BTD = block(hidden_BTD)
-        return hidden_BTD
+            hidden = block(hidden, attention)
+        return hidden
 
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):

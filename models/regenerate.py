@@ -21,15 +21,13 @@ from torch import Tensor
 from models.anticipation import Expected, Run, candidates_needed, expected_items, hints, runs
 from models.checkpoint import Bundle
 from models.contrastive import DELETED, Decisions, View, decide, prepare
-from models.dataset import TOKENS, TokenArray, pad_right
+from models.dataset import TOKENS, TokenArray
 from models.decoder import Decoder, DecoderConfig
+from models.packing import pack
 from models.rules import ANTICIPATE, RULES, Rule
 from models.vocabulary import TokenRange
 
-# Sequences are padded to the next multiple of this, so that the shape of a sequence's computation, and with it every
-# bit of the result, is a function of its own length (docs/decisions/0001-same-answer-in-any-batch.md).
-LENGTH_STEP = 16
-# Padded positions of one encoder call: enough for full-speed products, 32 sequences of 128.
+# Positions of one encoder call, about: enough for full-speed products, 32 sequences of 128.
 ENCODER_POSITIONS = 4096
 # Source positions decided together: bounds the memory of gathered hidden states (3 decoders x 128 floats each).
 WINDOW_POSITIONS = 1 << 15
@@ -130,7 +128,7 @@ class Regenerator:
         target_range = self.bundle.vocabulary.token_range(target)
         histories = [np.asarray(sequence, dtype=TOKENS)[-self.max_items :] for sequence in sequences]
         results: list[Regenerated] = []
-        for first, last in _windows(histories):
+        for first, last in _spans(histories, WINDOW_POSITIONS):
             window = histories[first:last]
             if self.rule == ANTICIPATE:
                 results += self._anticipate(window, target, target_range, training_rows=training_rows)
@@ -221,7 +219,7 @@ class _Sources:
 
 class _Reader:
     """
-    Encodes histories, bucketed by each one's own padded length, and picks states from them.
+    Encodes histories, side by side without padding, and picks states from them.
 
     Args:
         histories: what is encoded.
@@ -244,32 +242,24 @@ class _Reader:
         device = decoder.item_embeddings_VD.device
         hidden_ND = torch.empty(len(chosen_N), decoder.config.width, device=device)
         sequences_N = self._sequences_N[chosen_N]
-        longest = decoder.config.max_length
-        padded_B = np.asarray([_padded_length(len(history), longest) for history in self._histories])
-        for length in np.unique(padded_B[sequences_N]):
-            members = np.unique(sequences_N[padded_B[sequences_N] == length])
-            batch = max(1, ENCODER_POSITIONS // length)
-            for start in range(0, len(members), batch):
-                rows = members[start : start + batch]
-                token_ids_BT = pad_right((self._histories[row] for row in rows), int(length))
-                hidden_BTD = decoder(token_ids_BT.to(device))
-                here = np.flatnonzero(np.isin(sequences_N, rows))
-                row_of = torch.from_numpy(np.searchsorted(rows, sequences_N[here])).to(device)
-                positions = torch.from_numpy(self._positions_N[chosen_N[here]]).to(device)
-                hidden_ND[torch.from_numpy(here).to(device)] = hidden_BTD[row_of, positions]
+        members = np.unique(sequences_N)
+        starts = np.zeros(len(self._histories), dtype=np.int64)
+        for first, last in _spans([self._histories[row] for row in members], ENCODER_POSITIONS):
+            rows = members[first:last]
+            packed = pack([self._histories[row] for row in rows], decoder.config.max_length, device)
+            starts[rows] = packed.starts
+            here = np.flatnonzero(np.isin(sequences_N, rows))
+            places = starts[sequences_N[here]] + self._positions_N[chosen_N[here]]
+            hidden_ND[torch.from_numpy(here).to(device)] = packed.encode(decoder)[torch.from_numpy(places).to(device)]
         return hidden_ND
 
 
-def _padded_length(length: int, longest: int) -> int:
-    return min(longest, max(1, -(-length // LENGTH_STEP)) * LENGTH_STEP)
-
-
-def _windows(histories: Sequence[TokenArray]) -> Iterator[tuple[int, int]]:
-    """Consecutive spans of sequences that together hold about WINDOW_POSITIONS items."""
+def _spans(histories: Sequence[TokenArray], positions: int) -> Iterator[tuple[int, int]]:
+    """Consecutive spans of sequences that together hold about so many *positions*."""
     first, held = 0, 0
     for index, history in enumerate(histories):
         held += len(history)
-        if held >= WINDOW_POSITIONS:
+        if held >= positions:
             yield first, index + 1
             first, held = index + 1, 0
     if first < len(histories):
