@@ -44,7 +44,7 @@ class BatchingConfig:
     Args:
         max_batch_positions: sum of the rows' lengths in one call; a single longer row still runs, alone.
         window_seconds: longest wait for company since a row's arrival, only while the thread is busy.
-        max_queued_rows: rows admitted and not yet answered.
+        max_queued_rows: rows admitted and not yet computed.
         retry_after_seconds: what a refused client is told.
     """
 
@@ -136,7 +136,7 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
 
     @property
     def num_queued(self) -> int:
-        """Rows admitted and not yet answered."""
+        """Rows admitted and not yet computed."""
         return self._num_unanswered
 
     @property

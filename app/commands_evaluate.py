@@ -43,13 +43,18 @@ def evaluate(
         int, typer.Option(min=0, help="The others follow it; fixed so that a repetition is equal.")
     ] = FIRST_SEED,
     composite: Annotated[
-        Path | None, typer.Option(help="Folder that `taesar regenerate` wrote for TARGET.", show_default="none")
+        Path | None,
+        typer.Option(
+            help="Folder that `taesar regenerate` wrote for TARGET; without it --bundle regenerates. Arms duplicated "
+            "and regenerated need one of the two.",
+            show_default="none",
+        ),
     ] = None,
     bundle: Annotated[
         Path | None,
         typer.Option(
-            help="Bundle to regenerate with where --composite is not given, and whose item vectors the mapping "
-            "plots show.",
+            help="Bundle to regenerate with where --composite is not given. With it the report has the base decoder "
+            "and the target expert on mixed histories, and the mapping's plots; --history regenerated needs it.",
             show_default="none",
         ),
     ] = None,
@@ -64,7 +69,12 @@ def evaluate(
         Literal["all", "unseen"],
         typer.Option(help="Rank among all of TARGET's items, or among those the user has not had. Cells hold both."),
     ] = "all",
-    rule: Annotated[Rule, typer.Option("--rule", "--recipe", help="Decoding rule of --bundle.")] = DEFAULT_RULE,
+    rule: Annotated[
+        Rule,
+        typer.Option(
+            "--rule", "--recipe", help="Decoding rule of --bundle; that of --composite is the one it was made with."
+        ),
+    ] = DEFAULT_RULE,
     config: Annotated[
         Path | None,
         typer.Option(help="TOML file of hyper-parameters; those it leaves out are the paper's.", show_default="none"),

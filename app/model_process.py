@@ -129,7 +129,7 @@ class ModelProcess:
         return cls(supervisor)
 
     def close(self) -> None:
-        """End the process and wait for it, CLOSE_SECONDS at most; again: nothing."""
+        """End the process and wait for it, killing it after CLOSE_SECONDS; again: nothing."""
         if self._forgotten.detach() is not None:
             self._supervisor.close()
 
@@ -179,7 +179,7 @@ class _Child:
             connection.close()
 
     def end(self) -> None:
-        """Wait for the end of a process whose pipes are closed, CLOSE_SECONDS at most."""
+        """Wait for the end of a process whose pipes are closed; after CLOSE_SECONDS it is killed."""
         self.process.join(CLOSE_SECONDS)
         if self.process.is_alive():  # in the middle of a call whose caller has gone
             self.process.kill()
@@ -195,7 +195,7 @@ class _Supervisor:
         self._device = device
         self._one_at_a_time = [threading.Lock(), threading.Lock()]
         self._changed = threading.Condition()
-        # Guarded by _changed:
+        # Changed under _changed; read without it where any recent value will do.
         self._child: _Child | None = None
         self._closed = False
         self._outage: str | None = "not started"
@@ -297,8 +297,8 @@ class _Supervisor:
                 child = _Child(self.bundle, self.rule, self._device)
             except Exception as error:  # whatever keeps it from starting may pass: a full memory, a folder mid-copy
                 log.error("model_process_not_started", version=self.bundle.version, reason=str(error))
-                self._outage = f"its process cannot be started: {error}"
                 with self._changed:
+                    self._outage = f"its process cannot be started: {error}"
                     if self._changed.wait_for(lambda: self._closed, delay):
                         return None
                 delay = min(2 * delay, LONGEST_DELAY_SECONDS)

@@ -58,26 +58,26 @@ class Settings(BaseSettings):
     max_sequences_per_request: int = Field(
         default=128,
         ge=1,
-        description="Sequences in one POST /regenerate; more is 413. At full length they are about 4 s of one core "
-        "with 15,000 items in two domains (some 4,500 items per second; a third of that under rule 'reference', or "
-        "under 'paper' without a compiler); larger inputs belong in a job.",
+        description="Sequences in one POST /regenerate; more is 413. At full length they are about 1 s of one core "
+        "with 15,000 items in two domains (some 20,000 items per second; under rule 'paper' half of that, under "
+        "'reference', or 'paper' without a compiler, a ninth); larger inputs belong in a job.",
     )
     max_items_per_sequence: int = Field(
         default=4096,
         ge=1,
-        description="Items in one sequence; more is 413. The decoder reads the last 129 known ones (its positions and "
-        "one), so longer histories only cost transfer and parsing.",
+        description="Items in one sequence; more is 413. The decoder reads the last 128 known ones (129 under the "
+        "contrastive rules), so longer histories only cost transfer and parsing.",
     )
     max_items_per_request: int = Field(
         default=32_768,
         ge=1,
-        description="Items in all sequences of one request; more is 413. 128 sequences of the 129 items that the "
-        "decoder reads are 16,512; items beyond those are parsed and looked up for nothing.",
+        description="Items in all sequences of one request; more is 413. 128 sequences of the 128 items that the "
+        "decoder reads are 16,384; items beyond those are parsed and looked up for nothing.",
     )
     max_body_bytes: int = Field(
         default=8 * 1024 * 1024,
         ge=1024,
-        description="Bytes of a request body, counted as they arrive; more is 413. 128 sequences of 129 items take "
+        description="Bytes of a request body, counted as they arrive; more is 413. 128 sequences of 128 items take "
         "about 1 MiB; the bound keeps one client from filling memory.",
     )
 
@@ -99,7 +99,7 @@ class Settings(BaseSettings):
     max_queued_sequences: int = Field(
         default=512,
         ge=1,
-        description="Sequences admitted and not yet answered; more is 429. Four full requests: what waits longer "
+        description="Sequences admitted and not yet computed; more is 429. Four full requests: what waits longer "
         "would time out at the client anyway.",
     )
     retry_after_seconds: int = Field(
@@ -153,9 +153,9 @@ class Settings(BaseSettings):
     chunk_sequences: int = Field(
         default=512,
         ge=1,
-        description="Sequences of one chunk, the unit that is retried and counted once. With 15,000 items: 2 to 3 s of "
-        "one core at 22 items a sequence, 14 s at full length, three times that under rule 'reference'; so a killed "
-        "worker loses little, and a transaction costs little beside it.",
+        description="Sequences of one chunk, the unit that is retried and counted once. With 15,000 items: half a "
+        "second of one core at 22 items a sequence, 3 s at full length, ten times that under rule 'reference'; so a "
+        "killed worker loses little, and a transaction costs little beside it.",
     )
     max_chunk_attempts: int = Field(
         default=5,

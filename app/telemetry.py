@@ -59,7 +59,7 @@ class Metrics:
             registry=registry,
         )
         self.queued_sequences = Gauge(
-            "taesar_queued_sequences", "Sequences admitted and not yet answered.", registry=registry
+            "taesar_queued_sequences", "Sequences admitted and not yet computed.", registry=registry
         )
         self.sequences = Counter(
             "taesar_sequences_regenerated_total", "Sequences answered by POST /regenerate.", registry=registry

@@ -120,7 +120,8 @@ def decide(
     Decide N source items for one target domain.
 
     Rule ``paper`` runs in compiled code where that is available (``kernels/``, for CPU and GPU), everything else in
-    ``decide_in_blocks``. The two agree up to float32 rounding, so in every token whose margin exceeds it.
+    ``decide_in_blocks``. The two agree up to float32 rounding: a token may differ where its margin, or
+    the lead of the global step that replaced or deleted the item, is below that.
 
     Args:
         rule: see the top of this file.

@@ -2,8 +2,8 @@
 What regeneration does to a dataset: item frequencies, shares and lengths (figure 5), and the mapping (figure 4).
 
 Four views are described: the original rows; the regenerated rows alone; the composite, which the paper plots; and the
-duplicated control, because the composite holds every user's target items twice and so lies above the original at every
-rank for that reason alone.
+duplicated control, because the composite holds the target items of nearly every user twice and so lies above the
+original at every rank for that reason alone.
 
 Shapes: I = items of the target domain, R = rows.
 """

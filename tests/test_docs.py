@@ -20,6 +20,8 @@ from app.cli import cli
 from app.main import create_app
 from app.settings import Settings
 from models.decoder import DecoderConfig
+from models.regenerate import most_items
+from models.rules import DEFAULT_RULE
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -109,9 +111,11 @@ def test_the_length_that_the_readme_and_the_settings_state_is_the_decoders() -> 
     max_length = DecoderConfig(num_items=1).max_length
     description = Settings.model_fields["max_items_per_sequence"].description
 
-    assert f"latest {max_length + 1} items ({max_length} positions" in README
+    assert most_items(DecoderConfig(num_items=1), DEFAULT_RULE) == max_length
+    assert most_items(DecoderConfig(num_items=1), "paper") == max_length + 1
+    assert f"latest {max_length} items (one more under the contrastive rules" in README
     assert description is not None
-    assert f"the last {max_length + 1} known ones" in description
+    assert f"the last {max_length} known ones ({max_length + 1} under" in description
 
 
 def test_every_command_and_option_is_documented() -> None:

@@ -25,6 +25,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -319,17 +320,25 @@ class Panel {
     Sums sums_[3][3];  // segment, decoder
 };
 
+struct Piece {
+    float* floats = nullptr;
+    std::size_t bytes = 0;
+};
+
+constexpr int MOST_KEPT = 64;
+std::mutex kept_lock;
+Piece kept[MOST_KEPT];  // and num_kept, guarded by kept_lock
+int num_kept = 0;
+
 // Memory for one thread, kept from call to call: the system clears fresh pages, which took up to a quarter of a small
-// call. As many pieces are kept as were in use at once, none of more than SCRATCH_BYTES.
+// call. As many pieces are kept as were in use at once, none of more than SCRATCH_BYTES: two panels take more beyond
+// 262,144 items, and there clearing is little beside the work.
 class Scratch {
   public:
     explicit Scratch(std::size_t bytes) {
         {
             const std::lock_guard<std::mutex> guard(kept_lock);
-            if (!kept.empty()) {
-                piece_ = kept.back();
-                kept.pop_back();
-            }
+            if (num_kept > 0) piece_ = kept[--num_kept];
         }
         if (piece_.bytes >= bytes) return;
         std::free(piece_.floats);
@@ -347,7 +356,11 @@ class Scratch {
             std::free(piece_.floats);
         } else if (piece_.floats) {
             const std::lock_guard<std::mutex> guard(kept_lock);
-            kept.push_back(piece_);
+            if (num_kept < MOST_KEPT) {
+                kept[num_kept++] = piece_;
+            } else {
+                std::free(piece_.floats);
+            }
         }
     }
 
@@ -358,22 +371,15 @@ class Scratch {
     float* floats() const { return piece_.floats; }
 
   private:
-    struct Piece {
-        float* floats = nullptr;
-        std::size_t bytes = 0;
-    };
-
     Piece piece_;
-    static inline std::mutex kept_lock;
-    static inline std::vector<Piece> kept;
 };
 
 // One thread's share of the work: a few panels at a time, so that a tile of the tables, once in the caches, serves all.
-void decide_share(const Call& call, const std::vector<Slot>& slots, int64_t num_panels, float* scratch,
-                  std::atomic<int64_t>& next) {
+// *panels*: empty, with room for num_panels.
+void decide_share(const Call& call, const std::vector<Slot>& slots, std::vector<Panel>& panels, int64_t num_panels,
+                  float* scratch, std::atomic<int64_t>& next) {
     const int64_t num_slots = slots.size();
     const Span segments[3] = {{1, call.first}, {call.first, call.last + 1}, {call.last + 1, call.num_tokens}};
-    std::vector<Panel> panels;
     for (int64_t i = 0; i < num_panels; ++i) panels.emplace_back(call, scratch + i * Panel::scratch_floats(call));
     for (int64_t first; (first = next.fetch_add(num_panels)) < num_slots;) {
         const int64_t used = std::min(num_panels, num_slots - first);
@@ -410,8 +416,14 @@ bool decide_all(const Call& call, const std::vector<Slot>& slots, int64_t num_th
     const int64_t num_panels = std::max<int64_t>(1, (num_slots + num_threads * turns - 1) / (num_threads * turns));
     std::atomic<int64_t> next{0};
     const auto work = [&] {
+        std::vector<Panel> panels;
         const Scratch scratch(num_panels * panel_bytes);
-        if (scratch.floats()) decide_share(call, slots, num_panels, scratch.floats(), next);
+        try {
+            panels.reserve(num_panels);
+        } catch (const std::bad_alloc&) {
+            return;
+        }
+        if (scratch.floats()) decide_share(call, slots, panels, num_panels, scratch.floats(), next);
     };
     std::vector<std::thread> threads;
     try {
@@ -449,5 +461,9 @@ extern "C" int taesar_decide_paper(const float* target_hidden, const float* base
                     beta,
                     score,
                     margin};
-    return decide_all(call, slots_of(call), num_threads) ? 0 : 1;
+    try {
+        return decide_all(call, slots_of(call), num_threads) ? 0 : 1;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
 }

@@ -66,7 +66,8 @@ def decide_paper(
         but the position.
 
     Raises:
-        MemoryError: no room for the logits of one panel, 3 V x 32 floats per thread.
+        MemoryError: no room for the logits, per thread 3 V x 16 floats (8 without AVX-512) of every panel that shares a
+            reading of the tables: up to eight in 96 MB, two if they need more.
     """
     library = _library()
     assert library is not None

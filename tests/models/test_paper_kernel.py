@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -278,3 +279,19 @@ def test_the_source_compiles_without_a_warning(tmp_path: Path) -> None:
     command.append(str(paper_rule.SOURCE))
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@compiled
+def test_calls_from_two_threads_do_not_meet() -> None:
+    """A job and a request decide side by side, each in memory of its own."""
+    calls = [
+        (random_views(seed=1, num_positions=40, width=24, num_tokens=301, scale=2.0), TokenRange(1, 50)),
+        (random_views(seed=2, num_positions=7, width=24, num_tokens=3001, scale=2.0), TokenRange(200, 900)),
+    ]
+    alone = [decided(*call) for call in calls]
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(lambda number: decided(*calls[number % 2]), range(200)))
+
+    for number, found in enumerate(together):
+        for field in FIELDS:
+            assert torch.equal(getattr(found, field), getattr(alone[number % 2], field))
