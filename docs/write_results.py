@@ -2,8 +2,9 @@
 Write the tables of docs/results.md from reports of `taesar evaluate`: python docs/write_results.py A/report.json ...
 
 Prints Markdown: one table of NDCG@10 per data set, rule and ranking, its differences with intervals, their means per
-recommender, users with few target items of all targets together, leak audits and commands. Every number stands in the
-reports; nothing is computed here but means over targets and shares of the expert's lead.
+recommender, HR@10 by how many target items users have and of those with few, all targets together, leak audits and
+commands. Every number stands in the reports; nothing is computed here but means over targets and shares of the
+expert's lead.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ GAINS = (("regenerated", "original"), ("regenerated", "duplicated"), ("served", 
 CARRIED = ("regenerated carries", "served carries")
 METRIC = "NDCG@10"
 MAIN, COLD = "1 or more", "0-2"
-# The groups that COLD is made of, as scores are reported.
-COLD_PARTS = ("0", "1-2")
+# Of users, by target items in the history, as scores are reported; the first two together are COLD.
+GROUPS = ("0", "1-2", "3-5", "6 or more")
+COLD_PARTS = GROUPS[:2]
 COUNTED = ("popularity", "markov")
 AUDIT_HEADER = ("target", "held-out item", "users", "hits", "expected by chance", "of as many recommendations")
 COLD_HEADER = ("at most two target items", "served", "minus", "its HR@10", "users", "difference", "relative")
@@ -41,6 +43,7 @@ def main(paths: Sequence[str]) -> None:
             *table(["target", "recommender", "users", "seeds", *LINES, *CARRIED], _score_rows(members)),
             *table(["target", "recommender", *gains], _gain_rows(members)),
             *table(["recommender", "targets", *gains], _mean_rows(members)),
+            *table(["items of the target", "recommender", "users", *LINES], _group_rows(members)),
             *table(COLD_HEADER, _cold_rows(members)),
             *table(AUDIT_HEADER, _audit_rows(members)),
             *(f"- `{report['provenance']['command']}`" for report in members),
@@ -124,6 +127,27 @@ def _mean_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
             half = math.sqrt(sum(_half_width(c["relative"]) ** 2 for c in relatives)) / len(relatives)
             cells.append(f"{100 * mean:+.1f} % [{100 * (mean - half):+.1f}, {100 * (mean + half):+.1f}]")
         yield [recommender, str(most), *cells]
+
+
+def _group_rows(reports: Sequence[dict[str, Any]]) -> Iterable[list[str]]:
+    """HR@10 of every line over the users of a group, those of all targets together."""
+    # Reports of one target share the lines of the decoders.
+    scores = {
+        (report["provenance"]["target"], s["group"], s["recommender"], s["arm"]): s
+        for report in reports
+        for s in report["results"]["scores"]
+        if s["group"] in GROUPS
+    }
+    sums: dict[tuple[str, str], dict[str, tuple[int, float]]] = {}
+    for (_, group, recommender, line), s in scores.items():
+        lines = sums.setdefault((group, recommender), {})
+        users, hits = lines.get(line, (0, 0.0))
+        lines[line] = (users + s["users"], hits + s["users"] * s["means"]["HR@10"])
+    for (group, recommender), lines in sorted(sums.items(), key=lambda item: GROUPS.index(item[0][0])):
+        most = max(users for users, _ in lines.values())
+        # A line of some of the targets only is of other people.
+        shown = {line: hits / users for line, (users, hits) in lines.items() if users == most}
+        yield [group, recommender, f"{most:,}", *(f"{shown[line]:.4f}" if line in shown else "" for line in LINES)]
 
 
 def _cold_rows(reports: Sequence[dict[str, Any]]) -> Iterable[list[str]]:

@@ -237,6 +237,7 @@ def report_of(target: str, *, relative: float, half_width: float) -> dict[str, A
         {"recommender": "sasrec", "arm": arm, "group": "1 or more", "users": 10, "means": {"NDCG@10": mean}}
         for arm, mean in means.items()
     ]
+    few = {"recommender": "sasrec", "arm": "original", "group": "1-2", "users": 4, "means": {"HR@10": relative}}
     expert = {"recommender": "target expert", "arm": "mixed", "group": "1 or more", "users": 10}
     compared = {
         "recommender": "sasrec",
@@ -253,7 +254,7 @@ def report_of(target: str, *, relative: float, half_width: float) -> dict[str, A
     return {
         "provenance": {"dataset": "d", "target": target, "ranking": "unseen", "composite": None, "command": "evaluate"},
         "results": {
-            "scores": [*scores, {**expert, "means": {"NDCG@10": 0.15}}],
+            "scores": [*scores, few, {**expert, "means": {"NDCG@10": 0.15}}],
             "comparisons": [compared],
             "runs": [{"recommender": "sasrec", "seeds": [1, 2, 3]}],
         },
@@ -274,6 +275,7 @@ def test_the_results_page_states_the_reports_and_their_mean_over_targets(tmp_pat
     assert "| food | sasrec | 10 | 3 | 0.1000 |  | 0.1200 |  |  | 40 % |  |" in page
     assert "| food | sasrec | +20 %: +0.0200 [+0.0100, +0.0300] |" in page
     assert "| sasrec | 2 | +30.0 % [+25.0, +35.0] |" in page
+    assert "| 1-2 | sasrec | 8 | 0.3000 |  |" in page
 
 
 def test_the_results_page_does_not_count_a_comparison_twice(tmp_path) -> None:
