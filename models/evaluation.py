@@ -10,8 +10,8 @@ Ranking. Full, over the target's items, ties pessimistic, twice by the same scor
 among those that the user has not had. Validation takes the first. A user whose history is empty says nothing to a
 sequential model and is ranked by popularity in the arm's rows.
 
-A cell's key is a hash of everything its ranks depend on: rows, held-out items, recommender, configuration, seed and
-kind of device. A finished cell is read back, an interrupted one goes on from its last finished epoch.
+A cell's key is a hash of everything its ranks depend on: rows, held-out items, recommender, configuration, seed, kind
+of device and version of torch. A finished cell is read back, an interrupted one goes on from its last finished epoch.
 
 Shapes: N = held-out rows, B = batch, T = positions, X = candidates, L = items seen.
 """
@@ -44,7 +44,7 @@ from models.training import Progress, TrainingConfig, epoch_generator, fit
 from models.vocabulary import PADDING
 
 # Part of every cell's key: raise it when a change moves results, so that stale cells are not read.
-CELL_VERSION = 3
+CELL_VERSION = 4
 RANKING_ROWS = 256
 # Scores held at once while ranking, in elements (64 MB).
 RANKING_ELEMENTS = 1 << 24
@@ -214,6 +214,7 @@ class Grid:
             },
             "seed": seed,
             "device": self.device.type,
+            "torch": torch.__version__,
         }
         if recommender in MULTI_DOMAIN:
             content["config"]["multi_domain"] = dataclasses.asdict(self.config.multi_domain)

@@ -212,7 +212,7 @@ def test_a_schedule_of_its_own_changes_the_key_of_its_recommender_alone(arms, tm
 def test_the_key_of_a_cell_is_the_hash_of_what_its_ranks_depend_on(arms, tmp_path):
     """Spelled out, as cells on disk are found by it: another spelling would compute all of them anew."""
     content = {
-        "version": 3,
+        "version": 4,
         "recommender": "sasrec",
         "arm": arms["regenerated"].fingerprint,
         "budget": arms["original"].fingerprint,
@@ -222,6 +222,7 @@ def test_the_key_of_a_cell_is_the_hash_of_what_its_ranks_depend_on(arms, tmp_pat
         },
         "seed": 7,
         "device": "cpu",
+        "torch": torch.__version__,
     }
     expected = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
