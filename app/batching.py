@@ -125,7 +125,7 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
         self._changed = threading.Condition()
         # Guarded by _changed:
         self._waiting: deque[Row[KeyT, RowT, ResultT]] = deque()
-        self._num_unanswered = 0
+        self._num_uncomputed = 0
         self._busy = False
         self._closing = False
         self._death: BaseException | None = None
@@ -137,7 +137,7 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
     @property
     def num_queued(self) -> int:
         """Rows admitted and not yet computed."""
-        return self._num_unanswered
+        return self._num_uncomputed
 
     @property
     def death(self) -> BaseException | None:
@@ -185,9 +185,9 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
                 raise ModelThreadDiedError(f"the model's thread ended: {self._death!r}")
             if self._closing:
                 raise ShuttingDownError("the service is shutting down")
-            if self._num_unanswered + len(rows) > self._config.max_queued_rows:
+            if self._num_uncomputed + len(rows) > self._config.max_queued_rows:
                 raise QueueFullError(
-                    waiting=self._num_unanswered,
+                    waiting=self._num_uncomputed,
                     capacity=self._config.max_queued_rows,
                     retry_after_seconds=self._config.retry_after_seconds,
                 )
@@ -196,7 +196,7 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
             self._waiting.extend(
                 Row(ticket, index, key, row, length, now, self._busy) for index, (row, length) in pairs
             )
-            self._num_unanswered += len(rows)
+            self._num_uncomputed += len(rows)
             self._changed.notify_all()
         return ticket.future
 
@@ -260,7 +260,7 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
     def _settle(self, num_rows: int, *, last: bool) -> None:
         """Before answers are given: a client that comes back with its answer finds its place free and a free thread."""
         with self._changed:
-            self._num_unanswered -= num_rows
+            self._num_uncomputed -= num_rows
             self._busy = not last
 
     def _die(self, error: BaseException, window: Iterable[Row[KeyT, RowT, ResultT]]) -> None:
@@ -268,7 +268,7 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
             self._death = error
             lost = {row.ticket for row in (*window, *self._waiting)}
             self._waiting.clear()
-            self._num_unanswered = 0
+            self._num_uncomputed = 0
         death = ModelThreadDiedError(f"the model's thread ended: {error!r}")
         death.__cause__ = error
         self._answers.put(partial(_fail, lost, death))

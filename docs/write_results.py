@@ -106,18 +106,17 @@ def _mean_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
 
     A user is a test user of one target only, so they are, but for the weights that targets share through the bundle.
     """
-    of_target: dict[str, dict[tuple[str, str, str], dict[str, Any]]] = {}
+    every: dict[tuple[str, str, str, str], dict[str, Any]] = {}
     for report in reports:
-        gains = of_target.setdefault(report["provenance"]["target"], {})
+        target = report["provenance"]["target"]
         for line, comparison in _gains(report).items():
-            if line in gains:
-                raise SystemExit(f"two reports compare {line} on {report['provenance']['target']}: give one of them")
-            gains[line] = comparison
-    every = list(of_target.values())
-    for recommender in dict.fromkeys(name for gains in every for name, *_ in gains):
+            if (target, *line) in every:
+                raise SystemExit(f"two reports compare {line} on {target}: give one of them")
+            every[target, *line] = comparison
+    for recommender in dict.fromkeys(name for _, name, *_ in every):
         cells, most = [], 0
         for pair in GAINS:
-            found = [gains[recommender, *pair] for gains in every if (recommender, *pair) in gains]
+            found = [c for (_, *line), c in every.items() if line == [recommender, *pair]]
             relatives = [c for c in found if c["relative"] is not None]
             if not relatives:
                 cells.append("")

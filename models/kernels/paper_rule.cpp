@@ -375,12 +375,10 @@ class Scratch {
 };
 
 // One thread's share of the work: a few panels at a time, so that a tile of the tables, once in the caches, serves all.
-// *panels*: empty, with room for num_panels.
-void decide_share(const Call& call, const std::vector<Slot>& slots, std::vector<Panel>& panels, int64_t num_panels,
-                  float* scratch, std::atomic<int64_t>& next) {
-    const int64_t num_slots = slots.size();
+void decide_share(const Call& call, const std::vector<Slot>& slots, std::vector<Panel>& panels,
+                  std::atomic<int64_t>& next) {
+    const int64_t num_slots = slots.size(), num_panels = panels.size();
     const Span segments[3] = {{1, call.first}, {call.first, call.last + 1}, {call.last + 1, call.num_tokens}};
-    for (int64_t i = 0; i < num_panels; ++i) panels.emplace_back(call, scratch + i * Panel::scratch_floats(call));
     for (int64_t first; (first = next.fetch_add(num_panels)) < num_slots;) {
         const int64_t used = std::min(num_panels, num_slots - first);
         for (int64_t i = 0; i < used; ++i) panels[i].take(slots[first + i]);
@@ -423,7 +421,10 @@ bool decide_all(const Call& call, const std::vector<Slot>& slots, int64_t num_th
         } catch (const std::bad_alloc&) {
             return;
         }
-        if (scratch.floats()) decide_share(call, slots, panels, num_panels, scratch.floats(), next);
+        if (!scratch.floats()) return;
+        for (int64_t i = 0; i < num_panels; ++i)
+            panels.emplace_back(call, scratch.floats() + i * Panel::scratch_floats(call));
+        decide_share(call, slots, panels, next);
     };
     std::vector<std::thread> threads;
     try {
