@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models import distributed
 from models.errors import ResumeMismatchError, TrainingError
@@ -64,6 +65,11 @@ class TrainingConfig:
             ``bfloat16`` about halves the time of a step.
         schedule: ``constant`` keeps the learning rate; ``linear`` climbs to it over the first 5 % of ``max_epochs`` and
             falls to 0 at their end, which reaches in some ten epochs what a constant rate needs twice as many for.
+        average_decay: d of the running average of the weights that is validated and kept, a <- d a + (1 - d) w after
+            every step, 0 <= d < 1: about the last 1 / (1 - d) steps. 0 keeps the weights of the last step as they are.
+
+    Raises:
+        TrainingError: ``average_decay`` is out of its range.
     """
 
     learning_rate: float = 3e-4
@@ -73,6 +79,11 @@ class TrainingConfig:
     seed: int = 2025
     precision: Precision = "auto"
     schedule: Schedule = "constant"
+    average_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.average_decay < 1:
+            raise TrainingError(f"average_decay {self.average_decay} is not in [0, 1)")
 
 
 class Objective(Protocol[ModuleContraT, BatchT]):
@@ -174,7 +185,8 @@ def fit(
 
     1. Resume: if *resume_file* exists, weights, optimiser and history come from it.
     2. Epoch 0 validates the network as it came, so that adapting can never end worse than not adapting.
-    3. Each epoch: seed, steps, validation, then the resume file is replaced atomically.
+    3. Each epoch: seed, steps, validation (of the weights' running average, with ``average_decay``), then the resume
+       file is replaced atomically.
     4. Stop after ``patience`` epochs without a strictly better metric, or at ``max_epochs``.
     5. Load the best epoch's weights; without validation rows, the last epoch's.
 
@@ -211,8 +223,8 @@ def fit(
     while not state.finished(config):
         epoch = len(state.history)
         started = time.perf_counter()
-        loss = _run_epoch(module, objective, state.optimiser, config, epoch, progress)
-        metric = distributed.of_main(objective.validate(module.eval()))
+        loss = _run_epoch(state, objective, config, epoch, progress)
+        metric = distributed.of_main(objective.validate(state.kept.eval()))
         state.record(objective.name, epoch, loss, metric, config, time.perf_counter() - started)
         if resume_file is not None and distributed.is_main():
             state.save(resume_file, identity)
@@ -282,13 +294,13 @@ def _epoch_seed(seed: int, name: str, epoch: int) -> int:
 
 
 def _run_epoch(
-    module: ModuleT,
+    state: _State[ModuleT],
     objective: Objective[ModuleT, BatchT],
-    optimiser: torch.optim.Optimizer,
     config: TrainingConfig,
     epoch: int,
     progress: Progress,
 ) -> float:
+    module, optimiser = state.module, state.optimiser
     device = next(module.parameters()).device
     module.train()
     total = torch.zeros((), device=device)
@@ -307,6 +319,8 @@ def _run_epoch(
             loss.backward()  # type: ignore[no-untyped-call]
             distributed.sum_gradients(module)
             optimiser.step()
+            if state.average is not None:
+                state.average.update_parameters(module)
             total += distributed.summed(loss.detach())
             steps += 1
             progress.on_step(StepReport(objective.name, epoch, steps, num_steps, total / steps))
@@ -341,13 +355,23 @@ class _State(Generic[ModuleT]):
 
     module: ModuleT
     optimiser: torch.optim.Adam
+    average: AveragedModel | None
     best_weights: dict[str, Tensor]
     history: list[EpochReport]
 
     @classmethod
     def fresh(cls, module: ModuleT, config: TrainingConfig) -> _State[ModuleT]:
         optimiser = torch.optim.Adam(module.parameters(), lr=config.learning_rate, fused=True)
-        return cls(module, optimiser, _clone(module.state_dict()), [])
+        decay = config.average_decay
+        # It starts as the weights after the first step, so its start needs no correction.
+        averaging = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average = AveragedModel(module, multi_avg_fn=averaging) if decay else None
+        return cls(module, optimiser, average, _clone(module.state_dict()), [])
+
+    @property
+    def kept(self) -> ModuleT:
+        """What is validated, and whose weights are kept: the running average where there is one."""
+        return self.module if self.average is None else cast(ModuleT, self.average.module)
 
     def record(
         self, stage: str, epoch: int, loss: float, metric: float | None, config: TrainingConfig, seconds: float
@@ -357,7 +381,7 @@ class _State(Generic[ModuleT]):
         best_epoch = previous.best_epoch if previous else 0
         if metric is None or best_metric is None or metric > best_metric:
             best_metric, best_epoch = metric, epoch
-            self.best_weights = _clone(self.module.state_dict())
+            self.best_weights = _clone(self.kept.state_dict())
         self.history.append(
             EpochReport(stage, epoch, config.max_epochs, loss, metric, best_metric, best_epoch, seconds)
         )
@@ -369,6 +393,8 @@ class _State(Generic[ModuleT]):
     def save(self, path: Path, identity: str) -> None:
         tensors = {f"module.{key}": value for key, value in self.module.state_dict().items()}
         tensors |= {f"best.{key}": value for key, value in self.best_weights.items()}
+        if self.average is not None:
+            tensors |= {f"average.{key}": value for key, value in self.average.state_dict().items()}
         for index, slots in self.optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{slot}": value for slot, value in slots.items()}
         history = [dataclasses.asdict(report) for report in self.history]
@@ -392,6 +418,8 @@ class _State(Generic[ModuleT]):
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
             self.module.load_state_dict(_under("module.", tensors))
             self.best_weights = _clone(_under("best.", tensors))
+            if self.average is not None:
+                self.average.load_state_dict(_under("average.", tensors))
             slots: dict[int, dict[str, Tensor]] = {}
             for key, value in _under("adam.", tensors).items():
                 index, slot = key.split(".", 1)

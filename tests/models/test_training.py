@@ -18,8 +18,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from models.errors import ResumeMismatchError, TrainingError
 from models.training import (
     EpochReport,
-    Schedule,
     Silent,
+    StepReport,
     TrainingConfig,
     epoch_generator,
     fit,
@@ -118,6 +118,37 @@ def test_a_constant_schedule_is_one_rate() -> None:
     assert {learning_rate_at(CONFIG, share) for share in (0.0, 0.01, 0.5, 0.999)} == {CONFIG.learning_rate}
 
 
+def test_the_running_average_of_the_weights_is_what_is_validated_and_kept() -> None:
+    """a <- d a + (1 - d) w after every step, from the first step's weights on; training itself goes on without it."""
+    config = replace(CONFIG, average_decay=0.7, max_epochs=2)
+    steps: list[Tensor] = []
+
+    class Recording(Silent):
+        def on_step(self, report: StepReport) -> None:
+            steps.append(module.slope.detach().clone())
+
+    module = Line()
+    result = fit(module, Regression(), config, progress=Recording())
+
+    averages = [steps[0]]
+    for weights in steps[1:]:
+        averages.append(0.7 * averages[-1] + 0.3 * weights)
+    validated = {epoch: -float((averages[5 * epoch - 1] - 1).square().sum()) for epoch in (1, 2)}
+    assert {report.epoch: report.metric for report in result.epochs[1:]} == pytest.approx(validated)
+    torch.testing.assert_close(module.slope.detach(), averages[5 * result.best_epoch - 1])
+
+    steps, plain = [], steps
+    module = Line()
+    fit(module, Regression(), replace(config, average_decay=0.0), progress=Recording())
+    assert all(torch.equal(one, other) for one, other in zip(plain, steps, strict=True))
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0])
+def test_a_decay_out_of_range_is_an_error(decay: float) -> None:
+    with pytest.raises(TrainingError, match=r"average_decay .* is not in \[0, 1\)"):
+        replace(CONFIG, average_decay=decay)
+
+
 def test_a_network_that_only_gets_worse_is_returned_as_it_came() -> None:
     module, _ = train(Regression(scripted=(0.9, 0.1, 0.1, 0.1)))
     assert torch.equal(module.slope, torch.zeros(3))
@@ -151,10 +182,13 @@ class KillAt(Silent):
 
 
 @pytest.mark.parametrize("steps", [0, 3, 5, 12, 29])
-@pytest.mark.parametrize("schedule", ["constant", "linear"])
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, steps: int, schedule: Schedule) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [CONFIG, replace(CONFIG, schedule="linear"), replace(CONFIG, average_decay=0.7)],
+    ids=["constant", "linear", "averaged"],
+)
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, steps: int, config: TrainingConfig) -> None:
     """Bit for bit, wherever the kill falls, also twice."""
-    config = replace(CONFIG, schedule=schedule)
     expected, expected_epochs = train(Regression(), config)
     resume_file = tmp_path / "line.safetensors"
     for extra in (steps, 4):
