@@ -97,7 +97,7 @@ def selection(
 
 
 @router.get(
-    "/mappings/{domain}",
+    "/mappings/{domain:path}",  # a domain may be called Food/Drink
     summary="The source -> target dictionary of a domain",
     response_model=MappingPage,
     responses={

@@ -416,6 +416,7 @@ def test_mappings_of_unknown_domains_and_jobs_are_404(start):
     client = start()
 
     problem(client.get("/mappings/garden"), 404, "unknown-domain")
+    assert "unknown domain 'Food/Drink'" in client.get("/mappings/Food%2FDrink").json()["detail"]
     problem(client.get(f"/mappings/kitchen?job_id={'0' * 32}"), 404, "unknown-job")
     problem(client.get("/mappings/kitchen?source_item=%00"), 422, "invalid-request")
     problem(client.get("/mappings/kitchen?source_item=b01"), 422, "invalid-request")
