@@ -133,7 +133,7 @@ def train(
         Literal["auto", "float32", "bfloat16"] | None,
         typer.Option(
             help="Of the products in training; auto is bfloat16 on CUDA and float32 on the CPU, where few processors "
-            "multiply bfloat16 natively (those that do train about twice as fast with it).",
+            "multiply bfloat16 natively: those that do train about twice as fast with it, others many times as slowly.",
             show_default="auto",
         ),
     ] = None,
