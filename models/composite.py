@@ -9,7 +9,8 @@ Folder layout:
     summary.json        target, rule, versions, totals, seconds
 
 Only ``Dataset.train`` is read, so no held-out item can enter. Rows come user by user in dataset order, the original
-first; rows of fewer than two items and exact repeats of a user's row are left out.
+first. A regenerated row holds a replacement and differs from the original row by more than repeats; else the user has
+the original row alone. Rows of fewer than two items are left out.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from models.checkpoint import Bundle
 from models.dataset import Dataset, TokenArray
 from models.errors import BundleMismatchError
 from models.output import check_replaceable, replacing
-from models.regenerate import Regenerated, Regenerator
+from models.regenerate import Regenerated, Regenerator, without_repeats
 from models.rules import Rule
 from models.vocabulary import TokenRange, Vocabulary
 
@@ -144,13 +145,14 @@ def check_trained_on(bundle: Bundle, dataset: Dataset) -> None:
 def composite_rows(
     train: Iterable[TokenArray], regenerated: Iterable[Regenerated], target_range: TokenRange
 ) -> list[Row]:
-    """Original target-only rows and regenerated ones, user by user; short rows and exact repeats left out."""
+    """The rows of every user in order, original first; see the top of this file for which there are."""
     rows = []
     for user, (sequence, result) in enumerate(zip(train, regenerated, strict=True)):
         original = sequence[(sequence >= target_range.first) & (sequence <= target_range.last)]
         if len(original) >= SHORTEST_ROW:
             rows.append(Row(user, ORIGINAL, original))
-        if len(result.token_ids) >= SHORTEST_ROW and not np.array_equal(result.token_ids, original):
+        says_new = result.replaced > 0 and not np.array_equal(result.token_ids, without_repeats(original))
+        if says_new and len(result.token_ids) >= SHORTEST_ROW:
             rows.append(Row(user, REGENERATED, result.token_ids))
     return rows
 

@@ -290,8 +290,18 @@ def _assemble(
 ) -> Regenerated:
     rewritten = history.copy()
     rewritten[source.positions_N[span]] = replacements_N[span]
-    rewritten = rewritten[rewritten != DELETED]
-    repeats = np.zeros(len(rewritten), dtype=bool)
-    repeats[1:] = rewritten[1:] == rewritten[:-1]
+    rewritten = without_repeats(rewritten[rewritten != DELETED])
     steps = Steps(source.positions_N[span], source.tokens_N[span], replacements_N[span], *weights_4N[:, span])
-    return Regenerated(rewritten[~repeats], len(history), steps)
+    return Regenerated(rewritten, len(history), steps)
+
+
+def without_repeats(sequence: TokenArray) -> TokenArray:
+    """
+    *sequence* with consecutive repeats collapsed.
+
+    >>> without_repeats(np.array([7, 7, 8, 7])).tolist()
+    [7, 8, 7]
+    """
+    repeats = np.zeros(len(sequence), dtype=bool)
+    repeats[1:] = sequence[1:] == sequence[:-1]
+    return sequence[~repeats]
