@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -193,6 +194,18 @@ def train(
         with TrainingProgress(console, patience_of=lambda stage: _patience_of(config, stage)) as progress:
             bundle = train_bundle(prepared, out, config, device=place, run_directory=run_directory, progress=progress)
     console.print(f"bundle {bundle.version} written to {out}", highlight=False)
+    if experts != "from-scratch":
+        for domain in _not_adapted(bundle.provenance):
+            console.print(
+                f"expert {domain} is the base itself: no epoch of adapting ranked its validation items better; rules "
+                "that contrast the two find no difference",
+                highlight=False,
+            )
+
+
+def _not_adapted(provenance: Mapping[str, Any]) -> list[str]:
+    """The domains whose best epoch is epoch 0, the weights that adapting started from."""
+    return [domain for domain, summary in provenance["experts"].items() if summary["best_epoch"] == 0]
 
 
 def _patience_of(config: PipelineConfig, stage: str) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 import typer.main
 
 from app.cli import cli, main
@@ -258,6 +259,25 @@ def test_train_and_regenerate_write_what_they_say(run, tmp_path, dataset: Datase
     assert regenerated == 0
     assert f"{counts['kept'][0]:,} interactions kept, {counts['replaced'][0]:,} replaced" in out
     assert (tmp_path / "food" / "food.inter").is_file()
+
+
+@pytest.mark.parametrize(("epochs", "rate"), [("0", "0.001"), ("4", "0.05")])
+def test_experts_that_stayed_the_base_are_named_and_no_others(run, tmp_path, dataset: Dataset, epochs, rate) -> None:
+    """By the weights: rules that contrast experts with the base score such a domain by the base alone."""
+    code, out, _ = run(
+        "train", dataset.directory, "--out", tmp_path / "bundle", *TINY,
+        "--epochs", "0", "--expert-epochs", epochs, "--expert-learning-rate", rate,
+    )  # fmt: skip
+    bundle = load_bundle(tmp_path / "bundle")
+    stayed = {
+        domain
+        for domain in dataset.vocabulary.domains
+        if torch.equal(bundle.expert(domain).item_embeddings_VD, bundle.base.item_embeddings_VD)
+    }
+
+    assert code == 0
+    assert stayed == (set(dataset.vocabulary.domains) if epochs == "0" else set())
+    assert {domain for domain in dataset.vocabulary.domains if f"expert {domain} is the base itself" in out} == stayed
 
 
 @pytest.mark.parametrize(("experts", "epochs", "patience"), [("from-scratch", 375, 10), ("single-domain", 5, 5)])
