@@ -261,12 +261,14 @@ def test_train_and_regenerate_write_what_they_say(run, tmp_path, dataset: Datase
     assert (tmp_path / "food" / "food.inter").is_file()
 
 
-@pytest.mark.parametrize(("epochs", "rate"), [("0", "0.001"), ("4", "0.05")])
-def test_experts_that_stayed_the_base_are_named_and_no_others(run, tmp_path, dataset: Dataset, epochs, rate) -> None:
-    """By the weights: rules that contrast experts with the base score such a domain by the base alone."""
+@pytest.mark.parametrize(
+    ("experts", "epochs", "all_stayed"), [("adapted", "0", True), ("adapted", "4", False), ("from-scratch", "0", False)]
+)
+def test_experts_that_stayed_the_base_are_named(run, tmp_path, dataset: Dataset, experts, epochs, all_stayed) -> None:
+    """By the weights: rules that contrast an expert with the base find no difference there."""
     code, out, _ = run(
-        "train", dataset.directory, "--out", tmp_path / "bundle", *TINY,
-        "--epochs", "0", "--expert-epochs", epochs, "--expert-learning-rate", rate,
+        "train", dataset.directory, "--out", tmp_path / "bundle", *TINY, "--experts", experts,
+        "--epochs", "0", "--expert-epochs", epochs, "--expert-learning-rate", "0.05",
     )  # fmt: skip
     bundle = load_bundle(tmp_path / "bundle")
     stayed = {
@@ -276,7 +278,7 @@ def test_experts_that_stayed_the_base_are_named_and_no_others(run, tmp_path, dat
     }
 
     assert code == 0
-    assert stayed == (set(dataset.vocabulary.domains) if epochs == "0" else set())
+    assert stayed == (set(dataset.vocabulary.domains) if all_stayed else set())
     assert {domain for domain in dataset.vocabulary.domains if f"expert {domain} is the base itself" in out} == stayed
 
 
