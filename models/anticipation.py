@@ -106,12 +106,12 @@ def expected_items(view: View, target_range: TokenRange, count: int) -> Expected
         tokens.append((column_CK + target_range.first).cpu().numpy())
         values.append(best_CK.cpu().numpy())
     token_ids_RK, log_probabilities_RK = np.concatenate(tokens), np.concatenate(values)
-    # Equals in any order so far; the lowest token comes first, as everywhere.
-    order_RK = np.lexsort((token_ids_RK, -log_probabilities_RK), axis=1)
-    return Expected(
-        np.take_along_axis(token_ids_RK, order_RK, axis=1),
-        np.take_along_axis(log_probabilities_RK, order_RK, axis=1),
-    )
+    # The best come first, but equals in any order; the lowest token is first among them, as everywhere.
+    has_equals_R = (log_probabilities_RK[:, 1:] == log_probabilities_RK[:, :-1]).any(axis=1)
+    order_SK = np.lexsort((token_ids_RK[has_equals_R], -log_probabilities_RK[has_equals_R]), axis=1)
+    for values_RK in (token_ids_RK, log_probabilities_RK):
+        values_RK[has_equals_R] = np.take_along_axis(values_RK[has_equals_R], order_SK, axis=1)
+    return Expected(token_ids_RK, log_probabilities_RK)
 
 
 def _best(values_CX: Tensor, count: int) -> tuple[Tensor, Tensor]:

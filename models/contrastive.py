@@ -48,13 +48,14 @@ from models.rules import ContrastiveRule
 from models.vocabulary import PADDING, TokenRange
 
 DELETED = PADDING
-# Logits of one decoder held at once, in elements: 2 M floats are 8 MB, about a core's share of the last-level cache.
-BLOCK_ELEMENTS = 1 << 21
+# Logits of one decoder held at once, in elements, by the kind of device: 2 M floats are 8 MB, about a core's share of
+# the last-level cache; a GPU wants enough to be busy, 128 MB.
+BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 25}
 # A row of a matrix product is computed alike whatever the other rows hold, and however many there are, as long as
 # there are at least this many (below, the libraries take other kernels that round differently).
 MIN_BLOCK_ROWS = 16
 # More rows than this gain no speed.
-MAX_BLOCK_ROWS = 256
+MAX_BLOCK_ROWS = {"cpu": 256, "cuda": 2048}
 # The released code's guard of logarithm and quotient.
 REFERENCE_EPSILON = 1e-10
 
@@ -169,7 +170,7 @@ def decide_in_blocks(
     base: View,
     source_expert: View,
     target_range: TokenRange,
-    block_elements: int = BLOCK_ELEMENTS,
+    block_elements: int | None = None,
 ) -> Decisions:
     """
     ``decide`` for items of one source domain, in plain torch on any device, block by block: the definition.
@@ -180,13 +181,13 @@ def decide_in_blocks(
         base: theta_M, likewise.
         source_expert: theta_S, the expert of the items' own domain, likewise.
         target_range: the target domain's tokens.
-        block_elements: most logits of one decoder held at once (at least 16 positions are taken).
+        block_elements: most logits of one decoder held at once (at least 16 positions are taken); BLOCK_ELEMENTS.
 
     Returns:
-        One decision per position, the same to the bit whatever *block_elements*.
+        One decision per position, on a CPU the same to the bit whatever *block_elements*.
     """
-    N, V = len(base.hidden_ND), len(base.table_VD)
-    rows = _block_rows(V, block_elements)
+    N = len(base.hidden_ND)
+    rows = _block_rows(base.table_VD, block_elements)
     blocks = [
         _BLOCK_RULES[rule](
             _block_logits(target_expert, start, rows),
@@ -201,14 +202,14 @@ def decide_in_blocks(
     return Decisions(*(torch.cat(parts)[:N] for parts in zip(*blocks, strict=True)))
 
 
-def logits_in_blocks(view: View, block_elements: int = BLOCK_ELEMENTS) -> Iterator[Tensor]:
+def logits_in_blocks(view: View) -> Iterator[Tensor]:
     """
-    Logits [C, V] of all positions of *view*, block after block, at most *block_elements* at once (or 16 positions).
+    Logits [C, V] of all positions of *view*, block after block, at most BLOCK_ELEMENTS at once (or 16 positions).
 
     A position's logits are the same to the bit whatever the others and however many there are.
     """
-    N, V = len(view.hidden_ND), len(view.table_VD)
-    rows = _block_rows(V, block_elements)
+    N = len(view.hidden_ND)
+    rows = _block_rows(view.table_VD, None)
     for start in range(0, N, rows):
         yield _block_logits(view, start, rows)[: N - start]
 
@@ -312,15 +313,22 @@ def _no_decisions(view: View) -> Decisions:
     return Decisions(empty.long(), empty, empty, empty, empty)
 
 
-def _block_rows(V: int, block_elements: int) -> int:
-    return min(MAX_BLOCK_ROWS, max(MIN_BLOCK_ROWS, block_elements // V))
+def _block_rows(table_VD: Tensor, block_elements: int | None) -> int:
+    kind = table_VD.device.type
+    elements = BLOCK_ELEMENTS[kind] if block_elements is None else block_elements
+    return min(MAX_BLOCK_ROWS[kind], max(MIN_BLOCK_ROWS, elements // len(table_VD)))
 
 
 def _block_logits(view: View, start: int, rows: int) -> Tensor:
-    """Logits [C, V] of positions start.. in a product of at least MIN_BLOCK_ROWS rows; the padded rows are zero."""
+    """
+    Logits [C, V] of positions start.. in a product of at least MIN_BLOCK_ROWS rows; the padded rows are zero.
+
+    On a GPU every product has all *rows*: its library chooses the order of a sum by the shape.
+    """
     hidden_CD = view.hidden_ND[start : start + rows]
-    if len(hidden_CD) < MIN_BLOCK_ROWS:
-        padded_CD = hidden_CD.new_zeros(MIN_BLOCK_ROWS, hidden_CD.shape[1])
+    least = rows if hidden_CD.is_cuda else MIN_BLOCK_ROWS
+    if len(hidden_CD) < least:
+        padded_CD = hidden_CD.new_zeros(least, hidden_CD.shape[1])
         padded_CD[: len(hidden_CD)] = hidden_CD
         hidden_CD = padded_CD
     return hidden_CD @ view.table_VD.T

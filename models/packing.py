@@ -6,8 +6,8 @@ sequences are one matrix, and only attention takes them apart: sequences of one 
 the next multiple of LENGTH_STEP of its own length, so that a sequence's attention has a shape that depends on that
 sequence alone (docs/decisions/0001-same-answer-in-any-batch.md).
 
-Shapes: N = positions of all sequences, filled up to a multiple of LENGTH_STEP; M of them in one bucket, of B sequences
-padded to T; D = width.
+Shapes: N = positions of all sequences, filled up to a multiple of LENGTH_STEP (GPU_ROW_STEP on a GPU); M of them in one
+bucket, of B sequences padded to T; D = width.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from models.decoder import Decoder, causal_attention
 
 # Products and attention of such lengths give the same bits whatever stands beside a row; of others they do not.
 LENGTH_STEP = 16
+# A GPU takes as long to be asked as to answer, so there one attention call serves nearly all lengths, and products have
+# nearly always one shape: its libraries choose the order of a sum by the shape.
+GPU_LENGTH_STEP = 128
+GPU_ROW_STEP = 4096
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,13 @@ def pack(sequences: Sequence[TokenArray], longest: int, device: torch.device) ->
     assert lengths_B.max() <= longest
     stops_B = np.cumsum(lengths_B)
     starts_B = stops_B - lengths_B
-    N = padded_length(int(stops_B[-1]))
+    on_gpu = device.type == "cuda"
+    N = padded_length(int(stops_B[-1]), GPU_ROW_STEP if on_gpu else LENGTH_STEP)
     token_ids_N, positions_N = np.zeros((2, N), dtype=np.int64)
     token_ids_N[: stops_B[-1]] = np.concatenate(sequences)
     positions_N[: stops_B[-1]] = np.arange(stops_B[-1]) - np.repeat(starts_B, lengths_B)
-    padded_B = np.asarray([min(longest, padded_length(int(length))) for length in lengths_B])
+    step = GPU_LENGTH_STEP if on_gpu else LENGTH_STEP
+    padded_B = np.asarray([min(longest, padded_length(int(length), step)) for length in lengths_B])
     buckets = []
     for length in np.unique(padded_B):
         members = padded_B == length
@@ -105,6 +111,6 @@ def pack(sequences: Sequence[TokenArray], longest: int, device: torch.device) ->
     return Packed(tokens, positions, tuple(buckets), starts_B)
 
 
-def padded_length(length: int) -> int:
-    """The next multiple of LENGTH_STEP, at least one."""
-    return max(1, -(-length // LENGTH_STEP)) * LENGTH_STEP
+def padded_length(length: int, step: int = LENGTH_STEP) -> int:
+    """The next multiple of *step*, at least one."""
+    return max(1, -(-length // step)) * step

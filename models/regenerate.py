@@ -27,9 +27,9 @@ from models.packing import pack
 from models.rules import ANTICIPATE, RULES, Rule
 from models.vocabulary import TokenRange
 
-# Positions of one encoder call, about: enough for full-speed products, 32 sequences of 128.
+# Positions of one encoder call at most: enough for full-speed products, 32 sequences of 128.
 ENCODER_POSITIONS = 4096
-# Source positions decided together: bounds the memory of gathered hidden states (3 decoders x 128 floats each).
+# Positions of sequences decided together: bounds the memory of gathered hidden states (3 decoders x 128 floats each).
 WINDOW_POSITIONS = 1 << 15
 
 
@@ -255,13 +255,13 @@ class _Reader:
 
 
 def _spans(histories: Sequence[TokenArray], positions: int) -> Iterator[tuple[int, int]]:
-    """Consecutive spans of sequences that together hold about so many *positions*."""
+    """Consecutive spans of sequences that together hold at most so many *positions*, or of one longer sequence."""
     first, held = 0, 0
     for index, history in enumerate(histories):
+        if first < index and held + len(history) > positions:
+            yield first, index
+            first, held = index, 0
         held += len(history)
-        if held >= positions:
-            yield first, index + 1
-            first, held = index + 1, 0
     if first < len(histories):
         yield first, len(histories)
 

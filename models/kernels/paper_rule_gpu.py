@@ -36,12 +36,13 @@ from models.vocabulary import PADDING, TokenRange
 LOG = logging.getLogger(__name__)
 
 # Items of one span: so many that a span's seven numbers per position are nothing next to its products, so few that a
-# hundred thousand items occupy every core of a GPU with a few dozen positions.
-SPAN_ITEMS = 4096
-# Positions whose spans' numbers are held at once: 28 MB at a million items.
+# hundred thousand items occupy every core of a GPU with a few dozen positions (docs/performance.md has other sizes).
+SPAN_ITEMS = 1024
+# Positions whose spans' numbers are held at once: 112 MB at a million items.
 CHUNK_POSITIONS = 4096
 # One program's tile, three float32 [C, X] in its registers, and the step through the width: 16 rows to a warp, with
-# more warps than that two do the same products. Untimed so far.
+# more warps than that two do the same products. Of the tiles that leave an Ampere GPU's registers enough, the fastest
+# on an H200 but one (docs/performance.md).
 BLOCK_POSITIONS = tl.constexpr(64)
 BLOCK_ITEMS = tl.constexpr(64)
 BLOCK_WIDTH = tl.constexpr(32)
@@ -127,8 +128,8 @@ def _spans(V: int, target_range: TokenRange) -> tuple[list[int], slice]:
     """
     Where spans begin, and the last one ends; and which of them are the target domain's.
 
-    >>> _spans(10_000, TokenRange(1, 5_000))
-    ([1, 4097, 5001, 9097, 10000], slice(0, 2, None))
+    >>> _spans(3_000, TokenRange(1, 1_500))
+    ([1, 1025, 1501, 2525, 3000], slice(0, 2, None))
     """
     edges = sorted({1, target_range.first, target_range.last + 1, V})
     bounds = [start for first, stop in pairwise(edges) for start in range(first, stop, SPAN_ITEMS)] + [V]

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.checkpoint import Bundle
+from models.checkpoint import Bundle, load_bundle
 from models.decoder import Decoder
 from models.errors import UnknownDomainError
 from models.regenerate import Regenerated, Regenerator
@@ -23,6 +23,12 @@ NUM_ITEMS = ITEMS_PER_DOMAIN * len(DOMAINS)
 sequences_of_tokens = st.lists(st.lists(st.integers(1, NUM_ITEMS), max_size=40), max_size=12)
 # The bundle is shared by the session and never changed, so one for all examples is right.
 examples = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
+
+
+@pytest.fixture(scope="session", params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def placed(bundle: Bundle, request: pytest.FixtureRequest) -> Bundle:
+    """``bundle`` on every kind of device that this machine has."""
+    return load_bundle(bundle.directory, request.param)
 
 
 def regenerate(bundle: Bundle, sequences: list[list[int]], target: str, rule: Rule = "paper") -> list[Regenerated]:
@@ -45,12 +51,12 @@ DISCRETE = {"positions", "source_tokens", "replacements"}
 @examples
 @given(sequences=sequences_of_tokens, target=st.sampled_from(DOMAINS))
 def test_a_sequence_alone_equals_itself_in_any_batch(
-    bundle: Bundle, rule: Rule, sequences: list[list[int]], target: str
+    placed: Bundle, rule: Rule, sequences: list[list[int]], target: str
 ) -> None:
-    together = regenerate(bundle, sequences, target, rule)
-    reversed_order = regenerate(bundle, sequences[::-1], target, rule)[::-1]
+    together = regenerate(placed, sequences, target, rule)
+    reversed_order = regenerate(placed, sequences[::-1], target, rule)[::-1]
     for sequence, result, other in zip(sequences, together, reversed_order, strict=True):
-        (alone,) = regenerate(bundle, [sequence], target, rule)
+        (alone,) = regenerate(placed, [sequence], target, rule)
         assert same(result, alone)
         assert same(result, other)
 
