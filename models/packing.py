@@ -106,8 +106,10 @@ def pack(sequences: Sequence[TokenArray], longest: int, device: torch.device) ->
         rows_BT = np.minimum(starts_B[members, None] + places_T, stops_B[members, None] - 1)
         real_BT = places_T < lengths_B[members, None]
         parts = (rows_BT, np.flatnonzero(real_BT), rows_BT[real_BT])
-        buckets.append(Bucket(*(torch.from_numpy(part).to(device) for part in parts)))
-    tokens, positions = (torch.from_numpy(column).to(device) for column in (token_ids_N, positions_N))
+        buckets.append(Bucket(*(torch.from_numpy(part).to(device, non_blocking=True) for part in parts)))
+    tokens, positions = (
+        torch.from_numpy(column).to(device, non_blocking=True) for column in (token_ids_N, positions_N)
+    )
     return Packed(tokens, positions, tuple(buckets), starts_B)
 
 

@@ -250,7 +250,8 @@ class _Reader:
             starts[rows] = packed.starts
             here = np.flatnonzero(np.isin(sequences_N, rows))
             places = starts[sequences_N[here]] + self._positions_N[chosen_N[here]]
-            hidden_ND[torch.from_numpy(here).to(device)] = packed.encode(decoder)[torch.from_numpy(places).to(device)]
+            here_N, places_N = (torch.from_numpy(rows).to(device, non_blocking=True) for rows in (here, places))
+            hidden_ND[here_N] = packed.encode(decoder)[places_N]
         return hidden_ND
 
 

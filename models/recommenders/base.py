@@ -184,9 +184,10 @@ class CausalRecommender(SessionRecommender[BatchT]):
 
     def next_item_loss(self, batch: SequenceBatch) -> Tensor:
         """Full-softmax cross-entropy over items 1..num_items, mean over positions times the batch's weight."""
-        hidden_BTD = self.encode_all(batch.item_ids_BT.to(self.device))
-        hidden_ND = hidden_BTD.flatten(0, 1)[batch.positions_N.to(self.device)]
-        return batch.weight * linear_cross_entropy(hidden_ND, self.item_table_XD, batch.targets_N.to(self.device) - 1)
+        hidden_BTD = self.encode_all(batch.item_ids_BT.to(self.device, non_blocking=True))
+        hidden_ND = hidden_BTD.flatten(0, 1)[batch.positions_N.to(self.device, non_blocking=True)]
+        columns_N = batch.targets_N.to(self.device, non_blocking=True) - 1
+        return batch.weight * linear_cross_entropy(hidden_ND, self.item_table_XD, columns_N)
 
 
 def last_states(hidden_BTD: Tensor, lengths_B: Tensor) -> Tensor:

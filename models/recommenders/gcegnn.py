@@ -134,8 +134,9 @@ class GCEGNN(SessionRecommender[PrefixBatch]):
 
     def loss(self, batch: PrefixBatch) -> Tensor:
         """Full-softmax cross-entropy of the item after each session."""
-        session_BD = self.encode(batch.item_ids_BT.to(self.device))
-        return linear_cross_entropy(session_BD, self.item_table_XD, batch.targets_B.to(self.device) - 1)
+        session_BD = self.encode(batch.item_ids_BT.to(self.device, non_blocking=True))
+        columns_B = batch.targets_B.to(self.device, non_blocking=True) - 1
+        return linear_cross_entropy(session_BD, self.item_table_XD, columns_B)
 
     def _local(self, item_ids_BT: Tensor, hidden_BTD: Tensor) -> Tensor:
         types_BTT = edge_types(item_ids_BT)
