@@ -91,6 +91,34 @@ def bootstrap_gains(
     ]
 
 
+def bootstrap_mean_gain(
+    values_PK: npt.NDArray[np.float64],
+    baselines_PK: npt.NDArray[np.float64],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """
+    Mean over K tables of the relative gain, sum of values / sum of baselines - 1, with people drawn for all at once.
+
+    Whoever is drawn is drawn into every table that has them, so tables that share people are not taken for
+    independent ones.
+
+    Args:
+        values_PK: one row per person, one column per table; 0 where the table does not have the person.
+        baselines_PK: likewise; every column's sum is positive, in every resample too.
+        seed, resamples, confidence: as in ``bootstrap_means``.
+    """
+    K = values_PK.shape[1]
+    both_PM = np.hstack([values_PK, baselines_PK])
+    means_M, means_RM = both_PM.mean(axis=0), _resampled_means(both_PM, seed, resamples)
+    assert (means_RM[:, K:] > 0).all()
+    gains_R = (means_RM[:, :K] / means_RM[:, K:]).mean(axis=1) - 1
+    gain = float((means_M[:K] / means_M[K:]).mean()) - 1
+    return _intervals(np.asarray([gain]), gains_R[:, None], confidence)[0]
+
+
 def _resampled_means(values_NM: npt.NDArray[np.float64], seed: int, resamples: int) -> npt.NDArray[np.float64]:
     N, M = values_NM.shape
     assert N > 0

@@ -49,8 +49,8 @@ async def regenerate(request: Request, body: RegenerateRequest) -> Response:
     """
     Every item of another domain becomes an item of the target domain, or is deleted; the target's own items stay.
 
-    On the CPU the same sequence gets the same answer, to the bit, alone, in any batch, from a job and from the command
-    line. On a GPU this is not shown: near ties may turn with the batch.
+    The same sequence gets the same answer, to the bit, alone, in any batch, from a job and from the command line: on
+    the CPU, and on a GPU as far as one was tried. CPU and GPU may differ at near ties.
     """
     # Not a dependency: FastAPI runs one that is no coroutine in a thread, for every request
     inference = inference_of(request)

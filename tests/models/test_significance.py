@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.significance import bootstrap_gains, bootstrap_means
+from models.significance import bootstrap_gains, bootstrap_mean_gain, bootstrap_means
 
 
 def test_identical_arms_have_an_interval_of_exactly_zero():
@@ -87,3 +87,31 @@ def test_there_is_no_relative_gain_over_a_baseline_that_few_users_make():
 
     assert [relative for _, relative in gains] == [None, None]
     assert [difference.mean for difference, _ in gains] == [1, 1]
+
+
+def test_the_mean_gain_is_that_of_the_tables_ratios():
+    """Two tables of other people: 3 / 2 and 1 / 2 of the baseline, whose gains +50 % and -50 % cancel; no spread."""
+    baselines = np.array([[2.0, 0.0], [2.0, 0.0], [0.0, 4.0], [0.0, 4.0]])
+    # Enough people that every resample has some of both.
+    values, baselines = np.tile(baselines * [1.5, 0.5], (10, 1)), np.tile(baselines, (10, 1))
+    interval = bootstrap_mean_gain(values, baselines, seed=0)
+
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((0, 0, 0))
+
+
+def test_tables_that_share_their_people_are_no_independent_evidence():
+    """The mean of a table and its copy is as uncertain as the table; with other people it is sqrt(2) times surer."""
+    generator = np.random.default_rng(3)
+    baselines = np.ones((400, 1))
+    first, second = (baselines + generator.normal(0.2, 1, size=(400, 1)) for _ in range(2))
+
+    def width(values, baselines):
+        interval = bootstrap_mean_gain(values, baselines, seed=0)
+        return interval.high - interval.low
+
+    alone, nobody = width(first, baselines), np.zeros((400, 1))
+    copied = width(np.hstack([first, first]), np.hstack([baselines, baselines]))
+    apart = width(np.block([[first, nobody], [nobody, second]]), np.block([[baselines, nobody], [nobody, baselines]]))
+
+    assert copied == pytest.approx(alone)
+    assert apart == pytest.approx(alone / np.sqrt(2), rel=0.15)
