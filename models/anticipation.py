@@ -27,10 +27,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
-from models.contrastive import View, logits_in_blocks
+from models.contrastive import View, log_softmax, logits_in_blocks
 from models.dataset import TokenArray
 from models.vocabulary import TokenRange
 
@@ -102,7 +101,7 @@ def expected_items(view: View, target_range: TokenRange, count: int) -> Expected
     count = min(count, len(target_range))
     tokens, values = [np.zeros((0, count), dtype=np.int64)], [np.zeros((0, count), dtype=np.float32)]
     for logits_CX in logits_in_blocks(View(view.hidden_ND, view.table_VD[target_range.columns])):
-        best_CK, column_CK = _best(torch.log_softmax(logits_CX, dim=1), count)
+        best_CK, column_CK = _best(log_softmax(logits_CX), count)
         tokens.append((column_CK + target_range.first).cpu().numpy())
         values.append(best_CK.cpu().numpy())
     token_ids_RK, log_probabilities_RK = np.concatenate(tokens), np.concatenate(values)

@@ -40,6 +40,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.kernels import paper_rule
@@ -48,14 +49,16 @@ from models.rules import ContrastiveRule
 from models.vocabulary import PADDING, TokenRange
 
 DELETED = PADDING
-# Logits of one decoder held at once, in elements, by the kind of device: 2 M floats are 8 MB, about a core's share of
-# the last-level cache; a GPU wants enough to be busy, 128 MB.
-BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 25}
+# Logits of one decoder held at once, in elements: 2 M floats are 8 MB, about a core's share of the last-level cache; a
+# GPU wants enough to be busy, 128 MB.
+BLOCK_ELEMENTS, GPU_BLOCK_ELEMENTS = 1 << 21, 1 << 25
 # A row of a matrix product is computed alike whatever the other rows hold, and however many there are, as long as
 # there are at least this many (below, the libraries take other kernels that round differently).
 MIN_BLOCK_ROWS = 16
 # More rows than this gain no speed.
-MAX_BLOCK_ROWS = {"cpu": 256, "cuda": 2048}
+MAX_BLOCK_ROWS, GPU_MAX_BLOCK_ROWS = 256, 2048
+# A GPU's softmax reads 16 bytes at a time from wherever a row begins, and sums in that order.
+GPU_ALIGNMENT = 4
 # The released code's guard of logarithm and quotient.
 REFERENCE_EPSILON = 1e-10
 
@@ -181,7 +184,8 @@ def decide_in_blocks(
         base: theta_M, likewise.
         source_expert: theta_S, the expert of the items' own domain, likewise.
         target_range: the target domain's tokens.
-        block_elements: most logits of one decoder held at once (at least 16 positions are taken); BLOCK_ELEMENTS.
+        block_elements: most logits of one decoder held at once (at least 16 positions are taken); by default
+            BLOCK_ELEMENTS, on a GPU GPU_BLOCK_ELEMENTS.
 
     Returns:
         One decision per position, on a CPU the same to the bit whatever *block_elements*.
@@ -204,7 +208,7 @@ def decide_in_blocks(
 
 def logits_in_blocks(view: View) -> Iterator[Tensor]:
     """
-    Logits [C, V] of all positions of *view*, block after block, at most BLOCK_ELEMENTS at once (or 16 positions).
+    Logits [C, V] of all positions of *view*, block after block, as many at once as ``decide_in_blocks`` holds.
 
     A position's logits are the same to the bit whatever the others and however many there are.
     """
@@ -212,6 +216,11 @@ def logits_in_blocks(view: View) -> Iterator[Tensor]:
     rows = _block_rows(view.table_VD, None)
     for start in range(0, N, rows):
         yield _block_logits(view, start, rows)[: N - start]
+
+
+def log_softmax(logits_CX: Tensor) -> Tensor:
+    """Logarithm of every row's softmax, the same to the bit wherever among the others the row stands."""
+    return torch.log_softmax(_aligned(logits_CX), dim=1)[:, : logits_CX.shape[1]]
 
 
 def confidence(logits_CX: Tensor) -> Tensor:
@@ -238,8 +247,7 @@ def agreement(first_CX: Tensor, second_CX: Tensor) -> Tensor:
 
     p and q are the softmax of the two logits. 1 for equal distributions, 0 for disjoint ones.
     """
-    log_p_CX = torch.log_softmax(first_CX, dim=1)
-    log_q_CX = torch.log_softmax(second_CX, dim=1)
+    log_p_CX, log_q_CX = log_softmax(first_CX), log_softmax(second_CX)
     p_CX, q_CX = log_p_CX.exp(), log_q_CX.exp()
     # JSD = (sum p ln p + sum q ln q) / 2 - sum m ln m with m = (p + q) / 2. A probability that underflows to 0 meets
     # a finite logarithm of its own, and xlogy(0, 0) = 0, so every term is finite.
@@ -260,7 +268,7 @@ def reference_confidence(logits_CX: Tensor) -> Tensor:
 
     Differs from the paper's text, whose alpha is one number per position.
     """
-    probabilities_CX = torch.softmax(logits_CX, dim=1)
+    probabilities_CX = torch.softmax(_aligned(logits_CX), dim=1)[:, : logits_CX.shape[1]]
     terms_CX = -probabilities_CX * torch.log(probabilities_CX + REFERENCE_EPSILON)
     return (1 - terms_CX) / (1 - terms_CX.amax(dim=1, keepdim=True))
 
@@ -272,8 +280,7 @@ def reference_divergence(base_CX: Tensor, source_CX: Tensor) -> Tensor:
     Its arguments are swapped against the Jensen-Shannon divergence. In logarithms throughout, so that a probability
     that underflows gives 0 where the released code gives NaN.
     """
-    log_p_CX = torch.log_softmax(base_CX, dim=1)
-    log_q_CX = torch.log_softmax(source_CX, dim=1)
+    log_p_CX, log_q_CX = log_softmax(base_CX), log_softmax(source_CX)
     log_mean_CX = torch.logaddexp(log_p_CX, log_q_CX) - math.log(2)
     return log_mean_CX.exp() * (log_mean_CX - (log_p_CX + log_q_CX) / 2)
 
@@ -287,6 +294,12 @@ def reference_disagreement(base_CX: Tensor, source_CX: Tensor) -> Tensor:
 def reference_scores(target_CX: Tensor, source_CX: Tensor, alpha_CX: Tensor, beta_CX: Tensor) -> Tensor:
     """Score (1 + alpha) l_T - beta l_S of the released code, [C, X]; the base's logits enter through beta only."""
     return (1 + alpha_CX) * target_CX - beta_CX * source_CX
+
+
+def _aligned(logits_CX: Tensor) -> Tensor:
+    """On a GPU, with so many columns of probability 0 more that every row begins at a multiple of 16 bytes."""
+    missing = -logits_CX.shape[1] % GPU_ALIGNMENT if logits_CX.is_cuda else 0
+    return F.pad(logits_CX, (0, missing), value=-math.inf) if missing else logits_CX
 
 
 def _compiled(tensors: Sequence[Tensor]) -> Callable[..., Decided] | None:
@@ -314,9 +327,11 @@ def _no_decisions(view: View) -> Decisions:
 
 
 def _block_rows(table_VD: Tensor, block_elements: int | None) -> int:
-    kind = table_VD.device.type
-    elements = BLOCK_ELEMENTS[kind] if block_elements is None else block_elements
-    return min(MAX_BLOCK_ROWS[kind], max(MIN_BLOCK_ROWS, elements // len(table_VD)))
+    most_elements, most_rows = BLOCK_ELEMENTS, MAX_BLOCK_ROWS
+    if table_VD.is_cuda:
+        most_elements, most_rows = GPU_BLOCK_ELEMENTS, GPU_MAX_BLOCK_ROWS
+    elements = most_elements if block_elements is None else block_elements
+    return min(most_rows, max(MIN_BLOCK_ROWS, elements // len(table_VD)))
 
 
 def _block_logits(view: View, start: int, rows: int) -> Tensor:
