@@ -19,6 +19,8 @@ import models.errors
 from app.cli import cli
 from app.main import create_app
 from app.settings import Settings
+from models.arms import build_arm
+from models.dataset import Dataset
 from models.decoder import DecoderConfig
 from models.regenerate import most_items
 from models.rules import DEFAULT_RULE
@@ -286,3 +288,23 @@ def test_the_results_page_does_not_count_a_comparison_twice(tmp_path) -> None:
 
     with pytest.raises(SystemExit, match="two reports compare"):
         script("write_results").main([str(path), str(path)])
+
+
+def test_the_mean_over_targets_is_of_everyone_in_the_cells(
+    dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 1 instead of 2 for everybody is log2(3) = 1.58 times the NDCG, whoever is drawn."""
+    places = [dataset.directory / target for target in ("food", "kitchen")]
+    for place in places:
+        queries = build_arm(dataset, place.name, "original", None).test
+        cells = dataset.directory.with_name(f"cells-{dataset.directory.name}-{place.name}")
+        cells.mkdir()
+        for arm, rank in (("original", 2), ("duplicated", 2), ("regenerated", 1)):
+            ranks = {ranking: [rank] * len(queries) for ranking in ("all", "unseen")}
+            served = ranks if arm == "regenerated" else None
+            cell = {"recommender": "sasrec", "arm": arm, "ranks": ranks, "served_ranks": served}
+            (cells / f"{arm}.json").write_text(json.dumps(cell), encoding="utf-8")
+    script("mean_over_targets").main("sasrec", [str(place) for place in places])
+
+    gain = "+58 % [+58, +58]"
+    assert f"| sasrec | unseen | {gain} | {gain} | {gain} | {gain} | 2 |" in capsys.readouterr().out
