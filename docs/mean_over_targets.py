@@ -23,9 +23,10 @@ import torch
 from models.arms import build_arm
 from models.dataset import load_dataset
 from models.metrics import ndcg_at_k
+from models.results import MAIN
 from models.significance import bootstrap_mean_gain
+from models.study import ANALYSIS_SEED
 
-SEED = 2025
 RANKINGS = ("all", "unseen")
 GAINS = tuple((line, baseline) for line in ("regenerated", "served") for baseline in ("original", "duplicated"))
 
@@ -41,7 +42,7 @@ def main(recommender: str, places: Sequence[str]) -> None:
         for column, (users, by_line) in enumerate(tables):
             for line, means in by_line[ranking].items():
                 columns[line][[row_of[user] for user in users], column] = means
-        gains = (bootstrap_mean_gain(columns[line], columns[over], seed=SEED) for line, over in GAINS)
+        gains = (bootstrap_mean_gain(columns[line], columns[over], seed=ANALYSIS_SEED) for line, over in GAINS)
         cells = (f"{100 * gain.mean:+.0f} % [{100 * gain.low:+.0f}, {100 * gain.high:+.0f}]" for gain in gains)
         sys.stdout.write(f"| {recommender} | {ranking} | {' | '.join(cells)} | {len(tables)} | {len(row_of):,} |\n")
 
@@ -50,13 +51,16 @@ def table(recommender: str, place: Path) -> tuple[list[str], Values]:
     """Users with a target item in their history, and NDCG@10 [N] of each by ranking and line of the results."""
     dataset = load_dataset(place.parent)
     queries = build_arm(dataset, place.name, "original", None).test
-    is_main = queries.num_target_items > 0
+    is_main = MAIN.members(queries.num_target_items)
     by_line: dict[str, dict[str, list[Any]]] = {ranking: defaultdict(list) for ranking in RANKINGS}
     for line, ranks in ranks_of(recommender, place.parent.with_name(f"cells-{place.parent.name}-{place.name}")):
         for ranking in RANKINGS:
-            assert len(ranks[ranking]) == len(queries), f"{place}: cells of another dataset"
+            if len(ranks[ranking]) != len(queries):
+                sys.exit(f"{place}: a cell ranks {len(ranks[ranking])} users, the dataset has {len(queries)}")
             by_line[ranking][line].append(ndcg_at_k(torch.tensor(ranks[ranking]), 10).numpy()[is_main])
-    assert all(len(seeds) == len(by_line["all"]["original"]) for seeds in by_line["all"].values()), f"{place}: a seed"
+    num_seeds = {line: len(seeds) for line, seeds in by_line["all"].items()}
+    if len(set(num_seeds.values())) != 1:
+        sys.exit(f"{place}: every line needs the same seeds, there are cells of {num_seeds}")
     users = [dataset.user_ids[user] for user in queries.users[is_main]]
     return users, {
         ranking: {line: np.mean(seeds, axis=0) for line, seeds in lines.items()} for ranking, lines in by_line.items()

@@ -213,7 +213,7 @@ def logits_in_blocks(view: View) -> Iterator[Tensor]:
     A position's logits are the same to the bit whatever the others and however many there are.
     """
     N = len(view.hidden_ND)
-    rows = _block_rows(view.table_VD, None)
+    rows = _block_rows(view.table_VD)
     for start in range(0, N, rows):
         yield _block_logits(view, start, rows)[: N - start]
 
@@ -326,7 +326,7 @@ def _no_decisions(view: View) -> Decisions:
     return Decisions(empty.long(), empty, empty, empty, empty)
 
 
-def _block_rows(table_VD: Tensor, block_elements: int | None) -> int:
+def _block_rows(table_VD: Tensor, block_elements: int | None = None) -> int:
     most_elements, most_rows = BLOCK_ELEMENTS, MAX_BLOCK_ROWS
     if table_VD.is_cuda:
         most_elements, most_rows = GPU_BLOCK_ELEMENTS, GPU_MAX_BLOCK_ROWS

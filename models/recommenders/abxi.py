@@ -169,7 +169,7 @@ class ABXI(MultiDomainRecommender):
 
     def stream_states(self, streams: DomainStreams) -> Tensor:
         """Shared blocks over the domains' streams, group by group: [P, D]."""
-        return torch.cat([self.states(group.item_ids_RS.to(self.device)).flatten(0, 1) for group in streams.groups])
+        return torch.cat([self.states(self.on_device(group.item_ids_RS)).flatten(0, 1) for group in streams.groups])
 
     def fuse(self, domain: int, mixed_MD: Tensor, own_MD: Tensor, present_M: Tensor) -> Tensor:
         """
@@ -197,11 +197,11 @@ class ABXI(MultiDomainRecommender):
     def loss(self, batch: MixedBatch) -> Tensor:
         """Mean over domains of their cross-entropies at temperature 0.75."""
         streams = aligned_streams(batch, self.domains)  # on the CPU, where batches are made
-        mixed_BTD, own_PD = self.states(batch.item_ids_BT.to(self.device)), self.stream_states(streams)
+        mixed_BTD, own_PD = self.states(self.on_device(batch.item_ids_BT)), self.stream_states(streams)
         total = torch.zeros((), device=self.device)
         for domain, (targets, table_XD) in enumerate(zip(batch.targets, self.domain_tables, strict=True)):
-            slots_M = streams.slots_KBT[domain].flatten()[targets.positions_M].to(self.device)
-            mixed_MD = mixed_BTD.flatten(0, 1)[targets.positions_M.to(self.device)]
+            slots_M = self.on_device(streams.slots_KBT[domain].flatten()[targets.positions_M])
+            mixed_MD = mixed_BTD.flatten(0, 1)[self.on_device(targets.positions_M)]
             vectors_MD = self.fuse(domain, mixed_MD, own_PD[slots_M.clamp(min=0)], slots_M >= 0)
             loss = domain_cross_entropy(vectors_MD / self.temperature, table_XD, targets.columns_M)
             total = total + targets.weight * loss

@@ -142,6 +142,10 @@ class Recommender(nn.Module, ABC, Generic[BatchT]):
         """Where the weights are."""
         return self.item_table_XD.device
 
+    def on_device(self, tensor: Tensor) -> Tensor:
+        """A batch's tensor where the weights are; a GPU that is still at the last step is not waited for."""
+        return tensor.to(self.device, non_blocking=True)
+
 
 class SessionRecommender(Recommender[BatchT]):
     """A recommender that knows nothing of domains: one vector per history, whatever is ranked."""
@@ -184,9 +188,9 @@ class CausalRecommender(SessionRecommender[BatchT]):
 
     def next_item_loss(self, batch: SequenceBatch) -> Tensor:
         """Full-softmax cross-entropy over items 1..num_items, mean over positions times the batch's weight."""
-        hidden_BTD = self.encode_all(batch.item_ids_BT.to(self.device, non_blocking=True))
-        hidden_ND = hidden_BTD.flatten(0, 1)[batch.positions_N.to(self.device, non_blocking=True)]
-        columns_N = batch.targets_N.to(self.device, non_blocking=True) - 1
+        hidden_BTD = self.encode_all(self.on_device(batch.item_ids_BT))
+        hidden_ND = hidden_BTD.flatten(0, 1)[self.on_device(batch.positions_N)]
+        columns_N = self.on_device(batch.targets_N) - 1
         return batch.weight * linear_cross_entropy(hidden_ND, self.item_table_XD, columns_N)
 
 

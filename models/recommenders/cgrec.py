@@ -128,7 +128,7 @@ class CGRec(MultiDomainRecommender):
 
     def _level_losses(self, batch: MixedBatch, coalition: Collection[int]) -> list[Tensor]:
         """Both levels' cross-entropies, added, of each domain in *coalition*, whose items alone are read."""
-        item_ids_BT = batch.item_ids_BT.to(self.device)
+        item_ids_BT = self.on_device(batch.item_ids_BT)
         known_BT = None
         if len(coalition) < len(self.domains):
             known_BT = torch.isin(
@@ -139,7 +139,7 @@ class CGRec(MultiDomainRecommender):
         losses = []
         for domain in coalition:
             targets = batch.targets[domain]
-            positions_M = targets.positions_M.to(self.device)
+            positions_M = self.on_device(targets.positions_M)
             coarse_MD, fine_MD = coarse_BTD.flatten(0, 1)[positions_M], fine_BTD.flatten(0, 1)[positions_M]
             which_M = torch.full_like(targets.columns_M, domain)
             coarse = domain_cross_entropy(coarse_MD, self.input.domain_embedding.weight, which_M)

@@ -72,7 +72,7 @@ class CL4SRec(CausalRecommender[ContrastiveBatch]):
 
     def loss(self, batch: ContrastiveBatch) -> Tensor:
         """Next-item cross-entropy plus the weighted contrastive loss."""
-        both_2BT = torch.cat([batch.first_view_BT, batch.second_view_BT]).to(self.device, non_blocking=True)
+        both_2BT = self.on_device(torch.cat([batch.first_view_BT, batch.second_view_BT]))
         first_BD, second_BD = self.encode(both_2BT).chunk(2)
         contrast = nt_xent(first_BD, second_BD, temperature=self.config.cl4srec_temperature)
         return self.next_item_loss(batch.sequences) + self.config.cl4srec_weight * contrast

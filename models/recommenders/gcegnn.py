@@ -134,8 +134,8 @@ class GCEGNN(SessionRecommender[PrefixBatch]):
 
     def loss(self, batch: PrefixBatch) -> Tensor:
         """Full-softmax cross-entropy of the item after each session."""
-        session_BD = self.encode(batch.item_ids_BT.to(self.device, non_blocking=True))
-        columns_B = batch.targets_B.to(self.device, non_blocking=True) - 1
+        session_BD = self.encode(self.on_device(batch.item_ids_BT))
+        columns_B = self.on_device(batch.targets_B) - 1
         return linear_cross_entropy(session_BD, self.item_table_XD, columns_B)
 
     def _local(self, item_ids_BT: Tensor, hidden_BTD: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ class SyNCRec(MultiDomainRecommender):
         4. Add up by numbers of targets, the mixed stream's weighted by lambda.
         """
         streams = domain_streams(batch.item_ids_BT, self.domains)  # on the CPU, where batches are made
-        mixed_BTD = self.encode_all(batch.item_ids_BT.to(self.device))
+        mixed_BTD = self.encode_all(self.on_device(batch.item_ids_BT))
         single_PD = self.encode_streams(streams)
         single_K, warm_K, cold_K, num_warm_K, num_cold_K = self._stream_losses(batch, streams, mixed_BTD, single_PD)
         if self.training:
@@ -159,8 +159,8 @@ class SyNCRec(MultiDomainRecommender):
         """
         domains_BT = domain_indices(item_ids_BT, self.domains)
         own_BT = streams.slots_KBT.gather(0, domains_BT[None])[0].clamp(min=0)
-        own_BTD = single_PD[own_BT.to(self.device)]
-        present_TB = (item_ids_BT != PADDING).T.to(self.device)
+        own_BTD = single_PD[self.on_device(own_BT)]
+        present_TB = self.on_device((item_ids_BT != PADDING).T)
         logits_TBB = torch.einsum("btd,ctd->tbc", self.agreement(mixed_BTD), own_BTD).float() / math.sqrt(self.width)
         log_shares_TBB = logits_TBB.masked_fill(~present_TB[:, None, :], float("-inf")).log_softmax(dim=2)
         return -log_shares_TBB.diagonal(dim1=1, dim2=2)[present_TB].mean()
@@ -172,8 +172,8 @@ class SyNCRec(MultiDomainRecommender):
 
     def _encode_group(self, group: StreamGroup) -> Tensor:
         sizes = list(group.sizes)
-        domains_R1 = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[:, None].to(self.device)
-        items_RSD = self.item_embedding(group.item_ids_RS.to(self.device))
+        domains_R1 = self.on_device(torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[:, None])
+        items_RSD = self.item_embedding(self.on_device(group.item_ids_RS))
         embedded_RSD = self.input(items_RSD, domains_R1)
         embedded = torch.split(embedded_RSD, sizes)
         gated = [gate(of_domain_RSD) for gate, of_domain_RSD in zip(self.single_gates, embedded, strict=True)]
@@ -191,13 +191,13 @@ class SyNCRec(MultiDomainRecommender):
         for domain, (targets, table_XD) in enumerate(zip(batch.targets, self.domain_tables, strict=True)):
             slots_M = streams.slots_KBT[domain].flatten()[targets.positions_M]
             warm_M = slots_M >= 0
-            mixed_MD = mixed_BTD.flatten(0, 1)[targets.positions_M.to(self.device)]
-            single_MD = single_PD[slots_M[warm_M].to(self.device)]
+            mixed_MD = mixed_BTD.flatten(0, 1)[self.on_device(targets.positions_M)]
+            single_MD = single_PD[self.on_device(slots_M[warm_M])]
             warm, cold = warm_M.nonzero()[:, 0], (~warm_M).nonzero()[:, 0]
             losses += [
                 domain_cross_entropy(single_MD, table_XD, targets.columns_M[warm]),
-                domain_cross_entropy(mixed_MD[warm.to(self.device)], table_XD, targets.columns_M[warm]),
-                domain_cross_entropy(mixed_MD[cold.to(self.device)], table_XD, targets.columns_M[cold]),
+                domain_cross_entropy(mixed_MD[self.on_device(warm)], table_XD, targets.columns_M[warm]),
+                domain_cross_entropy(mixed_MD[self.on_device(cold)], table_XD, targets.columns_M[cold]),
             ]
             counts += [len(warm), len(cold)]
         single_K, warm_K, cold_K = torch.stack(losses).view(-1, 3).unbind(1)
