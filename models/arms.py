@@ -2,7 +2,8 @@
 The arms of an evaluation: which rows a recommender trains on, and which held-out items it must rank.
 
     original     target-only training sequences
-    duplicated   the original rows repeated to the composite's row count: what more rows alone give
+    duplicated   the composite with its users' original rows in place of their regenerated ones: what more weight on
+                 the users that regeneration picks gives by itself
     regenerated  the composite: original and regenerated rows
     mixed        mixed training sequences over every domain's items: naive mixing, where negative transfer shows
 
@@ -43,7 +44,7 @@ ArmName = Literal["original", "duplicated", "regenerated", "mixed"]
 ARM_NAMES: tuple[ArmName, ...] = get_args(ArmName)
 # What a line of the results says was ranked: an arm, or the arm ``regenerated`` with regenerated histories.
 RowName = Literal[ArmName, "served"]
-# These need a composite: one for its rows, the other for how many they are.
+# These need a composite: one for its rows, the other for whose they are.
 COMPOSITE_ARMS: tuple[ArmName, ...] = ("duplicated", "regenerated")
 
 
@@ -174,13 +175,10 @@ def build_arm(dataset: Dataset, target: str, name: ArmName, composite: Composite
         rows = target_only(dataset.train, domain)
         candidates, kept = TokenRange(1, len(domain)), domain
         domains = (candidates,)
-    if name == "regenerated":
+    if name in COMPOSITE_ARMS:
         assert composite is not None
-        rows = target_only(composite.rows, domain)
+        rows = target_only(composite.rows if name == "regenerated" else duplicated_rows(composite), domain)
     rows = longer_than_one(rows)
-    if name == "duplicated":
-        assert composite is not None
-        rows = repeat_rows(rows, len(composite.rows))
     return Arm(
         name,
         rows,
@@ -222,14 +220,21 @@ def longer_than_one(sequences: Sequences) -> Sequences:
     return picked(sequences, np.flatnonzero(sequences.lengths >= SHORTEST_ROW))
 
 
-def repeat_rows(rows: Sequences, num_rows: int) -> Sequences:
+def duplicated_rows(composite: Composite) -> Sequences:
     """
-    The rows over and over, in order, until there are *num_rows*; all of them at least once.
+    The original rows, then as many as there are regenerated ones: the original rows of the same users.
 
-    >>> [row.tolist() for row in repeat_rows(Sequences.from_lists([[1, 2], [3, 4]]), 3)]
-    [[1, 2], [3, 4], [1, 2]]
+    Regeneration adds rows for the users with something to replace, who are the busy ones: to repeat just anybody's
+    rows would compare with a table of other people. A user may have a regenerated row and no original one; for each of
+    those the first of the others is repeated once more. Where no original row is of such a user, all are in turn.
     """
-    return picked(rows, np.arange(max(num_rows, len(rows))) % max(1, len(rows)))
+    originals = np.flatnonzero(~composite.regenerated)
+    num_regenerated = len(composite.rows) - len(originals)
+    twice = originals[np.isin(composite.users[originals], composite.users[composite.regenerated])]
+    if not len(twice):
+        twice = originals
+    added = np.resize(twice, num_regenerated) if len(twice) else twice
+    return picked(composite.rows, np.concatenate([originals, added]))
 
 
 def picked(sequences: Sequences, indices: npt.NDArray[np.int64]) -> Sequences:

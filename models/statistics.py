@@ -19,7 +19,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from models.arms import Composite, picked, repeat_rows, target_only
+from models.arms import Composite, duplicated_rows, picked, target_only
 from models.composite import SHORTEST_ROW
 from models.dataset import Dataset, Sequences
 from models.projection import principal_components, t_sne
@@ -120,7 +120,7 @@ def composite_statistics(dataset: Dataset, target: str, composite: Composite) ->
         "original": original,
         "regenerated rows": regenerated,
         "composite": rows,
-        "duplicated": repeat_rows(original, len(rows)),
+        "duplicated": target_only(duplicated_rows(composite), domain),
     }
     fixed_order = np.argsort(-_counts(original, len(domain)), kind="stable")
     return tuple(row_statistics(name, view, len(domain), fixed_order) for name, view in views.items())

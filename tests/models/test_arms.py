@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from models.arms import ARM_NAMES, Arm, build_arm, load_composite, picked, repeat_rows
+from models.arms import ARM_NAMES, Arm, Composite, build_arm, duplicated_rows, load_composite, picked
 from models.composite import COMPOSITE, SUMMARY
 from models.dataset import Dataset, Sequences
 from models.errors import DatasetFormatError
@@ -35,13 +35,40 @@ def test_the_original_arm_holds_every_users_target_items_in_order(dataset, arms)
     assert [row.tolist() for row in arms["original"].rows] == slow_rows(dataset)
 
 
-def test_the_duplicated_arm_has_the_composites_rows_count_and_the_originals_content(dataset, arms, composite_folder):
-    """As many rows as the composite, each an original one, none left out."""
-    rows = [row.tolist() for row in arms["duplicated"].rows]
-    original = slow_rows(dataset)
+def test_the_duplicated_arm_repeats_the_rows_of_the_users_that_regeneration_adds_rows_for(
+    dataset, arms, composite_folder
+):
+    """As many rows as the composite; each regenerated row has its user's original one in its place."""
+    domain = dataset.vocabulary.token_range(TARGET)
+    table = pl.read_parquet(composite_folder / COMPOSITE)
+    by_origin = dict(table.select("origin", "user_id", "token_ids").partition_by("origin", as_dict=True))
+    original_of = dict(by_origin[("original",)].select("user_id", "token_ids").iter_rows())
+    regenerated_users = by_origin[("regenerated",)]["user_id"].to_list()
+    own = [original_of[user] for user in regenerated_users if user in original_of]
+    added = [own[index % len(own)] for index in range(len(regenerated_users))]
 
-    assert len(rows) == pl.read_parquet(composite_folder / COMPOSITE).height > len(original)
-    assert rows == [original[index % len(original)] for index in range(len(rows))]
+    assert 0 < len(own) < len(original_of)
+    assert [row.tolist() for row in arms["duplicated"].rows] == slow_rows(dataset) + [
+        [token - domain.first + 1 for token in row] for row in added
+    ]
+
+
+@pytest.mark.parametrize(
+    ("users", "regenerated", "expected"),
+    [
+        ([0, 1, 1, 2, 3], [0, 0, 1, 0, 1], [[1, 2], [3, 4], [5, 6], [3, 4], [3, 4]]),
+        ([0, 1, 2, 3], [0, 0, 1, 1], [[1, 2], [3, 4], [1, 2], [3, 4]]),
+        ([0, 1], [1, 1], []),
+        ([0, 1], [0, 0], [[1, 2], [3, 4]]),
+    ],
+    ids=["a user without an original row", "none has one", "no original rows", "nothing regenerated"],
+)
+def test_a_user_without_an_original_row_has_anothers_repeated(users, regenerated, expected) -> None:
+    """The count stays the composite's as long as there is anything to repeat."""
+    rows = Sequences.from_lists([[2 * user + 1, 2 * user + 2] for user in users])
+    composite = Composite(np.asarray(users), np.asarray(regenerated, dtype=bool), rows, {}, Path())
+
+    assert [row.tolist() for row in duplicated_rows(composite)] == expected
 
 
 def test_the_regenerated_arm_is_the_composite(dataset, arms, composite_folder):
@@ -105,10 +132,8 @@ def test_a_composite_of_another_target_dataset_or_content_is_refused(dataset, co
         load_composite(copied, dataset, TARGET)
 
 
-def test_rows_are_picked_in_order_and_repeated_whole():
+def test_rows_are_picked_in_order():
     """Ragged indexing against lists."""
     rows = Sequences.from_lists([[1, 2], [], [3, 4, 5]])
 
     assert [row.tolist() for row in picked(rows, np.asarray([2, 0, 2, 1]))] == [[3, 4, 5], [1, 2], [3, 4, 5], []]
-    assert [row.tolist() for row in repeat_rows(rows, 5)] == [[1, 2], [], [3, 4, 5], [1, 2], []]
-    assert len(repeat_rows(rows, 2)) == 3
