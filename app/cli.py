@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 USAGE_ERROR = 2
 SHOWN_BAD_ROWS = 10
+WITHOUT_OVERLAP = "of users without overlap"
 
 console = Console()
 errors = Console(stderr=True)
@@ -142,7 +143,10 @@ def prepare(
     user_column: Annotated[str | None, typer.Option(help="Name of the column.", show_default="user")] = None,
     item_column: Annotated[str | None, typer.Option(help="Name of the column.", show_default="item")] = None,
     domain_column: Annotated[str | None, typer.Option(help="Name of the column.", show_default="domain")] = None,
-    timestamp_column: Annotated[str | None, typer.Option(help="Name of the column.", show_default="timestamp")] = None,
+    timestamp_column: Annotated[
+        str | None,
+        typer.Option(help="Name of the column; numbers or dates of ISO 8601, oldest first.", show_default="timestamp"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is already there.")] = False,
 ) -> None:
     """
@@ -308,13 +312,16 @@ def _print_preparation(report: PreparationReport, out: Path) -> None:
         "duplicate": report.rows_duplicate,
         "below the item threshold": report.removed.by_item_threshold + report.removed_after_cut.by_item_threshold,
         "below the user threshold": report.removed.by_user_threshold + report.removed_after_cut.by_user_threshold,
-        "of users without overlap": report.removed.by_overlap + report.removed_after_cut.by_overlap,
+        WITHOUT_OVERLAP: report.removed.by_overlap + report.removed_after_cut.by_overlap,
         "beyond the maximum length": report.rows_cut,
     }
     parts = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
-    console.print(f"{report.rows_read:,} rows read; left out: {parts or 'none'}", highlight=False)
+    console.print(f"{report.rows_read:,} rows read; left out: {parts or 'none'}", highlight=False, soft_wrap=True)
+    if 2 * left_out[WITHOUT_OVERLAP] > report.rows_read:
+        hint = "  most rows are of users without items of every domain; --overlap any keeps users of any"
+        console.print(hint, style="yellow", highlight=False, soft_wrap=True)
     for bad in report.bad_rows[:SHOWN_BAD_ROWS]:
-        console.print(f"  {bad}", style="yellow", markup=False, highlight=False)
+        console.print(f"  {bad}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if report.rows_bad > SHOWN_BAD_ROWS:
         console.print(f"  ... every bad row: {out / BAD_ROWS}", style="yellow", markup=False, highlight=False)
     table = Table("domain", box=None, pad_edge=False)

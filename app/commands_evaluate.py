@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from models.rules import DEFAULT_RULE, Rule
+from models.rules import DEFAULT_RULE, RULES_VERSION, Rule
 
 if TYPE_CHECKING:
     from models.checkpoint import Bundle
@@ -134,7 +134,12 @@ def evaluate(
             on_cell=_print_cell,
         )
     write_report(report, out)
-    console.print(f"report written to {out / 'report.html'}, report.md and report.json", markup=False, highlight=False)
+    console.print(
+        f"report written to {out / 'report.html'}, report.md and report.json",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _choices(option: str, given: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -156,6 +161,7 @@ def _regenerated(dataset: Dataset, bundle: Bundle, target: str, rule: Rule, out:
         "rule": rule,
         "bundle_version": bundle.version,
         "dataset_fingerprint": dataset.fingerprint,
+        "rules_version": RULES_VERSION,
     }
     if (folder / SUMMARY).is_file():
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
@@ -176,12 +182,12 @@ def _regenerated(dataset: Dataset, bundle: Bundle, target: str, rule: Rule, out:
 def _print_cell(report: CellReport) -> None:
     name = f"cell {report.number}/{report.total}: {report.recommender}, {report.arm}, seed {report.seed}"
     if report.cell is None:
-        console.print(name, highlight=False)
+        console.print(name, highlight=False, soft_wrap=True)
     elif report.reused:
-        console.print(f"{name}: read back", highlight=False)
+        console.print(f"{name}: read back", highlight=False, soft_wrap=True)
     else:
         validation = report.cell.validation_ndcg_at_10
         metric = (
             "" if validation is None else f", validation NDCG@10 {validation:.4f} at epoch {report.cell.best_epoch}"
         )
-        console.print(f"{name}: done in {report.cell.seconds:.1f} s{metric}", highlight=False)
+        console.print(f"{name}: done in {report.cell.seconds:.1f} s{metric}", highlight=False, soft_wrap=True)

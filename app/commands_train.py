@@ -159,6 +159,7 @@ def train(
     from models import distributed
     from models.dataset import load_dataset
     from models.pipeline import RELEASED, PipelineConfig, enough_epochs, forget_run, train_bundle
+    from models.prediction import trainable_sequences
     from models.training import resolve_device
 
     defaults = RELEASED if recipe == "released" else PipelineConfig()
@@ -171,7 +172,7 @@ def train(
     both = {"seed": seed, "batch_size": batch_size, "precision": precision, "schedule": schedule}
     base = given(defaults.base, max_epochs=epochs, patience=patience, learning_rate=learning_rate, **both)
     if epochs is None and recipe == "tuned":
-        base = enough_epochs(base, len(prepared.train))
+        base = enough_epochs(base, len(trainable_sequences(prepared.train)))
     if experts == "from-scratch":
         # It learns as much as the base does; the few epochs of the others would end before it has.
         expert = base
@@ -190,10 +191,10 @@ def train(
             forget_run(run_directory)
         distributed.wait_for_all()
         if run_directory.exists():
-            console.print(f"going on with the run in {run_directory}")
+            console.print(f"going on with the run in {run_directory}", soft_wrap=True)
         with TrainingProgress(console, patience_of=lambda stage: _patience_of(config, stage)) as progress:
             bundle = train_bundle(prepared, out, config, device=place, run_directory=run_directory, progress=progress)
-    console.print(f"bundle {bundle.version} written to {out}", highlight=False)
+    console.print(f"bundle {bundle.version} written to {out}", highlight=False, soft_wrap=True)
     if experts != "from-scratch":
         for domain in _not_adapted(bundle.provenance):
             console.print(

@@ -91,6 +91,7 @@ class TrainingProgress:
             self.console.print(
                 f"{report.stage}, epoch {report.epoch}/{report.max_epochs}:{loss} {self.metric}, {self.left}",
                 highlight=False,
+                soft_wrap=True,  # an epoch is one line, however long
             )
 
     def _task_of(self, stage: str) -> TaskID:

@@ -35,9 +35,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from models.composite import COMPOSITE, REGENERATED, SHORTEST_ROW, SUMMARY
-from models.dataset import TOKENS, Dataset, Sequences, TokenArray
+from models.composite import CHECKED_FILES, COMPOSITE, REGENERATED, SHORTEST_ROW, SUMMARY
+from models.dataset import TOKENS, Dataset, Sequences, TokenArray, sha256_of
 from models.errors import DatasetFormatError
+from models.rules import RULES_VERSION
 from models.vocabulary import PADDING, TokenRange
 
 ArmName = Literal["original", "duplicated", "regenerated", "mixed"]
@@ -135,25 +136,30 @@ def load_composite(directory: Path, dataset: Dataset, target: str) -> Composite:
     Read what ``taesar regenerate`` wrote for *target* of *dataset*.
 
     Raises:
-        DatasetFormatError: files are missing or damaged, or belong to another dataset or target.
+        DatasetFormatError: files are missing or damaged, or belong to another dataset, target or version of the rules.
     """
     try:
         summary = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
+        made_for, fingerprint, rules_version = (
+            summary[key] for key in ("target", "dataset_fingerprint", "rules_version")
+        )
+        damaged = [name for name in CHECKED_FILES if sha256_of(directory / name) != summary["files"][name]]
         table = pl.read_parquet(directory / COMPOSITE, columns=["user_id", "origin", "token_ids"])
-        made_for = (summary["dataset_fingerprint"], summary["target"])
-    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
-        raise DatasetFormatError(f"{directory}: not a composite dataset: {error}") from error
-    if made_for != (dataset.fingerprint, target):
-        raise DatasetFormatError(f"{directory}: made for target {made_for[1]!r} of another dataset, or another target")
+    except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
+        raise DatasetFormatError(
+            f"{directory}: not a composite dataset, or an earlier version's; `taesar regenerate` makes one: {error}"
+        ) from error
+    if made_for != target:
+        raise DatasetFormatError(f"{directory}: made for target {made_for!r}, not for {target!r}")
+    if fingerprint != dataset.fingerprint:
+        raise DatasetFormatError(f"{directory}: made of another dataset than {dataset.directory}")
+    if rules_version != RULES_VERSION:
+        raise DatasetFormatError(f"{directory}: made by rules that decide otherwise today; make it anew")
+    if damaged:
+        raise DatasetFormatError(f"{directory / damaged[0]}: not as it was written; make the composite anew")
     index_of = {user: index for index, user in enumerate(dataset.user_ids)}
-    try:
-        users = np.asarray([index_of[user] for user in table["user_id"]], dtype=np.int64)
-    except KeyError as error:
-        raise DatasetFormatError(f"{directory / COMPOSITE}: user {error} is not in the dataset") from error
+    users = np.asarray([index_of[user] for user in table["user_id"]], dtype=np.int64)
     rows = Sequences.from_column(table["token_ids"])
-    domain = dataset.vocabulary.token_range(target)
-    if ((rows.token_ids < domain.first) | (rows.token_ids > domain.last)).any():
-        raise DatasetFormatError(f"{directory / COMPOSITE}: holds items that are not of {target!r}")
     return Composite(users, (table["origin"] == REGENERATED).to_numpy(), rows, summary, directory)
 
 

@@ -6,7 +6,7 @@ Folder layout:
     <target>.inter      the same rows for RecBole: user_id:token, item_id_list:token_seq, item_id:token
     counts.parquet      user_id, kept, replaced, deleted: one row per user
     mapping.parquet     source_domain, source_item, target_item (null: deleted), count, mean_score, share
-    summary.json        target, rule, versions, totals, seconds
+    summary.json        target, rule, versions, totals, seconds, SHA-256 of composite.parquet and mapping.parquet
 
 Only ``Dataset.train`` is read, so no held-out item can enter. Rows come user by user in dataset order, the original
 first. A regenerated row holds a replacement and differs from the original row by more than repeats; else the user has
@@ -28,19 +28,25 @@ import numpy.typing as npt
 import polars as pl
 
 from models.checkpoint import Bundle
-from models.dataset import Dataset, TokenArray
+from models.dataset import Dataset, TokenArray, sha256_of
 from models.errors import BundleMismatchError
 from models.output import check_replaceable, replacing
 from models.regenerate import Regenerated, Regenerator, without_repeats
-from models.rules import Rule
+from models.rules import RULES_VERSION, Rule
 from models.vocabulary import TokenRange, Vocabulary
 
 SUMMARY = "summary.json"
 COMPOSITE = "composite.parquet"
 COUNTS = "counts.parquet"
 MAPPING = "mapping.parquet"
+# What an evaluation reads.
+CHECKED_FILES = (COMPOSITE, MAPPING)
 INTER_SUFFIX = ".inter"
 INTER_HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+# What pandas, with which RecBole reads, takes for a missing value.
+MISSING_WORDS = frozenset(
+    "#N/A #NA -1.#IND -1.#QNAN -NaN -nan 1.#IND 1.#QNAN <NA> N/A NA NULL NaN None n/a nan null".split()  # noqa: SIM905
+)
 # Users regenerated between two progress reports.
 USERS_PER_REPORT = 512
 # A row needs a history and an item to predict.
@@ -64,6 +70,7 @@ class CompositeSummary:
     replaced: int
     deleted: int
     seconds: float
+    rules_version: int = RULES_VERSION
 
 
 @dataclass(frozen=True)
@@ -246,7 +253,8 @@ def _write_folder(
             {"user_id": list(dataset.user_ids), **dict(zip(("kept", "replaced", "deleted"), counts_U3.T, strict=True))}
         ).write_parquet(staging / COUNTS)
         mapping.write_parquet(staging / MAPPING)
-        (staging / SUMMARY).write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
+        content = asdict(summary) | {"files": {name: sha256_of(staging / name) for name in CHECKED_FILES}}
+        (staging / SUMMARY).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def inter_file(target: str) -> str:
@@ -263,10 +271,12 @@ def inter_text(users: Iterable[str], item_ids: Iterable[Sequence[str]]) -> str:
     r"""
     Rows as a RecBole ``.inter`` file: each row's last item is the one to predict.
 
-    Tabs and spaces separate fields and items there, so white space (and %) inside an identifier is percent-encoded.
+    Tabs and spaces separate fields and items there, and RecBole's reader takes quotes for quotes and words such as NA
+    for missing values, so in identifiers white space, quotes, % and the first letter of such a word are
+    percent-encoded; ``urllib.parse.unquote`` gives them back.
 
-    >>> inter_text(["u 1"], [["a", "b", "c"]]).splitlines()[1].split("\t")
-    ['u%201', 'a b', 'c']
+    >>> inter_text(["u 1"], [["a", 'b"', "NA"]]).splitlines()[1].split("\t")
+    ['u%201', 'a b%22', '%4EA']
     """
     lines = [
         f"{_field(user)}\t{' '.join(map(_field, items[:-1]))}\t{_field(items[-1])}\n"
@@ -276,7 +286,9 @@ def inter_text(users: Iterable[str], item_ids: Iterable[Sequence[str]]) -> str:
 
 
 def _field(identifier: str) -> str:
-    return re.sub(r"[\s%]", lambda match: quote(match.group()), identifier)
+    if identifier in MISSING_WORDS:
+        return f"%{ord(identifier[0]):02X}{identifier[1:]}"
+    return re.sub(r'[\s%"]', lambda match: quote(match.group()), identifier)
 
 
 def _concatenate(arrays: Sequence[npt.NDArray[np.generic]], dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:

@@ -2,7 +2,8 @@
 Raw interactions: CSV, Parquet or RecBole ``.inter`` -> integer codes, with every bad row named.
 
 A row says that a user met an item of a domain at a time. Identifiers are exact strings (an empty one is missing);
-times are numbers, of which only the order counts. They are kept as float64, exact for whole numbers up to 2**53.
+times are numbers or, as seconds since 1970, dates of ISO 8601; only their order counts. They are kept as float64, exact
+for whole numbers up to 2**53.
 
 Memory is in proportion to the rows, about 90 bytes each at the peak of reading: identifiers become int32 codes while
 the file is parsed. Codes follow the sorted order of the strings, so nothing depends on the order of the rows.
@@ -15,9 +16,11 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -195,7 +198,7 @@ class _Raw:
 
 def _read_raw(path: Path, columns: Columns, progress: Progress) -> _Raw:
     if not path.is_file():
-        raise InputFormatError(f"{path}: no such file")
+        raise InputFormatError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}")
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [".parquet"]:
         return _read_parquet(path, columns.named(recbole=False), progress)
@@ -243,7 +246,7 @@ def _read_text(
             )
     except UnicodeDecodeError as error:
         raise InputFormatError(f"{path}: the header is not UTF-8: {error}") from error
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, csv.Error, pa.ArrowException) as error:
         hint = (
             f"; line {broken[-1].line}: is a quote left open?" if broken and isinstance(error, pa.ArrowInvalid) else ""
         )
@@ -409,10 +412,26 @@ def _parse_times(chunk: pa.Array) -> tuple[Times, Iterator[tuple[int, str]]]:
         return times, ((int(row), "" if absent[row] else str(time)) for row, time in zip(bad, written, strict=True))
     # A day's stamp repeats: parse each text of the block once.
     values = [value.decode("utf-8", "replace") for value in chunk.dictionary.to_pylist()]
-    parsed = pl.Series([*values, ""], dtype=pl.String).cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
+    texts = [*values, ""]
+    numbers = pl.Series(texts, dtype=pl.String).cast(pl.Float64, strict=False).to_list()
+    parsed = [iso_seconds(text) if number is None else number for text, number in zip(texts, numbers, strict=True)]
     codes = pc.fill_null(chunk.indices, -1).to_numpy()
     times = np.where(np.isfinite(parsed), parsed, np.nan)[codes]
-    return times, ((int(row), [*values, ""][codes[row]]) for row in np.flatnonzero(np.isnan(times)))
+    return times, ((int(row), texts[codes[row]]) for row in np.flatnonzero(np.isnan(times)))
+
+
+def iso_seconds(text: str) -> float:
+    """
+    A date or a date and time of ISO 8601 in seconds since 1970, NaN for any other text; UTC where it names no zone.
+
+    >>> iso_seconds("1970-01-02"), iso_seconds("1970-01-01 00:00:01.5"), iso_seconds("1970-01-01T01:00:00+01:00")
+    (86400.0, 1.5, 0.0)
+    """
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        return math.nan
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _bad_fields(raw: _Raw) -> Mask:
@@ -466,7 +485,11 @@ def _reason(raw: _Raw, row: int) -> str:
         return f"not UTF-8: {', '.join(garbled)}"
     if row in raw.time_texts:
         text = raw.time_texts[row][:SHOWN_CHARACTERS]
-        finite = "finite" if text.strip("+-").lower() in {"nan", "inf", "infinity"} else "a number"
-        return f"{raw.time_name} is not {finite}: {text!r}"
+        if text.strip("+-").lower() in {"nan", "inf", "infinity"}:
+            return f"{raw.time_name} is not finite: {text!r}"
+        return f"{raw.time_name} is neither a number nor a date of ISO 8601: {text!r}"
     item, domain = raw.item.values[int(raw.item.codes_N[row])], raw.domain.values[int(raw.domain.codes_N[row])]
-    return f"item {item!r} is claimed for domain {domain!r}, but most of its rows name another"
+    return (
+        f"item {item!r} is claimed for domain {domain!r}, but most of its rows name another; where "
+        "domains number their items alike, put the domain before the item"
+    )

@@ -173,7 +173,7 @@ class _LinearCrossEntropy(_CrossEntropy):
             log_masses_N = sweep.gradients(d_hidden_ND, d_table_VD[first:stop], scale=1 / N)
             # d loss / d logits = (softmax - one-hot) / N: the sweep gave the first, exact float32 the second.
             d_hidden_ND.sub_(targets_ND, alpha=1 / N)
-            d_table_VD.index_put_((targets_N,), hidden_ND / -N, accumulate=True)
+            _add_rows(d_table_VD, targets_N, hidden_ND / -N)
             ctx.save_for_backward(d_hidden_ND, d_table_VD)
             return (log_masses_N - wanted_N).sum() / N
 
@@ -210,7 +210,7 @@ class _SampledCrossEntropy(_CrossEntropy):
             d_hidden_ND.addcmul_(errors_N1, targets_ND)
             d_table_VD = torch.zeros(table_VD.shape, device=table_VD.device)
             d_table_VD[rows_S] = d_table_SD
-            d_table_VD.index_put_((targets_N,), hidden_ND * errors_N1, accumulate=True)
+            _add_rows(d_table_VD, targets_N, hidden_ND * errors_N1)
             ctx.save_for_backward(d_hidden_ND, d_table_VD)
             return (log_masses_N - wanted_N).sum() / N
 
@@ -328,6 +328,14 @@ class _SampledSweep(_Sweep):
         columns_C1 = columns_C1.clamp(0, logits_CW.shape[1] - 1)
         kept_C1 = torch.where(is_here_C1, -math.inf, logits_CW.gather(1, columns_C1))
         return logits_CW.scatter_(1, columns_C1, kept_C1)
+
+
+def _add_rows(out_VD: Tensor, rows_N: Tensor, values_ND: Tensor) -> None:
+    """Add each value to its row of *out_VD*, repeated rows in an order that does not depend on threads."""
+    if out_VD.device.type == "cpu":
+        out_VD.index_add_(0, rows_N, values_ND)  # index_put_ adds in whatever order its threads come
+    else:
+        out_VD.index_put_((rows_N,), values_ND, accumulate=True)  # sorts first, where index_add_ adds as threads come
 
 
 def _add_product(out: Tensor, left: Tensor, right: Tensor, *, is_first: bool = False) -> None:

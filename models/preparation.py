@@ -482,4 +482,4 @@ def _check_output(out: Path, *, overwrite: bool) -> None:
         out, what="a dataset", required=frozenset(written), ours=lambda name: name in written | {BAD_ROWS}
     )
     if (out / MANIFEST).is_file() and not overwrite:
-        raise OutputExistsError(f"{out}: holds a dataset already; ask for it to be overwritten, or name another folder")
+        raise OutputExistsError(f"{out}: holds a dataset already; --overwrite replaces it, or name another folder")

@@ -14,5 +14,8 @@ Rule = Literal[ContrastiveRule, "anticipate"]
 CONTRASTIVE_RULES: tuple[ContrastiveRule, ...] = get_args(ContrastiveRule)
 ANTICIPATE: Final = "anticipate"
 RULES: tuple[Rule, ...] = get_args(Rule)
+# Part of every composite's summary: raise it when a change makes a rule decide otherwise, so that composites made
+# before are not taken for today's.
+RULES_VERSION = 1
 # The one that helps recommenders most on validation (docs/decisions/0007-anticipate.md).
 DEFAULT_RULE: Rule = ANTICIPATE

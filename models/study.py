@@ -26,7 +26,7 @@ from models.audit import leak_audits
 from models.checkpoint import Bundle
 from models.composite import MAPPING, check_trained_on
 from models.dataset import Dataset
-from models.errors import ConfigurationError
+from models.errors import ConfigurationError, ModelError
 from models.evaluation import Cell, EvaluationConfig, Grid, RankingName, as_served, runs_on, untrained_cell
 from models.recommenders.registry import COUNTED, MULTI_DOMAIN, TRAINED
 from models.report import Provenance, Report
@@ -134,7 +134,9 @@ def run_study(
         )
     wanted: tuple[ArmName, ...] = ("original", *(arm for arm in study.arms if arm != "original"))
     if composite is None and set(wanted) & set(COMPOSITE_ARMS):
-        raise ConfigurationError(f"arms {', '.join(COMPOSITE_ARMS)} need a composite dataset or a bundle to make one")
+        raise ConfigurationError(
+            f"arms {', '.join(COMPOSITE_ARMS)} need --composite, or --bundle to make one; --arms original needs neither"
+        )
     idle = [name for name in study.recommenders if not any(runs_on(name, arm) for arm in wanted)]
     if idle:
         raise ConfigurationError(f"{', '.join(idle)} can only train on mixed rows: add arm mixed")
@@ -228,7 +230,10 @@ def _overridden(path: Path, defaults: Any, table: str, values: Any) -> Any:
         fits = bool(choices) or isinstance(value, known[key]) or (known[key] is float and isinstance(value, int))
         if not fits or isinstance(value, bool):
             raise ConfigurationError(f"{path}: {table}.{key} = {value!r} is not of type {known[key].__name__}")
-    return dataclasses.replace(defaults, **values)
+    try:
+        return dataclasses.replace(defaults, **values)
+    except ModelError as error:
+        raise ConfigurationError(f"{path}: {table}: {error}") from error
 
 
 def _run_cells(

@@ -69,7 +69,7 @@ class TrainingConfig:
             every step, 0 <= d < 1: about the last 1 / (1 - d) steps. 0 keeps the weights of the last step as they are.
 
     Raises:
-        TrainingError: ``average_decay`` is out of its range.
+        TrainingError: a value is out of its range.
     """
 
     learning_rate: float = 3e-4
@@ -82,6 +82,11 @@ class TrainingConfig:
     average_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < math.inf:
+            raise TrainingError(f"learning_rate {self.learning_rate} is not above 0")
+        for name, least in (("batch_size", 1), ("max_epochs", 0), ("patience", 1)):
+            if getattr(self, name) < least:
+                raise TrainingError(f"{name} {getattr(self, name)} is less than {least}")
         if not 0 <= self.average_decay < 1:
             raise TrainingError(f"average_decay {self.average_decay} is not in [0, 1)")
 

@@ -9,6 +9,7 @@ Shapes: B = sequences, T = positions, D = width, N = predicted positions, X = ca
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from models.dataset import Sequences, pad_right
+from models.errors import ConfigurationError
 from models.losses import linear_cross_entropy
 from models.training import length_bucketed_batches
 from models.vocabulary import PADDING, TokenRange
@@ -56,6 +58,9 @@ class RecommenderConfig:
         cl4srec_reorder: share of a row inside the shuffled window.
         cl4srec_temperature: tau of the contrastive loss, > 0.
         cl4srec_weight: of the contrastive loss next to the cross-entropy.
+
+    Raises:
+        ConfigurationError: a value is out of its range.
     """
 
     width: int = 128
@@ -77,6 +82,39 @@ class RecommenderConfig:
     cl4srec_reorder: float = 0.6
     cl4srec_temperature: float = 1.0
     cl4srec_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} = {getattr(self, name)!r} is less than 1")
+        for name in _DROPOUTS:
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} = {getattr(self, name)!r} is not in [0, 1)")
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigurationError(f"{name} = {getattr(self, name)!r} is not in [0, 1]")
+        if not 0 < self.cl4srec_temperature < math.inf:
+            raise ConfigurationError(f"cl4srec_temperature = {self.cl4srec_temperature!r} is not above 0")
+        if not 0 <= self.cl4srec_weight < math.inf:
+            raise ConfigurationError(f"cl4srec_weight = {self.cl4srec_weight!r} is less than 0")
+        if self.width % self.num_heads:
+            raise ConfigurationError(f"width = {self.width} is not a multiple of num_heads = {self.num_heads}")
+
+
+_SIZES = (
+    "width",
+    "inner_width",
+    "num_layers",
+    "num_heads",
+    "max_length",
+    "gru4rec_hidden_width",
+    "gru4rec_num_layers",
+    "gcegnn_window",
+    "gcegnn_num_neighbours",
+    "gcegnn_prefixes_per_row",
+)
+_DROPOUTS = ("dropout", "attention_dropout", "gcegnn_dropout_local", "gcegnn_dropout_global")
+_SHARES = ("cl4srec_crop", "cl4srec_mask", "cl4srec_reorder")
 
 
 class Scorer(Protocol):

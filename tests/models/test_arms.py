@@ -120,15 +120,18 @@ def test_a_composite_of_another_target_dataset_or_content_is_refused(dataset, co
         load_composite(tmp_path, dataset, TARGET)
     copied = tmp_path / "copied"
     shutil.copytree(composite_folder, copied)
-    table = pl.read_parquet(copied / COMPOSITE)
-    foreign = dataset.vocabulary.token_range("books").first
-    broken = table.with_columns(token_ids=pl.Series([[foreign, foreign]] * table.height, dtype=pl.List(pl.Int32)))
-    broken.write_parquet(copied / COMPOSITE)
-    with pytest.raises(DatasetFormatError, match="not of 'food'"):
-        load_composite(copied, dataset, TARGET)
     summary = json.loads((copied / SUMMARY).read_text())
-    (copied / SUMMARY).write_text(json.dumps(summary | {"dataset_fingerprint": "other"}))
-    with pytest.raises(DatasetFormatError, match="another dataset"):
+    for key, value, message in (
+        ("dataset_fingerprint", "other", "another dataset"),
+        ("rules_version", 0, "decide otherwise today"),
+        ("files", {}, "earlier version"),
+    ):
+        (copied / SUMMARY).write_text(json.dumps(summary | {key: value}))
+        with pytest.raises(DatasetFormatError, match=message):
+            load_composite(copied, dataset, TARGET)
+    (copied / SUMMARY).write_text(json.dumps(summary))
+    pl.read_parquet(copied / COMPOSITE).head(3).write_parquet(copied / COMPOSITE)
+    with pytest.raises(DatasetFormatError, match="not as it was written"):
         load_composite(copied, dataset, TARGET)
 
 

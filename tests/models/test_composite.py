@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+from urllib.parse import unquote
+
 import numpy as np
 import pytest
 
-from models.composite import composite_rows
+from models.composite import MISSING_WORDS, composite_rows, inter_text
 from models.dataset import TOKENS
 from models.regenerate import Regenerated, Steps
 from models.vocabulary import TokenRange
@@ -39,3 +42,12 @@ def regenerated(sequence: list[int], replacements: list[int], result: list[int])
 def test_a_user_has_the_original_row_and_one_more_where_something_was_replaced(sequence, replacements, result, rows):
     made = composite_rows([np.asarray(sequence, dtype=TOKENS)], [regenerated(sequence, replacements, result)], TARGET)
     assert [(row.origin, row.token_ids.tolist()) for row in made] == rows
+
+
+@pytest.mark.parametrize("identifier", ["NA", "null", '"z', 'f"', "a b", "50%", "#N/A N/A", "é"])
+def test_an_identifier_comes_back_from_the_inter_file_whatever_it_is(identifier: str) -> None:
+    """A reader that knows quotes and words for missing values, as RecBole's does, reads each field as written."""
+    written = list(csv.reader(inter_text([identifier], [[identifier, identifier]]).splitlines(), delimiter="\t"))
+
+    assert [unquote(field) for field in written[1]] == [identifier] * 3
+    assert not MISSING_WORDS.intersection(written[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import exp, log
 
 import pytest
@@ -11,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models import losses
-from models.losses import MIN_CHUNK_ROWS, domain_specific_targets, linear_cross_entropy, next_item_targets
+from models.losses import (
+    MIN_CHUNK_ROWS,
+    domain_specific_targets,
+    linear_cross_entropy,
+    next_item_targets,
+    sampled_cross_entropy,
+)
+from models.negatives import Negatives
 from models.vocabulary import TokenRange
 
 FOOD = TokenRange(11, 20)
@@ -153,3 +161,32 @@ def test_whole_logits_are_never_held() -> None:
             hidden_ND, table_XD, torch.zeros(4_000, dtype=torch.long), chunk_elements=500_000
         ).backward()
     assert 0 < largest <= 500_000 < 4_000 * 5_000 / 10
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_gradients_of_a_repeated_target_are_the_same_whenever_they_are_computed(sampled: bool, two_threads) -> None:
+    """Two threads, some 300 positions a target: what they add up to does not depend on which thread was first."""
+    generator = torch.Generator().manual_seed(7)
+    hidden_ND = torch.randn(1500, 64, generator=generator)
+    table_VD = torch.randn(200, 64, generator=generator)
+    targets_N = torch.randint(0, 5, (1500,), generator=generator)
+    gradients = []
+    for _ in range(20):
+        table = table_VD.clone().requires_grad_()
+        if sampled:
+            negatives = Negatives(torch.arange(50, 80), torch.zeros(30))
+            loss = sampled_cross_entropy(hidden_ND, table, targets_N, negatives)
+        else:
+            loss = linear_cross_entropy(hidden_ND, table, targets_N)
+        loss.backward()
+        gradients.append(table.grad)
+
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

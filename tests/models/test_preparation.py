@@ -70,6 +70,21 @@ def test_domains_are_merged_by_time_and_split_at_the_last_two_items(tmp_path):
     assert dataset.test.tolist() == [token("b", "b2")]
 
 
+def test_times_may_be_numbers_or_dates_of_iso_8601(tmp_path):
+    """Without a zone they are UTC, and a number is as many seconds since 1970."""
+    rows = [
+        ("u", "i3", "a", "1970-01-01T02:00:00+01:00"),
+        ("u", "i1", "a", "1970-01-01"),
+        ("u", "i4", "a", "1970-01-01 01:00:01.5"),
+        ("u", "i2", "a", 3599),
+    ]
+    _, dataset = prepared(tmp_path, rows, KEEP_ALL)
+    token = dataset.vocabulary.token_id
+
+    assert dataset.train[0].tolist() == [token("a", "i1"), token("a", "i2")]
+    assert (dataset.validation.tolist(), dataset.test.tolist()) == ([token("a", "i3")], [token("a", "i4")])
+
+
 def test_short_sequences_fill_the_test_part_first(tmp_path):
     """n = 1 has a test item only, n = 2 a validation item too, n = 3 one item to train on."""
     rows = [(f"u{n}", f"i{t}", "a", t) for n in (1, 2, 3) for t in range(n)]
@@ -566,12 +581,16 @@ def bad_rows_of(tmp_path: Path, body: bytes, *, num_good: int = 4) -> list[tuple
         (b"\n", "empty line"),
         (b"u,x,a\n", "3 fields instead of 4"),
         (b"u,x,a,1,2\n", "5 fields instead of 4"),
-        (b"u,x,a,yesterday\n", "timestamp is not a number: 'yesterday'"),
+        (b"u,x,a,yesterday\n", "timestamp is neither a number nor a date of ISO 8601: 'yesterday'"),
         (b"u,x,a,nan\n", "timestamp is not finite: 'nan'"),
         (b"u,x,a,-inf\n", "timestamp is not finite: '-inf'"),
         (b"\xff\xfe,x,a,1\n", "not UTF-8: user"),
         (b"u,caf\xe9,\xe9,1\n", "not UTF-8: item, domain"),
-        (b"u,x,b,1\n", "item 'x' is claimed for domain 'b', but most of its rows name another"),
+        (
+            b"u,x,b,1\n",
+            "item 'x' is claimed for domain 'b', but most of its rows name another; where "
+            "domains number their items alike, put the domain before the item",
+        ),
     ],
 )
 def test_a_bad_row_is_named_by_line_and_reason(tmp_path, line, reason):
@@ -667,7 +686,8 @@ def test_too_many_bad_rows_are_refused_with_the_first_lines(tmp_path):
     source = write_csv(tmp_path / "input.csv", [*rows, ("u", "x", "a", "soon"), ("", "x", "a", 4)])
 
     with pytest.raises(
-        BadRowsError, match=r"2 of 5 rows.*0\.01.*line 5: timestamp is not a number: 'soon'; line 6: mis"
+        BadRowsError,
+        match=r"2 of 5 rows.*0\.01.*line 5: timestamp is neither a number nor a date of ISO 8601: 'soon'; line 6: mis",
     ):
         prepare(source, tmp_path / "dataset", KEEP_ALL)
     assert not (tmp_path / "dataset").exists()
@@ -694,6 +714,7 @@ def test_a_share_of_bad_rows_at_the_limit_passes(tmp_path):
         ("input.csv.gz", b"user,item,domain,timestamp\nu,x,a,1\n", "not readable as delimited text"),
         ("input.csv.gz", gzip.compress(b"user,item,domain,timestamp\n" + b"u,x,a,1\n" * 99)[:-9], "not readable"),
         ("input.inter", b"user:token\titem_id:token\n", "no column named 'user_id'; columns found: user, item_id"),
+        ("input.csv", b"user,item,domain,timestamp\ru,x,a,1\r", "not readable as delimited text"),
         ("input.parquet", b"PAR1 but no more", "not readable as Parquet"),
     ],
 )
