@@ -306,10 +306,11 @@ class ChunkStore:
             raise _NotAddedError
 
     def _add_rows(self, connection: Connection, job_id: str, rows_read: int, bad: Sequence[BadRow]) -> None:
+        rows_bad = sum(row.num_rows for row in bad)  # in the unit of rows_read: their share is what fails a job
         connection.execute(
             update(jobs)
             .where(jobs.c.job_id == job_id)
-            .values(rows_read=jobs.c.rows_read + rows_read, rows_bad=jobs.c.rows_bad + len(bad))
+            .values(rows_read=jobs.c.rows_read + rows_read, rows_bad=jobs.c.rows_bad + rows_bad)
         )
         if bad:
             values = [{"job_id": job_id, "line": row.line, "reason": printable(row.reason)} for row in bad]

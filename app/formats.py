@@ -57,6 +57,7 @@ PARQUET_SOURCE = pa.schema(
         ("user_id", pa.string()),
         ("item_ids", pa.list_(pa.string())),
         ("domains", pa.list_(pa.string())),
+        ("num_rows", pa.int64()),
     ]
 )
 
@@ -114,10 +115,17 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """An input row that cannot be used, and why."""
+    """
+    Input that cannot be used, and why.
+
+    Args:
+        line: as of a ``Row``.
+        num_rows: input rows that it stands for: all those of a user who is left out whole.
+    """
 
     line: int
     reason: str
+    num_rows: int = 1
 
 
 def format_of(name: str, stated: str | None) -> SourceFormat:
@@ -243,7 +251,7 @@ def _checked(row: Row, limits: SourceLimits) -> Row | BadRow:
     problem = _name_problem("user_id", row.user_id)
     if problem is None and len(row.item_ids) > limits.max_items:
         problem = f"{len(row.item_ids)} items; the limit is {limits.max_items}"
-    return row if problem is None else BadRow(row.line, problem)
+    return row if problem is None else BadRow(row.line, problem, row.num_rows)
 
 
 def _name_problem(column: str, value: str | None) -> str | None:
@@ -365,7 +373,8 @@ def _group_users(interactions: Iterable[_Interaction | BadRow], limits: SourceLi
 def _row_of(rows: _UserRows, limits: SourceLimits) -> Row | BadRow:
     first = rows.interactions[0].line
     if rows.num_rows > limits.max_items:
-        return BadRow(first, f"user {rows.user_id!r} has {rows.num_rows} items; the limit is {limits.max_items}")
+        reason = f"user {rows.user_id!r} has {rows.num_rows} items; the limit is {limits.max_items}"
+        return BadRow(first, reason, rows.num_rows)
     ordered = sorted(rows.interactions, key=lambda i: i.timestamp)
     return Row(first, rows.user_id, [i.item_id for i in ordered], [i.domain for i in ordered], rows.num_rows)
 

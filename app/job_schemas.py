@@ -90,8 +90,11 @@ class JobProgress(BaseModel):
 class JobCounts(BaseModel):
     """What was read, and what became of it so far; sequences counts the rows of the result."""
 
-    rows_read: int
-    rows_bad: int = Field(description="GET /jobs/{id}/errors lists them.")
+    rows_read: int = Field(description="Lines or rows of the input.")
+    rows_bad: int = Field(
+        description="Those of rows_read that are left out; GET /jobs/{id}/errors lists them, a user who is left out "
+        "with all rows once."
+    )
     sequences: int
     kept: int
     replaced: int

@@ -279,7 +279,8 @@ def regenerate_rows(regenerator: Regenerates, job: Job, rows: Sequence[Row]) -> 
         tokens, first_unknown = _tokens_of(row, vocabulary)
         if first_unknown is not None and job.on_unknown == "error":
             item, domain = row.item_ids[first_unknown], row.domains[first_unknown]
-            bad.append(BadRow(row.line, f"position {first_unknown}: unknown item {item!r} of domain {domain!r}"))
+            reason = f"position {first_unknown}: unknown item {item!r} of domain {domain!r}"
+            bad.append(BadRow(row.line, reason, row.num_rows))
         else:
             read.append((row, tokens))
     results = regenerator.regenerate(
@@ -360,7 +361,7 @@ def parts(entries: Iterable[Row | BadRow], chunk_sequences: int) -> Iterator[Par
                     f"line {part.bad[0].line}: {part.bad[0].reason}"
                 )
             part.bad.append(entry)
-            part.rows_read += 1
+            part.rows_read += entry.num_rows
             continue
         part.rows.append(entry)
         part.rows_read += entry.num_rows

@@ -155,7 +155,7 @@ def test_a_user_with_too_many_interactions_is_one_bad_row():
     content = "user_id,item_id,domain\n" + "A,x,d\n" * 6 + "B,y,d\n"
     bad, good = read(content.encode(), "csv")
 
-    assert bad == BadRow(2, "user 'A' has 6 items; the limit is 5")
+    assert bad == BadRow(2, "user 'A' has 6 items; the limit is 5", num_rows=6)
     assert good.user_id == "B"
 
 

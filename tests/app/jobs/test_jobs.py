@@ -1,9 +1,12 @@
 """Jobs on both databases, carried out step by step by the real runner: nothing lost, nothing doubled."""
 
+import dataclasses
+import io
 import json
 import threading
 import time
 
+import pyarrow.parquet as pq
 import pytest
 
 from app.chunks import InputChangedError
@@ -15,12 +18,12 @@ from app.errors import (
     UnknownJobError,
     UnknownModelError,
 )
-from app.formats import BadRow, read_rows
+from app.formats import BadRow, Row, read_rows
 from app.intake import JobIntake
 from app.job_schemas import JobRequest
 from app.jobs import ChunkCounts, JobState, created_at_ms_of, new_job_id
 from app.mappings import DictionaryKey, Increment, MappingFilter, find_dictionary, stream
-from app.results import encode_results, read_output_file
+from app.results import encode_results, input_file, read_input_file, read_output_file
 from app.runner import JobRunner
 from app.tables import now_ms, reading
 from app.tasks import Step, Task
@@ -343,6 +346,42 @@ def test_unknown_items_are_skipped_and_counted_or_make_the_row_bad(harness, inpu
     ]
 
 
+def test_a_job_in_which_every_user_is_bad_fails_in_every_format(harness, inputs, sequences, write_ndjson):
+    """Rows read and bad rows are counted in one unit: 20 users are 20 lines of NDJSON and many of CSV."""
+    users = sequences(20)
+    for user in users:
+        user["items"].append({"item_id": "nosuch", "domain": "books"})
+    lines = [f"{user['user_id']},{item['item_id']},{item['domain']}" for user in users for item in user["items"]]
+    (inputs / "all-bad.csv").write_text("\n".join(["user_id,item_id,domain", *lines]) + "\n")
+    ended = [
+        harness.run(path, on_unknown="error")
+        for path in (write_ndjson(inputs / "all-bad.ndjson", users), inputs / "all-bad.csv")
+    ]
+
+    assert [(job.state, job.rows_bad, job.rows_read) for job in ended] == [
+        (JobState.FAILED, 20, 20),
+        (JobState.FAILED, len(lines), len(lines)),
+    ]
+    assert len(list(harness.parts.jobs.bad_rows(ended[1].job_id))) == 20
+
+
+def test_a_user_with_too_many_interactions_counts_with_all_of_them(harness, inputs):
+    object.__setattr__(harness.parts.limits, "max_items", 10)
+    (inputs / "long.csv").write_text("user_id,item_id,domain\n" + "A,b01,books\n" * 30 + "B,b01,books\n" * 10)
+    ended = harness.run(inputs / "long.csv")
+
+    assert (ended.state, ended.rows_bad, ended.rows_read) == (JobState.FAILED, 30, 40)
+
+
+def test_a_chunk_that_an_older_version_recorded_is_still_read():
+    rows = [Row(2, "A", ["b01", "b02"], ["books", "books"], 2), Row(4, "B", ["b01"], ["books"])]
+    older = io.BytesIO()
+    pq.write_table(pq.read_table(io.BytesIO(input_file(rows))).drop_columns(["num_rows"]), older)
+
+    assert read_input_file(input_file(rows)) == rows
+    assert read_input_file(older.getvalue()) == [dataclasses.replace(row, num_rows=1) for row in rows]
+
+
 @pytest.mark.parametrize("content", ["", "\n\n"])
 def test_an_input_without_sequences_fails(harness, inputs, content):
     path = inputs / "empty.ndjson"
@@ -564,10 +603,6 @@ def test_every_format_is_the_same_bytes_whatever_was_repeated(harness, mixed, re
 
 
 def test_the_formats_hold_the_same_sequences(harness, mixed):
-    import io
-
-    import pyarrow.parquet as pq
-
     job = harness.run(mixed)
     rows = [json.loads(line) for line in harness.result(job).splitlines()]
     table = pq.read_table(io.BytesIO(harness.result(job, "parquet")))
