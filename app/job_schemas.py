@@ -122,7 +122,7 @@ class JobBody(BaseModel):
     finished_at: datetime | None
     progress: JobProgress
     counts: JobCounts
-    reason: str | None = Field(description="Why it failed.")
+    reason: str | None = Field(description="Why it failed; while its input is read, why the last attempt to do so did.")
 
     @classmethod
     def of(cls, job: Job) -> JobBody:

@@ -190,6 +190,9 @@ class JobRunner:
         except (ServiceError, InputFormatError, InputChangedError) as error:
             log.warning("job_input_refused", job_id=job_id, reason=str(error))
             self._store.fail(job_id, str(error))
+        except Exception as error:  # the queue delivers again; should it be the last time, the reason is known
+            self._store.cutting_failed(job_id, error)
+            raise
 
     def _cut_file(self, job: Job, file: BinaryIO) -> None:
         num_chunks = 0

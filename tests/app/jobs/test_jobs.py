@@ -203,6 +203,72 @@ def test_cutting_that_was_interrupted_begins_again_and_knows_its_chunks(harness,
     assert harness.result(job) == harness.result(expected)
 
 
+def test_cutting_may_be_interrupted_as_often_as_it_adds_chunks(harness, inputs, sequences, write_ndjson, monkeypatch):
+    """As by a database that restarts, or a worker that is replaced every few minutes, during a large input."""
+    job = harness.submit(write_ndjson(inputs / "long.ndjson", sequences(60)))
+    cut, store = harness.tasks.pop(), harness.parts.chunks
+    add_chunk, interruptions = store.add_chunk, 0
+
+    def dies_after_a_new_one(job_id, chunk_index, **options):
+        assert add_chunk(job_id, chunk_index, **options)
+        if chunk_index == interruptions:
+            raise KeyboardInterrupt
+        return True
+
+    monkeypatch.setattr(store, "add_chunk", dies_after_a_new_one)
+    while interruptions < 7:
+        with pytest.raises(KeyboardInterrupt):
+            harness.runner.run(cut)
+        interruptions += 1
+    monkeypatch.undo()
+    harness.tasks.append(cut)
+    harness.drain()
+    job = harness.parts.jobs.get(job.job_id)
+
+    assert (job.state, job.rows_read, job.reason) == (JobState.SUCCEEDED, 60, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(OSError("no space left"), "OSError: no space left"), (KeyboardInterrupt(), "its worker died")],
+)
+def test_cutting_that_makes_no_headway_is_given_up_with_the_last_reason(harness, mixed, monkeypatch, error, reason):
+    job = harness.submit(mixed)
+    cut = harness.tasks.pop()
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(harness.runner, "_cut_file", fails)
+    for _ in range(5):
+        with pytest.raises(type(error)):
+            harness.runner.run(cut)
+    harness.runner.run(cut)
+    job = harness.parts.jobs.get(job.job_id)
+
+    assert (job.state, job.reason) == (
+        JobState.FAILED,
+        f"the input could not be read in 5 attempts, the last: {reason}",
+    )
+
+
+def test_a_reason_of_an_attempt_that_was_made_good_is_forgotten(harness, inputs, sequences, write_ndjson, monkeypatch):
+    job = harness.submit(write_ndjson(inputs / "short.ndjson", sequences(3)))
+    monkeypatch.setattr(harness.parts.chunks, "end_cutting", _raise_os_error)
+    with pytest.raises(OSError, match="gone"):
+        harness.runner.run(harness.tasks[0])
+    between = harness.parts.jobs.get(job.job_id)
+    monkeypatch.undo()
+    harness.drain()
+
+    assert (between.state, between.reason) == (JobState.RUNNING, "OSError: gone")
+    assert harness.parts.jobs.get(job.job_id).reason is None
+
+
+def _raise_os_error(*_, **__):
+    raise OSError("gone")
+
+
 def test_an_input_that_changes_while_it_is_cut_fails_the_job(harness, mixed, write_ndjson, sequences, monkeypatch):
     job = harness.submit(mixed)
     monkeypatch.setattr(harness.parts.chunks, "end_cutting", _interrupt)
