@@ -539,7 +539,9 @@ class _Values:
         if index not in self._known:
             is_long = self._lengths[index] > MAX_NAME_BYTES
             # Not by Arrow's take, which reserves the mean length of all texts for every one that it takes.
-            self._known[index] = _TOO_LONG if is_long else self._texts[index].as_py()
+            value = _TOO_LONG if is_long else self._texts[index].as_py()
+            # Old Spark and Impala write texts without saying that they are UTF-8.
+            self._known[index] = value.decode("utf-8") if isinstance(value, bytes) else value
         return self._known[index]
 
 

@@ -186,6 +186,7 @@ def test_a_null_time_in_parquet_is_a_bad_row_and_moves_nothing():
     "column",
     [
         pytest.param({"item_id": pa.array([b"\xff"]).view(pa.string())}, id="text that is not UTF-8"),
+        pytest.param({"item_id": pa.array([b"\xff"])}, id="bytes that are not UTF-8"),
         pytest.param({"timestamp": pa.array([1], pa.timestamp("ns"))}, id="a time finer than Python's"),
     ],
 )
@@ -443,6 +444,19 @@ def test_parquet_is_read_alike_however_it_was_written(options, text):
     assert [row for row in found if row.line != 8] == [
         Row(row + 1, f"u{row}", ids, ["d"] * len(ids)) for row, ids in enumerate(items) if ids is not None
     ]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+def test_parquet_bytes_that_are_not_said_to_be_text_are_read_as_utf_8(kind):
+    texts = {"user_id": "Ä1", "item_id": "b1", "domain": "books"}
+    columns = {name: pa.array([value.encode()], kind) for name, value in texts.items()}
+    lists = {
+        "user_id": columns["user_id"],
+        "item_ids": pa.array([[b"b1"]], pa.list_(kind)),
+        "domains": pa.array([[b"books"]], pa.list_(kind)),
+    }
+
+    assert read(parquet(columns), "parquet") == read(parquet(lists), "parquet") == [Row(1, "Ä1", ["b1"], ["books"])]
 
 
 def test_parquet_numbers_are_names_too():
