@@ -94,7 +94,7 @@ class ChunkStore:
             ).scalar_one_or_none()
             if known is not None:
                 if known != input_name:
-                    raise InputChangedError("the input changed while the job was reading it")
+                    raise InputChangedError("the input, or how it is cut, changed while the job was reading it")
                 return True
             connection.execute(
                 insert(chunks).values(

@@ -280,7 +280,7 @@ def test_an_input_that_changes_while_it_is_cut_fails_the_job(harness, mixed, wri
     job = harness.parts.jobs.get(job.job_id)
 
     assert job.state == JobState.FAILED
-    assert job.reason == str(InputChangedError("the input changed while the job was reading it"))
+    assert job.reason == str(InputChangedError("the input, or how it is cut, changed while the job was reading it"))
 
 
 def _interrupt(*_, **__):
