@@ -49,7 +49,11 @@ class ChunkStore:
     # Cutting the input
 
     def begin_cutting(self, job_id: str) -> Job | None:
-        """Count an attempt to cut the input; None when there is nothing (more) to cut."""
+        """
+        Count an attempt to cut the input; None when there is nothing (more) to cut, or it was begun too often.
+
+        Attempts count from the last chunk that was new: a large input may be interrupted as often as it makes headway.
+        """
         with writing(self._engine) as connection:
             job = find_job(connection, job_id, lock=True)
             if job is None or job.state in TERMINAL or job.num_chunks is not None:
@@ -67,7 +71,8 @@ class ChunkStore:
                 .returning(jobs.c.attempts)
             ).scalar_one()
             if attempts > self._limits.max_chunk_attempts:
-                reason = f"the input could not be read in {self._limits.max_chunk_attempts} attempts: the worker died"
+                last = job.reason or "its worker died"
+                reason = f"the input could not be read in {self._limits.max_chunk_attempts} attempts, the last: {last}"
                 end_job(connection, job, JobState.FAILED, reason)
                 return None
             return get_job(connection, job_id)
@@ -89,7 +94,7 @@ class ChunkStore:
             ).scalar_one_or_none()
             if known is not None:
                 if known != input_name:
-                    raise InputChangedError("the input changed while the job was reading it")
+                    raise InputChangedError("the input, or how it is cut, changed while the job was reading it")
                 return True
             connection.execute(
                 insert(chunks).values(
@@ -102,7 +107,17 @@ class ChunkStore:
                 )
             )
             self._add_rows(connection, job_id, rows_read, bad)
+            connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(attempts=0, reason=None))
             return True
+
+    def cutting_failed(self, job_id: str, error: Exception) -> None:
+        """Record why an attempt to cut the input failed, for the reason of the job if it was the last one."""
+        with writing(self._engine) as connection:
+            connection.execute(
+                update(jobs)
+                .where(jobs.c.job_id == job_id, jobs.c.state == JobState.RUNNING, jobs.c.num_chunks.is_(None))
+                .values(reason=_reason(error))
+            )
 
     def renew_cutting(self, job_id: str) -> None:
         """Say that the input is still being read: a chunk's worth of rows may take long to come together."""
@@ -117,7 +132,7 @@ class ChunkStore:
             job = get_job(connection, job_id)
             if job.num_chunks is not None:
                 return
-            connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(num_chunks=num_chunks))
+            connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(num_chunks=num_chunks, reason=None))
             self._add_rows(connection, job_id, rows_read, bad)
             job = get_job(connection, job_id)
             if self._too_bad(job):
@@ -306,10 +321,11 @@ class ChunkStore:
             raise _NotAddedError
 
     def _add_rows(self, connection: Connection, job_id: str, rows_read: int, bad: Sequence[BadRow]) -> None:
+        rows_bad = sum(row.num_rows for row in bad)  # in the unit of rows_read: their share is what fails a job
         connection.execute(
             update(jobs)
             .where(jobs.c.job_id == job_id)
-            .values(rows_read=jobs.c.rows_read + rows_read, rows_bad=jobs.c.rows_bad + len(bad))
+            .values(rows_read=jobs.c.rows_read + rows_read, rows_bad=jobs.c.rows_bad + rows_bad)
         )
         if bad:
             values = [{"job_id": job_id, "line": row.line, "reason": printable(row.reason)} for row in bad]

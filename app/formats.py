@@ -40,16 +40,24 @@ FORMATS: tuple[SourceFormat, ...] = get_args(SourceFormat)
 GZIP_MAGIC = b"\x1f\x8b"
 PARQUET_MAGIC = b"PAR1"
 MAX_NAME = 512
+MAX_NAME_BYTES = 4 * MAX_NAME  # in UTF-8
 MAX_LINE_BYTES = 4 * 1024 * 1024
 # What is read of a text to check its format while a client waits: a header and a row of the greatest length.
 CHECKED_BYTES = 3 * MAX_LINE_BYTES
-PARQUET_BATCH_ROWS = 256
+PARQUET_BATCH_ROWS = 4096
+PARQUET_BATCH_VALUES = 1 << 20
+# No decoder holds less than the distinct texts of a row group, nor less than one row: both are bounded by the footer.
+MAX_GROUP_BYTES = 512 << 20
+MAX_GROUP_VALUES = 1 << 26
+# Texts that average twice what a name may have are no names; below this many bytes their rows are told one by one.
+MAX_LONG_TEXT_BYTES = 64 << 20
 PARQUET_SOURCE = pa.schema(
     [
         ("line", pa.int64()),
         ("user_id", pa.string()),
         ("item_ids", pa.list_(pa.string())),
         ("domains", pa.list_(pa.string())),
+        ("num_rows", pa.int64()),
     ]
 )
 
@@ -67,6 +75,9 @@ _ARCHIVES = {
     b"\x28\xb5\x2f\xfd": "a zstd file",
     PARQUET_MAGIC: "a Parquet file",
 }
+# They make values longer than what they are written in, and Arrow does not read them as dictionaries.
+_DELTA_ENCODINGS = {"DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"}
+_TOO_LONG = "x" * (MAX_NAME + 1)
 
 
 @dataclass(frozen=True)
@@ -104,10 +115,17 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """An input row that cannot be used, and why."""
+    """
+    Input that cannot be used, and why.
+
+    Args:
+        line: as of a ``Row``.
+        num_rows: input rows that it stands for: all those of a user who is left out whole.
+    """
 
     line: int
     reason: str
+    num_rows: int = 1
 
 
 def format_of(name: str, stated: str | None) -> SourceFormat:
@@ -131,9 +149,13 @@ def check_format(file: BinaryIO, source_format: SourceFormat, limits: SourceLimi
     """
     Read the beginning of *file* and raise what ``read_rows`` would raise at once; leaves it at its start.
 
-    A text without a whole row in its first megabytes passes: whoever reads all of it will say.
+    Of Parquet that is the footer: no value is decoded. A text without a whole row in its first megabytes passes:
+    whoever reads all of it will say.
     """
-    if source_format == "parquet" or limits.max_expanded_bytes <= CHECKED_BYTES:
+    if source_format == "parquet":
+        with _parquet_errors():
+            _open_parquet(file, limits)
+    elif limits.max_expanded_bytes <= CHECKED_BYTES:
         next(read_rows(file, source_format, limits), None)
     else:
         with contextlib.suppress(RequestTooLargeError):
@@ -229,7 +251,7 @@ def _checked(row: Row, limits: SourceLimits) -> Row | BadRow:
     problem = _name_problem("user_id", row.user_id)
     if problem is None and len(row.item_ids) > limits.max_items:
         problem = f"{len(row.item_ids)} items; the limit is {limits.max_items}"
-    return row if problem is None else BadRow(row.line, problem)
+    return row if problem is None else BadRow(row.line, problem, row.num_rows)
 
 
 def _name_problem(column: str, value: str | None) -> str | None:
@@ -351,30 +373,47 @@ def _group_users(interactions: Iterable[_Interaction | BadRow], limits: SourceLi
 def _row_of(rows: _UserRows, limits: SourceLimits) -> Row | BadRow:
     first = rows.interactions[0].line
     if rows.num_rows > limits.max_items:
-        return BadRow(first, f"user {rows.user_id!r} has {rows.num_rows} items; the limit is {limits.max_items}")
+        reason = f"user {rows.user_id!r} has {rows.num_rows} items; the limit is {limits.max_items}"
+        return BadRow(first, reason, rows.num_rows)
     ordered = sorted(rows.interactions, key=lambda i: i.timestamp)
     return Row(first, rows.user_id, [i.item_id for i in ordered], [i.domain for i in ordered], rows.num_rows)
 
 
 def _read_parquet(file: BinaryIO, limits: SourceLimits) -> Iterator[Row | BadRow]:
-    try:
-        parquet = pq.ParquetFile(file)
-        names = parquet.schema_arrow.names
-        interactions = "item_id" in names
-        if interactions:
-            columns = ["user_id", "item_id", "domain", *(["timestamp"] if "timestamp" in names else [])]
-            _columns_of(names)
-        else:
-            columns = ["user_id", "item_ids", "domains"]
-            _check_list_columns(parquet.schema_arrow)
-        _check_parquet_size(parquet, columns, limits)
+    with _parquet_errors():
+        parquet, columns = _open_parquet(file, limits)
         batches = _decoded(parquet, columns, limits)
-        if interactions:
+        if "item_id" in columns:
             yield from _group_users(_batch_interactions(batches), limits)
         else:
             yield from _batch_sequences(batches, limits)
+
+
+@contextlib.contextmanager
+def _parquet_errors() -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError, OverflowError, ValueError) as error:  # ValueError: a value that Python lacks
         raise InputFormatError(f"not a readable Parquet file: {error}") from error
+
+
+def _open_parquet(file: BinaryIO, limits: SourceLimits) -> tuple[pq.ParquetFile, tuple[str, ...]]:
+    """The file, its texts to be read as dictionaries, and the columns to read; raises what the footer is reason for."""
+    parquet = pq.ParquetFile(file)
+    schema = parquet.schema_arrow
+    if "item_id" in schema.names:
+        _columns_of(schema.names)
+        columns: tuple[str, ...] = ("user_id", "item_id", "domain")
+        columns += ("timestamp",) if "timestamp" in schema.names else ()
+    else:
+        columns = ("user_id", "item_ids", "domains")
+        _check_list_columns(schema)
+    kinds = {name: _value_type(schema, name) for name in columns}
+    texts = {name for name, kind in kinds.items() if _is_text(kind)}
+    _check_parquet_size(parquet.metadata, columns, texts, limits)
+    paths = [column.path for column in parquet.schema if column.path.split(".")[0] in texts]
+    # As dictionaries: a long value that is repeated, which costs the file next to nothing, is held once.
+    return pq.ParquetFile(file, metadata=parquet.metadata, read_dictionary=paths), columns
 
 
 def _check_list_columns(schema: pa.Schema) -> None:
@@ -384,58 +423,158 @@ def _check_list_columns(schema: pa.Schema) -> None:
                 f"no column {name}; a Parquet input holds user_id, item_id, domain or user_id, item_ids, domains; "
                 f"the columns are {', '.join(schema.names)[:200]}"
             )
-        kind = schema.field(name).type
-        if name != "user_id" and not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+
+
+def _value_type(schema: pa.Schema, name: str) -> pa.DataType:
+    """Type of the single values of column *name*: texts, numbers or times, in lists where there are lists."""
+    if schema.get_field_index(name) < 0:
+        raise InputFormatError(f"column {name} is there more than once")
+    kind = schema.field(name).type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if name in ("item_ids", "domains"):
+        if not is_list:
             raise InputFormatError(f"column {name} is {kind}, not a list")
+        kind = kind.value_type
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    simple = pa.types.is_primitive(value) or pa.types.is_decimal(value) or pa.types.is_null(value)
+    if not simple and not _is_text(value):
+        raise InputFormatError(f"column {name} holds {str(kind)[:200]}, neither text nor numbers")
+    return value
 
 
-def _check_parquet_size(parquet: pq.ParquetFile, columns: Sequence[str], limits: SourceLimits) -> None:
+def _is_text(kind: pa.DataType) -> bool:
+    of_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    of_bytes = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(is_kind(kind) for is_kind in (*of_text, *of_bytes))
+
+
+def _check_parquet_size(
+    metadata: pq.FileMetaData, columns: Sequence[str], texts: Iterable[str], limits: SourceLimits
+) -> None:
     """Believe the footer when it says too much; what it hides is counted while decoding."""
     declared, values = 0, 0
-    for group in range(parquet.metadata.num_row_groups):
-        row_group = parquet.metadata.row_group(group)
-        for index in range(row_group.num_columns):
-            column = row_group.column(index)
-            if column.path_in_schema.split(".")[0] in columns:
-                declared += column.total_uncompressed_size
-                values += column.num_values
+    for group in range(metadata.num_row_groups):
+        for name, column in _columns_of_group(metadata.row_group(group), columns):
+            declared += column.total_uncompressed_size
+            values += column.num_values
+            _check_column_size(f"row group {group}, column {name}", column, is_text=name in texts)
     # A repeated value takes almost no space in the file and an offset of 4 bytes or more once decoded.
     if max(declared, 4 * values) > limits.max_expanded_bytes:
         raise _expands_over(limits.max_expanded_bytes)
 
 
+def _check_column_size(place: str, column: pq.ColumnChunkMetaData, *, is_text: bool) -> None:
+    num_bytes, num_values = column.total_uncompressed_size, column.num_values
+    if num_bytes > MAX_GROUP_BYTES or num_values > MAX_GROUP_VALUES:
+        raise InputFormatError(
+            f"{place}: {num_values:,} values of {num_bytes:,} bytes; at most {MAX_GROUP_VALUES:,} values and "
+            f"{MAX_GROUP_BYTES:,} bytes may be: write smaller row groups"
+        )
+    if not is_text:
+        return
+    if num_bytes > max(MAX_LONG_TEXT_BYTES, 2 * MAX_NAME_BYTES * num_values):
+        raise InputFormatError(f"{place}: {num_values:,} values of {num_bytes:,} bytes are too long to be names")
+    delta = sorted(_DELTA_ENCODINGS.intersection(column.encodings))
+    if delta:
+        raise InputFormatError(f"{place}: the encoding {delta[0]} is not read; write a dictionary or plain values")
+
+
+def _columns_of_group(
+    group: pq.RowGroupMetaData, columns: Sequence[str]
+) -> Iterator[tuple[str, pq.ColumnChunkMetaData]]:
+    for index in range(group.num_columns):
+        column = group.column(index)
+        name = column.path_in_schema.split(".")[0]
+        if name in columns:
+            yield name, column
+
+
 def _decoded(parquet: pq.ParquetFile, columns: Sequence[str], limits: SourceLimits) -> Iterator[pa.RecordBatch]:
     left = limits.max_expanded_bytes
-    for batch in parquet.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=list(columns), use_threads=False):
-        left -= sum(_dense_bytes(column) for column in batch.columns)
-        if left < 0:
-            raise _expands_over(limits.max_expanded_bytes)
-        yield batch
+    for group in range(parquet.num_row_groups):  # each by itself: Arrow cannot join the dictionaries of two in a list
+        num_rows = _rows_at_a_time(parquet.metadata.row_group(group), columns)
+        for batch in parquet.iter_batches(num_rows, row_groups=[group], columns=list(columns), use_threads=False):
+            left -= sum(_dense_bytes(column) for column in batch.columns)
+            if left < 0:
+                raise _expands_over(limits.max_expanded_bytes)
+            yield batch
+
+
+def _rows_at_a_time(group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
+    values = max((column.num_values for _, column in _columns_of_group(group, columns)), default=0)
+    num_rows: int = PARQUET_BATCH_VALUES * group.num_rows // max(1, values)
+    return max(1, min(PARQUET_BATCH_ROWS, num_rows))
 
 
 def _dense_bytes(column: pa.Array) -> int:
     """Bytes of *column* with every value written out: a dictionary may repeat one long value many times."""
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         return _dense_bytes(column.flatten())
-    if pa.types.is_dictionary(column.type) and _is_text(column.type.value_type):
+    if pa.types.is_dictionary(column.type):
         return int(pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0)
     return int(column.nbytes)
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
+class _Values:
+    """
+    Values of one batch, of which a part at a time becomes Python's.
+
+    Args:
+        column: of single values; texts are a dictionary, whose values may be of any length.
+    """
+
+    def __init__(self, column: pa.Array) -> None:
+        self._is_text = pa.types.is_dictionary(column.type)
+        self._column = column.indices if self._is_text else column
+        self._texts = column.dictionary if self._is_text else pa.array([], pa.string())
+        self._lengths = pc.binary_length(self._texts).to_numpy()
+        self._known: dict[int | None, Any] = {None: None}
+
+    def read(self, start: int, stop: int) -> list[Any]:
+        """The values from *start* to *stop*; for a text longer than any name, which is never expanded, _TOO_LONG."""
+        values: list[Any] = self._column.slice(start, stop - start).to_pylist()
+        return [self._text(index) for index in values] if self._is_text else values
+
+    def _text(self, index: int | None) -> Any:
+        if index not in self._known:
+            is_long = self._lengths[index] > MAX_NAME_BYTES
+            # Not by Arrow's take, which reserves the mean length of all texts for every one that it takes.
+            value = _TOO_LONG if is_long else self._texts[index].as_py()
+            # Old Spark and Impala write texts without saying that they are UTF-8.
+            self._known[index] = value.decode("utf-8") if isinstance(value, bytes) else value
+        return self._known[index]
+
+
+class _Lists:
+    """
+    Lists of one batch, of which one at a time becomes Python's.
+
+    Args:
+        column: of lists of single values.
+    """
+
+    def __init__(self, column: pa.Array) -> None:
+        self._values = _Values(column.values)
+        self._offsets: list[int] = column.offsets.to_pylist()
+        self.lengths: list[int | None] = pc.list_value_length(column).to_pylist()
+
+    def read(self, row: int) -> list[Any]:
+        """The values of a list that is no null."""
+        return self._values.read(self._offsets[row], self._offsets[row + 1])
 
 
 def _batch_interactions(batches: Iterable[pa.RecordBatch]) -> Iterator[_Interaction | BadRow]:
     line = 0
     for batch in batches:
-        columns = [batch.column(name).to_pylist() for name in batch.schema.names]
         names = batch.schema.names
-        places = [columns[names.index(n)] for n in ("user_id", "item_id", "domain")]
+        user_ids, item_ids, domains = (
+            _Values(batch.column(name)).read(0, batch.num_rows) for name in ("user_id", "item_id", "domain")
+        )
         times: list[Any] = [None] * batch.num_rows
         if "timestamp" in names:  # where there is a column, a null is no number
-            times = ["" if time is None else time for time in columns[names.index("timestamp")]]
-        for cells in zip(*places, times, strict=True):
+            found = _Values(batch.column("timestamp")).read(0, batch.num_rows)
+            times = ["" if time is None else time for time in found]
+        for cells in zip(user_ids, item_ids, domains, times, strict=True):
             line += 1
             yield _parse_interaction(line, cells)
 
@@ -443,17 +582,22 @@ def _batch_interactions(batches: Iterable[pa.RecordBatch]) -> Iterator[_Interact
 def _batch_sequences(batches: Iterable[pa.RecordBatch], limits: SourceLimits) -> Iterator[Row | BadRow]:
     line = 0
     for batch in batches:
-        users, items, domains = (batch.column(name).to_pylist() for name in ("user_id", "item_ids", "domains"))
-        for user_id, item_ids, item_domains in zip(users, items, domains, strict=True):
+        users = _Values(batch.column("user_id")).read(0, batch.num_rows)
+        item_ids, domains = _Lists(batch.column("item_ids")), _Lists(batch.column("domains"))
+        for row, user_id in enumerate(users):
             line += 1
-            yield _parse_lists(line, user_id, item_ids, item_domains, limits)
+            length = item_ids.lengths[row]
+            if length is None or length != domains.lengths[row]:
+                yield BadRow(line, "item_ids and domains are not two lists of the same length")
+            elif length > limits.max_items:
+                yield BadRow(line, f"{length} items; the limit is {limits.max_items}")
+            else:
+                yield _parse_lists(line, user_id, item_ids.read(row), domains.read(row), limits)
 
 
 def _parse_lists(
-    line: int, user_id: object, item_ids: list[object] | None, domains: list[object] | None, limits: SourceLimits
+    line: int, user_id: object, item_ids: list[object], domains: list[object], limits: SourceLimits
 ) -> Row | BadRow:
-    if item_ids is None or domains is None or len(item_ids) != len(domains):
-        return BadRow(line, "item_ids and domains are not two lists of the same length")
     for column, values in (("item_ids", item_ids), ("domains", domains)):
         for position, value in enumerate(values):
             problem = _name_problem(column, None if value is None else str(value))

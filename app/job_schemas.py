@@ -90,8 +90,11 @@ class JobProgress(BaseModel):
 class JobCounts(BaseModel):
     """What was read, and what became of it so far; sequences counts the rows of the result."""
 
-    rows_read: int
-    rows_bad: int = Field(description="GET /jobs/{id}/errors lists them.")
+    rows_read: int = Field(description="Lines or rows of the input.")
+    rows_bad: int = Field(
+        description="Those of rows_read that are left out; GET /jobs/{id}/errors lists them, a user who is left out "
+        "with all rows once."
+    )
     sequences: int
     kept: int
     replaced: int
@@ -119,7 +122,7 @@ class JobBody(BaseModel):
     finished_at: datetime | None
     progress: JobProgress
     counts: JobCounts
-    reason: str | None = Field(description="Why it failed.")
+    reason: str | None = Field(description="Why it failed; while its input is read, why the last attempt to do so did.")
 
     @classmethod
     def of(cls, job: Job) -> JobBody:

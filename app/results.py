@@ -62,15 +62,16 @@ def input_file(rows: Sequence[Row]) -> bytes:
         [row.user_id for row in rows],
         [row.item_ids for row in rows],
         [row.domains for row in rows],
+        [row.num_rows for row in rows],
     ]
     return _parquet_file(pa.table(columns, schema=PARQUET_SOURCE))
 
 
 def read_input_file(content: bytes) -> list[Row]:
-    """What ``input_file`` wrote."""
+    """What ``input_file`` wrote; before it wrote num_rows, every row counted as one."""
     table = pq.read_table(pa.BufferReader(content))
-    columns = (table[name].to_pylist() for name in PARQUET_SOURCE.names)
-    return [Row(line, user, items, domains) for line, user, items, domains in zip(*columns, strict=True)]
+    columns = (table[name].to_pylist() for name in PARQUET_SOURCE.names if name in table.column_names)
+    return [Row(*values) for values in zip(*columns, strict=True)]
 
 
 def output_file(rows: Sequence[Rewritten]) -> bytes:

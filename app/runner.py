@@ -190,6 +190,9 @@ class JobRunner:
         except (ServiceError, InputFormatError, InputChangedError) as error:
             log.warning("job_input_refused", job_id=job_id, reason=str(error))
             self._store.fail(job_id, str(error))
+        except Exception as error:  # the queue delivers again; should it be the last time, the reason is known
+            self._store.cutting_failed(job_id, error)
+            raise
 
     def _cut_file(self, job: Job, file: BinaryIO) -> None:
         num_chunks = 0
@@ -279,7 +282,8 @@ def regenerate_rows(regenerator: Regenerates, job: Job, rows: Sequence[Row]) -> 
         tokens, first_unknown = _tokens_of(row, vocabulary)
         if first_unknown is not None and job.on_unknown == "error":
             item, domain = row.item_ids[first_unknown], row.domains[first_unknown]
-            bad.append(BadRow(row.line, f"position {first_unknown}: unknown item {item!r} of domain {domain!r}"))
+            reason = f"position {first_unknown}: unknown item {item!r} of domain {domain!r}"
+            bad.append(BadRow(row.line, reason, row.num_rows))
         else:
             read.append((row, tokens))
     results = regenerator.regenerate(
@@ -360,7 +364,7 @@ def parts(entries: Iterable[Row | BadRow], chunk_sequences: int) -> Iterator[Par
                     f"line {part.bad[0].line}: {part.bad[0].reason}"
                 )
             part.bad.append(entry)
-            part.rows_read += 1
+            part.rows_read += entry.num_rows
             continue
         part.rows.append(entry)
         part.rows_read += entry.num_rows

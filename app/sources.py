@@ -43,13 +43,17 @@ class SourceRoots:
         Raises:
             InvalidSourceError: not a plain ``scheme://host/path`` URI, or its path climbs.
             SourceNotAllowedError: under none of the roots, also by way of a symbolic link.
+            SourceNotFoundError: its symbolic links run in a circle.
         """
         scheme = _check_uri(uri)
         root = next((r for r in map(_without_slash, self.roots) if uri.startswith(f"{r}/")), None)
         if root is None:
             raise SourceNotAllowedError(uri)
         if scheme == "file":
-            real = Path(uri.removeprefix("file://")).resolve()
+            try:
+                real = Path(uri.removeprefix("file://")).resolve()
+            except RuntimeError as error:  # links in a circle
+                raise SourceNotFoundError(f"{uri}: symbolic links in a circle") from error
             if not real.is_relative_to(Path(root.removeprefix("file://")).resolve()):
                 raise SourceNotAllowedError(uri)
         try:
@@ -64,7 +68,7 @@ class SourceRoots:
 
         Raises:
             InvalidSourceError, SourceNotAllowedError: see ``resolve``.
-            SourceNotFoundError: there is no such file, or it may not be read.
+            SourceNotFoundError: see there; there is no such file, or it may not be read.
             RequestTooLargeError: it has more bytes than the limit.
         """
         source = self.resolve(uri)

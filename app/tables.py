@@ -92,7 +92,7 @@ jobs = Table(
     Column("deleted", BigInteger, nullable=False),
     Column("unknown", BigInteger, nullable=False),
     Column("truncated", BigInteger, nullable=False),
-    Column("reason", Text, nullable=True),
+    Column("reason", Text, nullable=True),  # of an unfinished job: why the last attempt to cut its input failed
     Index(None, "state", "job_id"),
 )
 

@@ -4,6 +4,8 @@ import csv
 import gzip
 import io
 import json
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -153,7 +155,7 @@ def test_a_user_with_too_many_interactions_is_one_bad_row():
     content = "user_id,item_id,domain\n" + "A,x,d\n" * 6 + "B,y,d\n"
     bad, good = read(content.encode(), "csv")
 
-    assert bad == BadRow(2, "user 'A' has 6 items; the limit is 5")
+    assert bad == BadRow(2, "user 'A' has 6 items; the limit is 5", num_rows=6)
     assert good.user_id == "B"
 
 
@@ -184,6 +186,7 @@ def test_a_null_time_in_parquet_is_a_bad_row_and_moves_nothing():
     "column",
     [
         pytest.param({"item_id": pa.array([b"\xff"]).view(pa.string())}, id="text that is not UTF-8"),
+        pytest.param({"item_id": pa.array([b"\xff"])}, id="bytes that are not UTF-8"),
         pytest.param({"timestamp": pa.array([1], pa.timestamp("ns"))}, id="a time finer than Python's"),
     ],
 )
@@ -292,6 +295,174 @@ def test_a_parquet_bomb_of_long_values_stops_while_it_is_decoded():
 
     with pytest.raises(RequestTooLargeError, match="TAESAR_MAX_EXPANDED_BYTES"):
         read(content, "parquet")
+
+
+def measured(tmp_path, content, call):
+    """What *call* of app.formats prints of a file, and the megabytes that the process took for it."""
+    path = tmp_path / "measured.parquet"
+    path.write_bytes(content)
+    program = f"""
+import resource
+from app.formats import SourceLimits, check_format, read_rows
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+limits = SourceLimits(max_bytes=1 << 33, max_expanded_bytes=1 << 35, max_items=4096)
+before = peak()
+with open({str(path)!r}, "rb") as file:
+    print({call})
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    found, megabytes = done.stdout.splitlines()
+    return found, int(megabytes)
+
+
+LONG = "x" * (6 << 20)
+READ_ALL = "[sum(row.reason.endswith('is longer than 512 characters') for row in read_rows(file, 'parquet', limits))]"
+
+
+def long_users(count=256):
+    """1.5 GB of user ids in 1.4 kB."""
+    users = pa.DictionaryArray.from_arrays(_zeros(count), [LONG])
+    columns = {"user_id": users, "item_ids": [["b1"]] * count, "domains": [["books"]] * count}
+    return parquet(columns, compression="zstd")
+
+
+def long_items(count=256):
+    """As much again in lists."""
+    items = pa.ListArray.from_arrays(range(count + 1), pa.DictionaryArray.from_arrays(_zeros(count), [LONG]))
+    columns = {"user_id": [str(i) for i in range(count)], "item_ids": items, "domains": [["books"]] * count}
+    return parquet(columns, compression="zstd")
+
+
+@pytest.mark.parametrize("make", [long_users, long_items])
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [("check_format(file, 'parquet', limits)", "None"), (READ_ALL, "[256]")],
+    ids=["check", "read"],
+)
+def test_a_long_value_that_a_small_parquet_file_repeats_is_never_written_out(tmp_path, make, call, expected):
+    content = make()
+    found, megabytes = measured(tmp_path, content, call)
+
+    assert len(content) < 4096
+    assert found == expected
+    assert megabytes < 400
+
+
+def test_a_parquet_list_that_is_too_long_is_a_bad_row_and_not_written_out(tmp_path):
+    count = 5_000_000
+    values = pa.DictionaryArray.from_arrays(_zeros(count), ["x"])
+    lists = pa.ListArray.from_arrays([0, count, count], values)
+    content = parquet({"user_id": ["A", "B"], "item_ids": lists, "domains": lists})
+    found, megabytes = measured(
+        tmp_path, content, "[getattr(row, 'reason', 'good') for row in read_rows(file, 'parquet', limits)]"
+    )
+
+    assert found == "['5000000 items; the limit is 4096', 'good']"
+    assert megabytes < 300
+
+
+@pytest.mark.parametrize(
+    ("bounds", "reason"),
+    [
+        ({"MAX_GROUP_VALUES": 99}, "100 values of .*: write smaller row groups"),
+        ({"MAX_GROUP_BYTES": 999_999}, "100 values of .*: write smaller row groups"),
+        ({"MAX_LONG_TEXT_BYTES": 100_000}, "100 values of .* bytes are too long to be names"),
+    ],
+)
+def test_a_parquet_row_group_that_no_batch_makes_small_is_refused_by_its_footer(monkeypatch, bounds, reason):
+    content = parquet(
+        {"user_id": [f"{i}{'x' * 10_000}" for i in range(100)], "item_id": ["i"] * 100, "domain": ["d"] * 100}
+    )
+    for name, bound in bounds.items():
+        monkeypatch.setattr(f"app.formats.{name}", bound)
+    with pytest.raises(InputFormatError, match=reason):
+        check_format(io.BytesIO(content), "parquet", LIMITS)
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_parquet_texts_in_an_encoding_that_expands_are_refused_by_name(encoding):
+    columns = {"user_id": ["A"], "item_id": ["x"], "domain": ["d"]}
+    content = parquet(columns, use_dictionary=False, column_encoding=dict.fromkeys(columns, encoding))
+    with pytest.raises(InputFormatError, match=f"the encoding {encoding} is not read"):
+        check_format(io.BytesIO(content), "parquet", LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"user_id": [{"a": "A"}]}, "column user_id holds struct<.*neither text nor numbers"),
+        ({"item_id": [["x"]]}, "column item_id holds list<.*neither text nor numbers"),
+        ({"timestamp": [{"t": 1}]}, "column timestamp holds struct<.*neither text nor numbers"),
+        ({"item_id": pa.array([b"x"], pa.binary(1))}, "column item_id holds fixed_size_binary"),
+    ],
+)
+def test_parquet_columns_of_nested_values_are_refused(columns, reason):
+    content = parquet({"user_id": ["A"], "item_id": ["x"], "domain": ["d"]} | columns)
+    with pytest.raises(InputFormatError, match=reason):
+        check_format(io.BytesIO(content), "parquet", LIMITS)
+
+
+def test_parquet_lists_of_nested_values_are_refused():
+    content = parquet({"user_id": ["A"], "item_ids": [[{"id": "x"}]], "domains": [["d"]]})
+    with pytest.raises(InputFormatError, match=r"column item_ids holds struct<.*neither text nor numbers"):
+        check_format(io.BytesIO(content), "parquet", LIMITS)
+
+
+def test_a_parquet_column_that_is_there_twice_is_refused():
+    sink = io.BytesIO()
+    arrays = [pa.array([value]) for value in ("A", "B", "x", "d")]
+    pq.write_table(pa.Table.from_arrays(arrays, ["user_id", "user_id", "item_id", "domain"]), sink)
+    with pytest.raises(InputFormatError, match="column user_id is there more than once"):
+        check_format(sink, "parquet", LIMITS)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"row_group_size": 700},
+        {"use_dictionary": False},
+        {"dictionary_pagesize_limit": 512},
+        {"data_page_version": "2.0"},
+        {"compression": "none"},
+    ],
+)
+@pytest.mark.parametrize("text", [pa.string(), pa.large_string(), pa.string_view()])
+def test_parquet_is_read_alike_however_it_was_written(options, text):
+    count = 5000
+    items = [[f"i{n * n % 1009}" for n in range(row, row + row % 4)] for row in range(count)]
+    items[7] = None
+    columns = {
+        "user_id": pa.array([f"u{row}" for row in range(count)], text),
+        "item_ids": pa.array(items, pa.list_(text)),
+        "domains": pa.array([["d"] * len(row or ()) for row in items], pa.large_list(text)),
+    }
+    found = read(parquet(columns, **options), "parquet")
+
+    assert found[7] == BadRow(8, "item_ids and domains are not two lists of the same length")
+    assert [row for row in found if row.line != 8] == [
+        Row(row + 1, f"u{row}", ids, ["d"] * len(ids)) for row, ids in enumerate(items) if ids is not None
+    ]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+def test_parquet_bytes_that_are_not_said_to_be_text_are_read_as_utf_8(kind):
+    texts = {"user_id": "Ä1", "item_id": "b1", "domain": "books"}
+    columns = {name: pa.array([value.encode()], kind) for name, value in texts.items()}
+    lists = {
+        "user_id": columns["user_id"],
+        "item_ids": pa.array([[b"b1"]], pa.list_(kind)),
+        "domains": pa.array([[b"books"]], pa.list_(kind)),
+    }
+
+    assert read(parquet(columns), "parquet") == read(parquet(lists), "parquet") == [Row(1, "Ä1", ["b1"], ["books"])]
+
+
+def test_parquet_numbers_are_names_too():
+    columns = {"user_id": [7, 7], "item_id": pa.array([1, 2], pa.int16()), "domain": ["d", "d"]}
+
+    assert read(parquet(columns), "parquet") == [Row(1, "7", ["1", "2"], ["d", "d"], 2)]
 
 
 @pytest.mark.parametrize(

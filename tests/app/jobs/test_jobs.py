@@ -1,9 +1,12 @@
 """Jobs on both databases, carried out step by step by the real runner: nothing lost, nothing doubled."""
 
+import dataclasses
+import io
 import json
 import threading
 import time
 
+import pyarrow.parquet as pq
 import pytest
 
 from app.chunks import InputChangedError
@@ -15,12 +18,12 @@ from app.errors import (
     UnknownJobError,
     UnknownModelError,
 )
-from app.formats import BadRow, read_rows
+from app.formats import BadRow, Row, read_rows
 from app.intake import JobIntake
 from app.job_schemas import JobRequest
 from app.jobs import ChunkCounts, JobState, created_at_ms_of, new_job_id
 from app.mappings import DictionaryKey, Increment, MappingFilter, find_dictionary, stream
-from app.results import encode_results, read_output_file
+from app.results import encode_results, input_file, read_input_file, read_output_file
 from app.runner import JobRunner
 from app.tables import now_ms, reading
 from app.tasks import Step, Task
@@ -200,6 +203,72 @@ def test_cutting_that_was_interrupted_begins_again_and_knows_its_chunks(harness,
     assert harness.result(job) == harness.result(expected)
 
 
+def test_cutting_may_be_interrupted_as_often_as_it_adds_chunks(harness, inputs, sequences, write_ndjson, monkeypatch):
+    """As by a database that restarts, or a worker that is replaced every few minutes, during a large input."""
+    job = harness.submit(write_ndjson(inputs / "long.ndjson", sequences(60)))
+    cut, store = harness.tasks.pop(), harness.parts.chunks
+    add_chunk, interruptions = store.add_chunk, 0
+
+    def dies_after_a_new_one(job_id, chunk_index, **options):
+        assert add_chunk(job_id, chunk_index, **options)
+        if chunk_index == interruptions:
+            raise KeyboardInterrupt
+        return True
+
+    monkeypatch.setattr(store, "add_chunk", dies_after_a_new_one)
+    while interruptions < 7:
+        with pytest.raises(KeyboardInterrupt):
+            harness.runner.run(cut)
+        interruptions += 1
+    monkeypatch.undo()
+    harness.tasks.append(cut)
+    harness.drain()
+    job = harness.parts.jobs.get(job.job_id)
+
+    assert (job.state, job.rows_read, job.reason) == (JobState.SUCCEEDED, 60, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(OSError("no space left"), "OSError: no space left"), (KeyboardInterrupt(), "its worker died")],
+)
+def test_cutting_that_makes_no_headway_is_given_up_with_the_last_reason(harness, mixed, monkeypatch, error, reason):
+    job = harness.submit(mixed)
+    cut = harness.tasks.pop()
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(harness.runner, "_cut_file", fails)
+    for _ in range(5):
+        with pytest.raises(type(error)):
+            harness.runner.run(cut)
+    harness.runner.run(cut)
+    job = harness.parts.jobs.get(job.job_id)
+
+    assert (job.state, job.reason) == (
+        JobState.FAILED,
+        f"the input could not be read in 5 attempts, the last: {reason}",
+    )
+
+
+def test_a_reason_of_an_attempt_that_was_made_good_is_forgotten(harness, inputs, sequences, write_ndjson, monkeypatch):
+    job = harness.submit(write_ndjson(inputs / "short.ndjson", sequences(3)))
+    monkeypatch.setattr(harness.parts.chunks, "end_cutting", _raise_os_error)
+    with pytest.raises(OSError, match="gone"):
+        harness.runner.run(harness.tasks[0])
+    between = harness.parts.jobs.get(job.job_id)
+    monkeypatch.undo()
+    harness.drain()
+
+    assert (between.state, between.reason) == (JobState.RUNNING, "OSError: gone")
+    assert harness.parts.jobs.get(job.job_id).reason is None
+
+
+def _raise_os_error(*_, **__):
+    raise OSError("gone")
+
+
 def test_an_input_that_changes_while_it_is_cut_fails_the_job(harness, mixed, write_ndjson, sequences, monkeypatch):
     job = harness.submit(mixed)
     monkeypatch.setattr(harness.parts.chunks, "end_cutting", _interrupt)
@@ -211,7 +280,7 @@ def test_an_input_that_changes_while_it_is_cut_fails_the_job(harness, mixed, wri
     job = harness.parts.jobs.get(job.job_id)
 
     assert job.state == JobState.FAILED
-    assert job.reason == str(InputChangedError("the input changed while the job was reading it"))
+    assert job.reason == str(InputChangedError("the input, or how it is cut, changed while the job was reading it"))
 
 
 def _interrupt(*_, **__):
@@ -341,6 +410,42 @@ def test_unknown_items_are_skipped_and_counted_or_make_the_row_bad(harness, inpu
     assert list(harness.parts.jobs.bad_rows(refused.job_id)) == [
         BadRow(8, "position 0: unknown item 'b99' of domain 'books'")
     ]
+
+
+def test_a_job_in_which_every_user_is_bad_fails_in_every_format(harness, inputs, sequences, write_ndjson):
+    """Rows read and bad rows are counted in one unit: 20 users are 20 lines of NDJSON and many of CSV."""
+    users = sequences(20)
+    for user in users:
+        user["items"].append({"item_id": "nosuch", "domain": "books"})
+    lines = [f"{user['user_id']},{item['item_id']},{item['domain']}" for user in users for item in user["items"]]
+    (inputs / "all-bad.csv").write_text("\n".join(["user_id,item_id,domain", *lines]) + "\n")
+    ended = [
+        harness.run(path, on_unknown="error")
+        for path in (write_ndjson(inputs / "all-bad.ndjson", users), inputs / "all-bad.csv")
+    ]
+
+    assert [(job.state, job.rows_bad, job.rows_read) for job in ended] == [
+        (JobState.FAILED, 20, 20),
+        (JobState.FAILED, len(lines), len(lines)),
+    ]
+    assert len(list(harness.parts.jobs.bad_rows(ended[1].job_id))) == 20
+
+
+def test_a_user_with_too_many_interactions_counts_with_all_of_them(harness, inputs):
+    object.__setattr__(harness.parts.limits, "max_items", 10)
+    (inputs / "long.csv").write_text("user_id,item_id,domain\n" + "A,b01,books\n" * 30 + "B,b01,books\n" * 10)
+    ended = harness.run(inputs / "long.csv")
+
+    assert (ended.state, ended.rows_bad, ended.rows_read) == (JobState.FAILED, 30, 40)
+
+
+def test_a_chunk_that_an_older_version_recorded_is_still_read():
+    rows = [Row(2, "A", ["b01", "b02"], ["books", "books"], 2), Row(4, "B", ["b01"], ["books"])]
+    older = io.BytesIO()
+    pq.write_table(pq.read_table(io.BytesIO(input_file(rows))).drop_columns(["num_rows"]), older)
+
+    assert read_input_file(input_file(rows)) == rows
+    assert read_input_file(older.getvalue()) == [dataclasses.replace(row, num_rows=1) for row in rows]
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])
@@ -564,10 +669,6 @@ def test_every_format_is_the_same_bytes_whatever_was_repeated(harness, mixed, re
 
 
 def test_the_formats_hold_the_same_sequences(harness, mixed):
-    import io
-
-    import pyarrow.parquet as pq
-
     job = harness.run(mixed)
     rows = [json.loads(line) for line in harness.result(job).splitlines()]
     table = pq.read_table(io.BytesIO(harness.result(job, "parquet")))

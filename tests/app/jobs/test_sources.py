@@ -94,6 +94,14 @@ def test_a_symbolic_link_does_not_lead_outside(roots, folder):
             roots.open(f"file://{folder}/{name}", LIMITS)
 
 
+def test_symbolic_links_in_a_circle_are_not_found(roots, folder):
+    (folder / "loop").symlink_to("loop")
+
+    for name in ("loop", "loop/a.ndjson"):
+        with pytest.raises(SourceNotFoundError, match="in a circle"):
+            roots.open(f"file://{folder}/{name}", LIMITS)
+
+
 @pytest.mark.parametrize("name", ["missing.ndjson", "deep"])
 def test_an_allowed_name_without_a_file_is_not_found(roots, folder, name):
     with pytest.raises(SourceNotFoundError):
