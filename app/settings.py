@@ -24,7 +24,7 @@ class Settings(BaseSettings):
         pydantic.ValidationError: a value is out of range, or two settings contradict each other.
     """
 
-    model_config = SettingsConfigDict(env_prefix="TAESAR_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TAESAR_", frozen=True, extra="ignore", allow_inf_nan=False)
 
     # The model
     bundle: Path | None = Field(

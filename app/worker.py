@@ -68,7 +68,7 @@ class JobParts:
 
         *all_unbegun* says that no other process works on jobs and this one has not begun: everything is lost.
         """
-        older_than_ms = now_ms() + 1 if all_unbegun else now_ms() - self.requeue_ms
+        older_than_ms = now_ms() + 1 if all_unbegun else max(0, now_ms() - self.requeue_ms)
         empty = all_unbegun or self.queue.is_empty()
         tasks = self.chunks.lost_tasks(older_than_ms=older_than_ms, queue_is_empty=empty)
         for task in tasks:
@@ -232,7 +232,8 @@ def prune(parts: JobParts, *, retention_days: float) -> list[str]:
 
     Records and counts stay.
     """
-    pruned = parts.jobs.prune(finished_before_ms=now_ms() - round(retention_days * DAY_MS))
+    # Not before 1970: no job is older, and the database holds no such number
+    pruned = parts.jobs.prune(finished_before_ms=max(0, now_ms() - round(retention_days * DAY_MS)))
     for job_id in pruned:
         parts.storage.delete_folder(job_id)
     for folder in parts.storage.folders():
