@@ -168,14 +168,18 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
         """
         return await asyncio.wrap_future(self._admit(key, rows, lengths))
 
-    async def close(self) -> None:
-        """Refuse new work, finish what was admitted, end the threads."""
+    async def close(self, *, timeout_seconds: float | None = None) -> None:
+        """Refuse new work, finish what was admitted, end the threads; after *timeout_seconds* leave them to it."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         if self._thread.ident is not None:
-            await asyncio.to_thread(self._thread.join)
-            await asyncio.to_thread(self._answering.join)
+            await asyncio.to_thread(self._join, timeout_seconds)
+
+    def _join(self, timeout_seconds: float | None) -> None:
+        self._thread.join(timeout_seconds)
+        if not self._thread.is_alive():  # else its answers are still to come
+            self._answering.join(timeout_seconds)
 
     def _admit(self, key: KeyT, rows: Sequence[RowT], lengths: Sequence[int]) -> Future[list[ResultT]]:
         assert len(rows) == len(lengths) > 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -23,7 +23,7 @@ from app import commands_jobs
 from app.commands_evaluate import evaluate
 from app.commands_probe import probe
 from app.commands_train import train
-from app.options import DeviceOption, given
+from app.options import DeviceOption, SettingsError, given, read_settings
 from models.errors import ModelError
 from models.rules import DEFAULT_RULE, Rule
 
@@ -36,10 +36,6 @@ WITHOUT_OVERLAP = "of users without overlap"
 
 console = Console()
 errors = Console(stderr=True)
-
-
-class SettingsError(Exception):
-    """A setting of the service is out of its range or contradicts another."""
 
 
 cli = typer.Typer(
@@ -262,19 +258,9 @@ def serve(
     Every setting is also read from the environment as TAESAR_<NAME>; an option goes before it. `taesar settings`
     lists them all.
     """
-    from pydantic import ValidationError
-
     from app.main import serve as serve_until_stopped
-    from app.settings import Settings
 
-    given: dict[str, Any] = {"bundle": bundle, "host": host, "port": port, "rule": rule, "device": device}
-    try:
-        settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        raise SettingsError(
-            "; ".join(f"{_setting_of(found['loc'])}: {found['msg']}" for found in error.errors())
-        ) from error
-    serve_until_stopped(settings)
+    serve_until_stopped(read_settings(bundle=bundle, host=host, port=port, rule=rule, device=device))
 
 
 @cli.command()
@@ -335,8 +321,3 @@ def _print_preparation(report: PreparationReport, out: Path) -> None:
     )
     console.print(table)
     console.print(f"dataset {report.fingerprint[:12]} written to {out}", markup=False, highlight=False)
-
-
-def _setting_of(location: tuple[str | int, ...]) -> str:
-    """The variable that a validation error is about; errors about several settings name them in their message."""
-    return f"TAESAR_{str(location[0]).upper()}" if location else "settings"

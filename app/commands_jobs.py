@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+
+from app.options import read_settings
 
 console = Console()
 errors = Console(stderr=True)
@@ -26,12 +28,11 @@ def worker(
     Any number of workers, on any number of machines, may share one Redis, database and storage.
     """
     from app.errors import StoreUnavailableError
-    from app.settings import Settings
     from app.worker import NoQueueError, SchemaOutdatedError, run_worker
 
-    given: dict[str, Any] = {} if threads is None else {"worker_threads": threads}
+    settings = read_settings(worker_threads=threads)
     try:
-        run_worker(Settings(**given))
+        run_worker(settings)
     except (NoQueueError, SchemaOutdatedError, StoreUnavailableError) as error:
         _fail(error)
 
@@ -47,10 +48,9 @@ def migrate(
     """Bring the database's schema up to date; several at once are safe, and again changes nothing."""
     from app import schema
     from app.errors import StoreUnavailableError
-    from app.settings import Settings
     from app.tables import open_engine
 
-    settings = Settings()
+    settings = read_settings()
     if settings.database_url is None:
         settings.data.mkdir(parents=True, exist_ok=True)
     engine = open_engine(settings.database())
@@ -59,7 +59,7 @@ def migrate(
             schema.upgrade(engine)
         else:
             schema.downgrade(engine, down_to)
-    except StoreUnavailableError as error:
+    except (StoreUnavailableError, schema.RevisionError) as error:
         _fail(error)
     finally:
         engine.dispose()
@@ -74,20 +74,18 @@ def prune(
 ) -> None:
     """Remove results past their retention, and files that no job needs; records and counts stay."""
     from app.errors import StoreUnavailableError
-    from app.settings import Settings
     from app.worker import job_parts
     from app.worker import prune as prune_results
 
-    settings = Settings()
+    settings = read_settings(retention_days=retention_days)
     parts = job_parts(settings)
-    days = settings.retention_days if retention_days is None else retention_days
     try:
-        pruned = prune_results(parts, retention_days=days)
+        pruned = prune_results(parts, retention_days=settings.retention_days)
     except StoreUnavailableError as error:
         _fail(error)
     finally:
         parts.close()
-    console.print(f"removed {len(pruned)} results older than {days:g} days", highlight=False)
+    console.print(f"removed {len(pruned)} results older than {settings.retention_days:g} days", highlight=False)
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
+from app.options import read_settings
+
 if TYPE_CHECKING:
     from app.settings import Settings
 
@@ -34,10 +36,8 @@ def probe(
 
     Address, database and queue are those of the settings. That a process lives is its container's to say.
     """
-    from app.settings import Settings
-
     checks: dict[str, Callable[[Settings], str | None]] = {"api": api_unreadiness, "worker": worker_unreadiness}
-    reason = checks[what](Settings())
+    reason = checks[what](read_settings())
     if reason is not None:
         errors.print(f"{what}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(UNWELL)

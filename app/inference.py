@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from app.batching import Batcher
+from app.bundles import BundleFolders
 from app.errors import (
     MAX_LISTED_PARTS,
     InvalidPart,
@@ -41,10 +42,10 @@ from app.schemas import (
 )
 from app.settings import Settings
 from app.telemetry import Metrics, logger
-from models.checkpoint import BundleDescription, read_version
+from models.checkpoint import BundleDescription
 from models.contrastive import DELETED
 from models.dataset import TOKENS, TokenArray
-from models.errors import BundleError, BundleMissingFileError, VocabularyError
+from models.errors import VocabularyError
 from models.packing import padded_length
 from models.regenerate import Regenerated
 from models.rules import Rule
@@ -137,7 +138,7 @@ class ModelRegistry:
         metrics: Metrics,
     ) -> None:
         self._bundle = bundle
-        self._root = root
+        self._folders = BundleFolders(bundle, root)
         self._rule: Rule = rule
         self._device = device
         self._capacity = capacity
@@ -175,7 +176,7 @@ class ModelRegistry:
 
     async def describe(self) -> Models:
         """What is loaded and what could be."""
-        on_disk = await asyncio.to_thread(self._versions_on_disk)
+        on_disk = await asyncio.to_thread(self._folders.by_version)
         loaded = [self._describe(model) for model in self._loaded]
         in_memory = {model.version for model in loaded}
         return Models(
@@ -200,28 +201,13 @@ class ModelRegistry:
         return LoadedModel(process, RemoteRegenerator(process, REQUESTS), RemoteRegenerator(process, JOBS))
 
     def _load_version(self, version: str) -> LoadedModel:
-        directory = self._versions_on_disk().get(version)
-        if directory is None:
-            raise UnknownModelError(version)
-        model = self._load(directory)
-        if model.bundle.version != version:  # the folder was replaced between the two looks at it
-            raise UnknownModelError(version)
-        return model
+        def load(directory: Path) -> LoadedModel:
+            model = self._load(directory)
+            if model.bundle.version != version:  # the folder was replaced between the two looks at it
+                raise UnknownModelError(version)
+            return model
 
-    def _versions_on_disk(self) -> dict[str, Path]:
-        folders = [] if self._bundle is None else [self._bundle]
-        if self._root is not None and self._root.is_dir():
-            # Hidden folders are bundles still being written
-            folders += sorted(path for path in self._root.iterdir() if path.is_dir() and path.name[0] != ".")
-        versions: dict[str, Path] = {}
-        for folder in folders:
-            try:
-                versions.setdefault(read_version(folder), folder)
-            except BundleMissingFileError:
-                continue  # no manifest: some other folder
-            except BundleError as error:
-                log.warning("bundle_skipped", folder=str(folder), reason=str(error))
-        return versions
+        return self._folders.load(version, load)
 
     def _put_first(self, model: LoadedModel) -> None:
         others = tuple(other for other in self._loaded if other is not model)

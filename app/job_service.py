@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from app import schema
 from app.errors import ModelUnavailableError, StoreUnavailableError
 from app.inference import LoadedModel
-from app.readiness import Probe
+from app.readiness import BlockingCheck, Probe
 from app.runner import BundleModels, Regenerates
 from app.settings import Settings
 from app.telemetry import logger
@@ -53,7 +53,11 @@ class JobService:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._parts: JobParts | None = None
-        self.probes = (Probe("sql", self._sql_unreadiness), Probe("queue", self._queue_unreadiness))
+        patience_seconds = settings.probe_timeout_seconds
+        self.probes = (
+            Probe("sql", BlockingCheck(self._sql_unreadiness, patience_seconds=patience_seconds)),
+            Probe("queue", BlockingCheck(self._queue_unreadiness, patience_seconds=patience_seconds)),
+        )
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -84,10 +88,7 @@ class JobService:
             # Readiness says so until it is mended; then the search for lost tasks finds them.
             log.warning("jobs_not_resumed", reason=str(error))
 
-    async def _sql_unreadiness(self) -> str | None:
-        return await asyncio.to_thread(self._check_sql)
-
-    def _check_sql(self) -> str | None:
+    def _sql_unreadiness(self) -> str | None:
         if self._parts is None:
             return "not started"
         try:
@@ -96,8 +97,8 @@ class JobService:
             return str(error)
         return None
 
-    async def _queue_unreadiness(self) -> str | None:
+    def _queue_unreadiness(self) -> str | None:
         if self._parts is None:
             return "not started"
-        await asyncio.to_thread(self._parts.queue.ping)
+        self._parts.queue.ping()
         return None

@@ -14,6 +14,7 @@ import importlib.metadata
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -22,6 +23,7 @@ from fastapi.security import HTTPBearer
 from prometheus_client import CollectorRegistry
 
 from app.batching import Batcher, BatchingConfig
+from app.deadline import SPARE_SECONDS, end_within
 from app.errors import (
     Problem,
     RequestTooLargeError,
@@ -32,6 +34,7 @@ from app.errors import (
 from app.inference import Inference, ModelRegistry, RegenerationBatcher, run_batch
 from app.job_service import JobService
 from app.middleware import ApiKeyMiddleware, BodyLimitMiddleware, RequestMiddleware
+from app.model_process import CLOSE_SECONDS
 from app.readiness import Probe
 from app.routes import health, jobs, mappings, models, regenerate
 from app.settings import Settings
@@ -94,7 +97,8 @@ def inference_part(settings: Settings, metrics: Metrics) -> Part:
         try:
             yield
         finally:
-            await batcher.close()
+            # Requests have been answered or given up by now: what is under way is a call that nobody waits for
+            await batcher.close(timeout_seconds=CLOSE_SECONDS)
             await asyncio.to_thread(registry.close)
 
     return Part(
@@ -192,6 +196,15 @@ def create_app(
     return app
 
 
+class _Server(uvicorn.Server):
+    """A server that ends in time after the first signal, whatever its threads are stuck in."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            end_within((self.config.timeout_graceful_shutdown or 0) + SPARE_SECONDS)
+        super().handle_exit(sig, frame)
+
+
 def serve(settings: Settings) -> None:
     """
     Serve until SIGTERM or SIGINT, then finish what was accepted and return.
@@ -207,7 +220,7 @@ def serve(settings: Settings) -> None:
     app = create_app(settings)
     if not settings.accepted_keys():
         log.warning("authentication_off", reason="no API key is set")
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             app,
             host=settings.host,

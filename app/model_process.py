@@ -3,8 +3,9 @@ The model in a process of its own, so that networks and HTTP do not wait for eac
 
 One process holds one bundle under one rule, and answers over two pipes: one for requests, one for jobs, each a call at
 a time, so that a chunk of a job and a batch of requests are computed side by side. Calls hold no state: a process that
-dies (a kill, no memory, a failed CUDA context) is started again and the calls that it owed are made once more. A call
-that ends two processes in a row is given up: it may be the cause.
+dies (a kill, no memory, a failed CUDA context) is started again and the calls that it owed are made once more. One that
+hangs (stopped, a call of CUDA that never returns) is killed once a call is far overdue, which makes it one that died. A
+call that ends two processes in a row is given up: it may be the cause.
 
 The process ends when the pipes are closed: by ``close``, when nobody refers to the model any more, or because the
 service itself was killed. It ignores SIGINT and SIGTERM: the service stops it after its last answer.
@@ -53,6 +54,15 @@ FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.5, 30.0
 # What a call under way is given when the model is closed; nobody waits for it but a job, which repeats it.
 CLOSE_SECONDS = 2.0
 ATTEMPTS = 2
+# A call that is not answered in this time will not be. Some 20,000 items a second are usual, 2,000 under the slowest
+# rule with 15,000 items: 50 leave room for far larger vocabularies on an overloaded machine. The constant part is for
+# what does not grow with the call, such as compiling a kernel at the first one.
+HANG_SECONDS, HANG_SECONDS_PER_ITEM = 300.0, 0.02
+# After this part of it no more requests should come here, although the answer may still.
+LATE_SHARE = 0.1
+# Loading reads a bundle, perhaps over a slow network, and makes a CUDA context.
+LOAD_SECONDS = 600.0
+WATCH_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,23 @@ class _Call:
     token_ids: Sequence[TokenArray]
     target: str
     training_rows: bool
+
+    @property
+    def hang_seconds(self) -> float:
+        """Without an answer after this time, the process hangs."""
+        return HANG_SECONDS + HANG_SECONDS_PER_ITEM * sum(map(len, self.token_ids))
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    """A call that *child* has not answered yet."""
+
+    child: _Child
+    begun: float
+    hang_seconds: float
+
+    def lasts_longer_than(self, share: float) -> bool:
+        return time.monotonic() - self.begun > share * self.hang_seconds
 
 
 class RemoteRegenerator:
@@ -93,7 +120,7 @@ class RemoteRegenerator:
 
         Raises:
             UnknownDomainError: the bundle has no such domain.
-            ModelProcessDiedError: two processes ended over this call, or none could be started in time.
+            ModelProcessDiedError: two processes ended or hung over this call, or none could be started in time.
             Exception: what else the call raised over there; a RuntimeError with its words if it cannot be sent.
         """
         self.bundle.vocabulary.domain_index(target)
@@ -163,6 +190,8 @@ class _Child:
             self.process.start()
             for end in theirs:
                 end.close()
+            if not self.connections[REQUESTS].poll(LOAD_SECONDS):
+                self.process.kill()
             loaded = self.connections[REQUESTS].recv()
         except (EOFError, OSError) as error:
             self.close()
@@ -200,6 +229,8 @@ class _Supervisor:
         self._closed = False
         self._outage: str | None = "not started"
         self._out_since: float | None = None
+        # By channel; each replaced by the one call that holds its lock.
+        self._under_way: list[_UnderWay | None] = [None, None]
 
     @property
     def process_id(self) -> int | None:
@@ -208,7 +239,9 @@ class _Supervisor:
 
     @property
     def outage(self) -> str | None:
-        return self._outage
+        call = self._under_way[REQUESTS]
+        late = call is not None and call.lasts_longer_than(LATE_SHARE)
+        return self._outage or ("its process has not answered a call for long" if late else None)
 
     def start(self) -> None:
         child = _Child(self.bundle, self.rule, self._device)
@@ -220,12 +253,15 @@ class _Supervisor:
             died: _Child | None = None
             for _ in range(ATTEMPTS):
                 child = self._living(other_than=died)
+                self._under_way[channel] = _UnderWay(child, time.monotonic(), call.hang_seconds)
                 try:
                     child.connections[channel].send(call)
                     outcome = child.connections[channel].recv()
                 except (EOFError, OSError, TypeError):  # TypeError: closed by the watcher between two reads of it
                     died = child
                     continue
+                finally:
+                    self._under_way[channel] = None
                 if isinstance(outcome, Exception):
                     raise outcome
                 results: list[Regenerated] = outcome
@@ -276,18 +312,29 @@ class _Supervisor:
 
     def _watch(self, child: _Child) -> None:
         while True:
-            child.process.join()
+            hung = self._hung_until_its_end(child)
+            reason = f"its process {'hung' if hung else 'ended'} with status {child.process.exitcode}"
             with self._changed:
                 if self._closed:
                     return
-                self._child, self._outage = None, f"its process ended with status {child.process.exitcode}"
-                self._out_since = time.monotonic()
-            log.error("model_process_died", version=self.bundle.version, status=child.process.exitcode)
+                self._child, self._outage, self._out_since = None, reason, time.monotonic()
+            log.error("model_process_died", version=self.bundle.version, status=child.process.exitcode, hung=hung)
             child.close()
             restarted = self._restarted()
             if restarted is None:
                 return
             child = restarted
+
+    def _hung_until_its_end(self, child: _Child) -> bool:
+        """Wait for the end of the process, killing it when a call is far overdue; whether that was its end."""
+        hung = False
+        while child.process.is_alive():
+            calls = [call for call in self._under_way if call is not None and call.child is child]
+            if not hung and any(call.lasts_longer_than(1.0) for call in calls):
+                hung = True
+                child.process.kill()
+            child.process.join(WATCH_SECONDS)
+        return hung
 
     def _restarted(self) -> _Child | None:
         """A new process, sooner or later; None when the model was closed meanwhile."""

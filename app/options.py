@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
+
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 ConfigT = TypeVar("ConfigT")
 
@@ -15,6 +18,34 @@ DeviceOption = Annotated[
 ]
 
 
+class SettingsError(Exception):
+    """A setting of the service is out of its range or contradicts another."""
+
+
+def read_settings(**options: Any) -> Settings:
+    """
+    The settings of the environment, with those options that were given.
+
+    Raises:
+        SettingsError: one of them cannot be used.
+    """
+    from pydantic import ValidationError
+
+    from app.settings import Settings
+
+    try:
+        return Settings(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError(
+            "; ".join(f"{_setting_of(found['loc'])}: {found['msg']}" for found in error.errors())
+        ) from error
+
+
 def given(config: ConfigT, **options: Any) -> ConfigT:
     """*config* with those options that were given."""
     return dataclasses.replace(config, **{name: value for name, value in options.items() if value is not None})  # type: ignore[type-var]
+
+
+def _setting_of(location: tuple[str | int, ...]) -> str:
+    """The variable that a validation error is about; errors about several settings name them in their message."""
+    return f"TAESAR_{str(location[0]).upper()}" if location else "settings"

@@ -7,7 +7,10 @@ A part of the service contributes probes; ``GET /readyz`` runs all of them and a
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 OK = "ok"
@@ -21,13 +24,55 @@ class Probe:
     Args:
         name: the key under which /readyz reports it, e.g. "sql".
         check: returns None when all is well, else the reason; an exception counts as its text. Must not block the
-            event loop: wrap blocking work in ``asyncio.to_thread``.
+            event loop: wrap what blocks in ``BlockingCheck``.
         restart_mends: only a new process can make it pass again, so liveness fails with it.
     """
 
     name: str
     check: Callable[[], Awaitable[str | None]]
     restart_mends: bool = False
+
+
+class BlockingCheck:
+    """
+    A probe's ``check`` that blocks, made to run beside the event loop.
+
+    What it asks may neither answer nor refuse, and then keeps the thread that asked. So there is one thread at most,
+    whose answer all who ask meanwhile share; it is none of the event loop's own, which requests need, and the
+    interpreter does not wait for it at its exit.
+
+    Args:
+        check: see ``Probe``, but blocking.
+        patience_seconds: a check that takes longer is reported at once, not waited for again.
+    """
+
+    def __init__(self, check: Callable[[], str | None], *, patience_seconds: float) -> None:
+        self._check = check
+        self._patience_seconds = patience_seconds
+        self._begun = 0.0
+        self._outcome: Future[str | None] | None = None
+
+    async def __call__(self) -> str | None:
+        """See ``Probe``."""
+        if self._outcome is None or self._outcome.done():
+            self._outcome = self._start()
+        lasting = time.monotonic() - self._begun
+        if lasting > self._patience_seconds:
+            return f"the check of {lasting:.0f} s ago has not returned"
+        return await asyncio.wrap_future(self._outcome)
+
+    def _start(self) -> Future[str | None]:
+        outcome: Future[str | None] = Future()
+        outcome.set_running_or_notify_cancel()  # from here on nobody who stops waiting can cancel it for the others
+        self._begun = time.monotonic()
+        threading.Thread(target=self._run, args=(outcome,), name="taesar-probe", daemon=True).start()
+        return outcome
+
+    def _run(self, outcome: Future[str | None]) -> None:
+        try:
+            outcome.set_result(self._check())
+        except BaseException as error:
+            outcome.set_exception(error)
 
 
 async def run_probes(probes: Sequence[Probe], *, timeout_seconds: float) -> dict[str, str]:

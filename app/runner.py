@@ -18,6 +18,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
+from app.bundles import BundleFolders
 from app.chunks import ChunkStore, ChunkWork, InputChangedError
 from app.errors import ServiceError, StoreUnavailableError, UnknownModelError
 from app.formats import BadRow, Row, SourceLimits, read_rows
@@ -29,9 +30,9 @@ from app.sources import SourceRoots
 from app.storage import Storage
 from app.tasks import Step, Task, TaskQueue
 from app.telemetry import logger
-from models.checkpoint import BundleDescription, load_bundle, read_version
+from models.checkpoint import Bundle, BundleDescription, load_bundle
 from models.dataset import TOKENS, TokenArray
-from models.errors import BundleError, InputFormatError, UnknownDomainError, VocabularyError
+from models.errors import InputFormatError, UnknownDomainError, VocabularyError
 from models.regenerate import Regenerated, Regenerator
 from models.rules import RULES
 from models.training import resolve_device
@@ -77,7 +78,8 @@ class BundleModels:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self._folders = BundleFolders(settings.bundle, settings.bundle_root)
+        self._device = settings.device
         self._lock = threading.Lock()
         self._load = lru_cache(maxsize=settings.max_loaded_bundles)(self._load_now)
 
@@ -87,22 +89,15 @@ class BundleModels:
             return self._load(version, rule)
 
     def _load_now(self, version: str, rule: str) -> Regenerator:
-        directory = self._find(version)
-        bundle = load_bundle(directory, resolve_device(self._settings.device))
-        if bundle.version != version:  # the folder was replaced between the two looks at it
-            raise UnknownModelError(version)
-        log.info("model_loaded", version=version, directory=str(directory))
-        return Regenerator(bundle, next(known for known in RULES if known == rule))
+        def load(directory: Path) -> Bundle:
+            bundle = load_bundle(directory, resolve_device(self._device))
+            if bundle.version != version:  # the folder was replaced between the two looks at it
+                raise UnknownModelError(version)
+            log.info("model_loaded", version=version, directory=str(directory))
+            return bundle
 
-    def _find(self, version: str) -> Path:
-        root = self._settings.bundle_root
-        folders = [] if self._settings.bundle is None else [self._settings.bundle]
-        folders += [] if root is None or not root.is_dir() else sorted(path for path in root.iterdir() if path.is_dir())
-        for folder in folders:
-            with contextlib.suppress(BundleError):
-                if read_version(folder) == version:
-                    return folder
-        raise UnknownModelError(version)
+        bundle = self._folders.load(version, load)
+        return Regenerator(bundle, next(known for known in RULES if known == rule))
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Engine
 
 import migrations
@@ -17,9 +20,18 @@ HEAD = "head"
 BASE = "base"
 
 
+class RevisionError(Exception):
+    """There is no such revision, or no way to it from the database's."""
+
+
 def upgrade(engine: Engine, revision: str = HEAD) -> None:
-    """Run every revision up to *revision* that the database has not seen; running it again changes nothing."""
-    with writing(engine) as connection:
+    """
+    Run every revision up to *revision* that the database has not seen; running it again changes nothing.
+
+    Raises:
+        RevisionError: this code does not know the revision, or the database's.
+    """
+    with _revision_errors(), writing(engine) as connection:
         config = _config()
         config.attributes["connection"] = connection
         if engine.dialect.name == "postgresql":  # several processes may start at once; one migrates, the others wait
@@ -28,8 +40,13 @@ def upgrade(engine: Engine, revision: str = HEAD) -> None:
 
 
 def downgrade(engine: Engine, revision: str) -> None:
-    """Take the schema back to *revision* (``BASE``: to nothing). The data of dropped tables is lost."""
-    with writing(engine) as connection:
+    """
+    Take the schema back to *revision* (``BASE``: to nothing). The data of dropped tables is lost.
+
+    Raises:
+        RevisionError: this code does not know the revision, or it is newer than the database's.
+    """
+    with _revision_errors(), writing(engine) as connection:
         config = _config()
         config.attributes["connection"] = connection
         command.downgrade(config, revision)
@@ -44,6 +61,14 @@ def is_current(engine: Engine) -> bool:
 def newest_revision() -> str | None:
     """The revision that this code was written for."""
     return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+@contextmanager
+def _revision_errors() -> Iterator[None]:
+    try:
+        yield
+    except CommandError as error:
+        raise RevisionError(f"the schema cannot be moved to that revision: {error}") from error
 
 
 def _config() -> Config:

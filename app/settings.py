@@ -24,7 +24,7 @@ class Settings(BaseSettings):
         pydantic.ValidationError: a value is out of range, or two settings contradict each other.
     """
 
-    model_config = SettingsConfigDict(env_prefix="TAESAR_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TAESAR_", frozen=True, extra="ignore", allow_inf_nan=False)
 
     # The model
     bundle: Path | None = Field(
@@ -212,7 +212,8 @@ class Settings(BaseSettings):
     shutdown_seconds: int = Field(
         default=30,
         ge=1,
-        description="Time to finish admitted requests after SIGTERM; the grace period orchestrators commonly grant.",
+        description="Time to finish admitted requests and begun chunks after SIGTERM; the grace period orchestrators "
+        "commonly grant. Whatever is stuck then, in a silent database say, is cut off 5 s later.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log line written; one line per request at info."

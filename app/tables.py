@@ -55,6 +55,20 @@ DELETED = ""
 """The ``target_item`` of a decision that deleted its source item."""
 
 SQLITE_LOCK_TIMEOUT_SECONDS = 60
+# A server or a network that has gone silent must end in an error, not in a thread that waits for ever: 5 s to connect;
+# 30 s for what was sent to be acknowledged, or for a sign of life while an answer is computed. What the URL says of
+# these goes first. A server that is frozen while its kernel acknowledges is noticed by none of them but the first.
+POSTGRESQL_PATIENCE = {
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+# Of one statement that only reads, a block of a stream included: they take milliseconds, so this one waits for a lock,
+# and its client has gone. Statements that write may take long: a merge, a migration, a job's rows removed.
+READ_SECONDS = 30
 _IMMEDIATE = "taesar_immediate"
 
 metadata = MetaData(naming_convention=NAMING)
@@ -168,7 +182,8 @@ def open_engine(database_url: str, *, pool_size: int = 10) -> Engine:
     Connect to the database of *database_url* (``sqlite:///path`` or ``postgresql://...``).
 
     SQLite runs in WAL mode: readers never wait for the writer, and a second writer waits up to 60 s. PostgreSQL
-    connections are checked before use, so a restarted server costs one reconnect and no error.
+    connections are checked before use, so a restarted server costs one reconnect and no error; one that has gone silent
+    is given up (``POSTGRESQL_PATIENCE``).
     """
     url = make_url(database_url)
     if url.get_backend_name() == "sqlite":
@@ -183,13 +198,23 @@ def open_engine(database_url: str, *, pool_size: int = 10) -> Engine:
         return engine
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
-    return create_engine(url, pool_size=pool_size, max_overflow=4 * pool_size, pool_pre_ping=True)
+    patience = {name: value for name, value in POSTGRESQL_PATIENCE.items() if name not in url.query}
+    return create_engine(
+        url, pool_size=pool_size, max_overflow=4 * pool_size, pool_pre_ping=True, connect_args=patience
+    )
 
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """A transaction that changes nothing; raises StoreUnavailableError when the database does not answer."""
+    """
+    A transaction that changes nothing; on PostgreSQL a statement of it ends after READ_SECONDS.
+
+    Raises:
+        StoreUnavailableError: the database does not answer, or not in time.
+    """
     with _store_errors(), engine.connect() as connection, connection.begin():
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{READ_SECONDS}s'")
         yield connection
 
 

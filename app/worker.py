@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 
 from app import schema
 from app.chunks import ChunkStore
+from app.deadline import SPARE_SECONDS, end_within
 from app.errors import StoreUnavailableError
 from app.formats import SourceLimits
 from app.jobs import JobLimits, JobStore, created_at_ms_of
@@ -32,6 +33,8 @@ from app.telemetry import configure_logging, logger
 log = logger(__name__)
 
 SWEEP_SECONDS = 10.0
+# The search usually takes milliseconds; nothing is lost when it is cut off.
+SWEEP_JOIN_SECONDS = 2.0
 # Files of an upload appear before their job does; younger folders without a job are left alone.
 ORPHAN_AGE_MS = 24 * 3600 * 1000
 DAY_MS = 24 * 3600 * 1000
@@ -65,7 +68,7 @@ class JobParts:
 
         *all_unbegun* says that no other process works on jobs and this one has not begun: everything is lost.
         """
-        older_than_ms = now_ms() + 1 if all_unbegun else now_ms() - self.requeue_ms
+        older_than_ms = now_ms() + 1 if all_unbegun else max(0, now_ms() - self.requeue_ms)
         empty = all_unbegun or self.queue.is_empty()
         tasks = self.chunks.lost_tasks(older_than_ms=older_than_ms, queue_is_empty=empty)
         for task in tasks:
@@ -150,6 +153,7 @@ class WorkerThreads:
         """Take no more tasks and wait for those begun; what does not end in time is delivered again, elsewhere."""
         self._sweeper.stop()
         self._worker.stop(timeout=round(timeout_seconds * 1000))
+        self._sweeper.join(SWEEP_JOIN_SECONDS)
 
     def _sweep(self) -> None:
         self._runner.renew()  # first: what this process works on is not lost, however long it takes
@@ -169,8 +173,12 @@ class _Repeating:
         self._thread.start()
 
     def stop(self) -> None:
+        """Call no more."""
         self._stopped.set()
-        self._thread.join()
+
+    def join(self, seconds: float) -> None:
+        """Wait for a call that was begun, but not for ever: it may be stuck in the database."""
+        self._thread.join(seconds)
 
     def _run(self) -> None:
         while not self._stopped.wait(self._seconds):
@@ -185,6 +193,8 @@ class _Repeating:
 def run_worker(settings: Settings) -> None:
     """
     Work until SIGTERM or SIGINT, then finish the chunks that were begun and return.
+
+    A chunk that is stuck is not waited for: the process ends in time, and the chunk is delivered again, elsewhere.
 
     Raises:
         SchemaOutdatedError: `taesar migrate` has not run.
@@ -202,6 +212,7 @@ def run_worker(settings: Settings) -> None:
     threads.start()
     log.info("worker_started", threads=settings.worker_threads)
     stopping.wait()
+    end_within(settings.shutdown_seconds + SPARE_SECONDS)
     threads.stop(timeout_seconds=settings.shutdown_seconds)
     parts.close()
     log.info("worker_stopped")
@@ -221,7 +232,8 @@ def prune(parts: JobParts, *, retention_days: float) -> list[str]:
 
     Records and counts stay.
     """
-    pruned = parts.jobs.prune(finished_before_ms=now_ms() - round(retention_days * DAY_MS))
+    # Not before 1970: no job is older, and the database holds no such number
+    pruned = parts.jobs.prune(finished_before_ms=max(0, now_ms() - round(retention_days * DAY_MS)))
     for job_id in pruned:
         parts.storage.delete_folder(job_id)
     for folder in parts.storage.folders():

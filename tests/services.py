@@ -159,6 +159,24 @@ class PostgresServer:
         self.process = None
         (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Neither answering nor refusing inside the block: every process is stopped, connections stay open."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        processes = [self.process.pid, *map(int, children)]
+        self._signal(processes, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(processes, signal.SIGCONT)
+
+    @staticmethod
+    def _signal(processes: list[int], number: int) -> None:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+
     def stop(self) -> None:
         """End it at once, if it runs; what it has not written stays in its log for the next start."""
         if self.process is not None:

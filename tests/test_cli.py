@@ -162,6 +162,45 @@ def test_a_setting_out_of_range_is_one_line_with_its_name(run, monkeypatch) -> N
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("number", ["inf", "nan"])
+@pytest.mark.parametrize("command", [("serve",), ("worker",), ("migrate",), ("prune",), ("probe", "worker")])
+def test_a_setting_that_is_no_finite_number_is_one_line_with_its_name(run, monkeypatch, command, number) -> None:
+    monkeypatch.setenv("TAESAR_REQUEUE_SECONDS", number)
+    code, _, err = run(*command)
+
+    assert code == 2
+    assert err.startswith("taesar: TAESAR_REQUEUE_SECONDS: ")
+    assert "finite" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_results_are_not_kept_for_infinitely_many_days(run) -> None:
+    code, _, err = run("prune", "--retention-days", "inf")
+
+    assert code == 2
+    assert err.startswith("taesar: TAESAR_RETENTION_DAYS: ")
+    assert "finite" in err
+
+
+def test_results_may_be_kept_for_longer_than_there_are_dates(run, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("TAESAR_DATA", str(tmp_path))
+    run("migrate")
+    code, out, err = run("prune", "--retention-days", "1e300")
+
+    assert (code, err) == (0, "")
+    assert "removed 0 results" in out
+
+
+def test_a_revision_that_does_not_exist_is_one_line(run, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("TAESAR_DATA", str(tmp_path))
+    run("migrate")
+    code, _, err = run("migrate", "--down-to", "nosuch")
+
+    assert code == 2
+    assert "nosuch" in err
+    assert len(err.splitlines()) == 1
+
+
 RATE, EPOCHS = PIPELINE.base.learning_rate, ("--epochs", "0", "--expert-epochs", "0")
 
 

@@ -6,13 +6,14 @@ import io
 import json
 import logging
 import re
+import threading
 
 import pytest
 import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.main import PARTS, Part
-from app.readiness import Probe, run_probes
+from app.readiness import BlockingCheck, Probe, run_probes
 from app.telemetry import accepted_request_id, configure_logging, logger
 
 
@@ -101,6 +102,55 @@ def test_probes_run_together_and_a_slow_or_broken_one_fails_alone():
         "broken": "OSError: refused",
         "slow": "no answer in 0.05 s",
     }
+
+
+def test_a_check_that_does_not_return_is_made_once_and_said_to_be_stuck_until_it_does():
+    """It must not keep a thread per question, nor one of the event loop's, which requests need."""
+    begun, free = [], threading.Event()
+
+    def stuck():
+        begun.append(threading.current_thread())
+        free.wait()
+
+    probe = Probe("sql", BlockingCheck(stuck, patience_seconds=0.05))
+    other = Probe("other", BlockingCheck(lambda: None, patience_seconds=0.05))
+
+    async def ask(times):
+        return [await run_probes([probe, other], timeout_seconds=0.1) for _ in range(times)]
+
+    answers = asyncio.run(ask(20))
+    while_stuck = len(begun)
+    free.set()
+    begun[0].join(10)
+    [after] = asyncio.run(ask(1))
+
+    assert while_stuck == 1
+    assert begun[0].daemon  # or the interpreter would wait for it
+    assert answers[0] == {"sql": "no answer in 0.1 s", "other": "ok"}
+    assert all(re.fullmatch(r"the check of \d+ s ago has not returned", one["sql"]) for one in answers[1:])
+    assert after == {"sql": "ok", "other": "ok"}
+
+
+def test_who_asks_while_a_check_is_made_shares_its_answer_even_if_another_leaves():
+    begun, free = [], threading.Event()
+
+    def slow():
+        begun.append(True)
+        free.wait(10)
+        return "down"
+
+    check = BlockingCheck(slow, patience_seconds=60)
+
+    async def ask():
+        leaver, stayer = asyncio.create_task(check()), asyncio.create_task(check())
+        await asyncio.sleep(0.05)
+        leaver.cancel()
+        await asyncio.sleep(0.05)
+        free.set()
+        return await stayer
+
+    assert asyncio.run(ask()) == "down"
+    assert len(begun) == 1
 
 
 def test_a_part_is_started_with_the_application_and_left_with_it(serving):

@@ -113,6 +113,9 @@ def test_a_call_that_ends_two_processes_is_given_up(process):
     class Poison:
         """Ends whoever reads it."""
 
+        def __len__(self):
+            return 1
+
         def __reduce__(self):
             return os._exit, (9,)
 
@@ -121,6 +124,52 @@ def test_a_call_that_ends_two_processes_is_given_up(process):
     eventually(lambda: process.outage is None)
 
     assert len(there.regenerate(SEQUENCES, "food")) == len(SEQUENCES)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Calls are overdue after a few seconds, late after a moment."""
+    monkeypatch.setattr(model_process, "HANG_SECONDS", 5.0)
+    monkeypatch.setattr(model_process, "HANG_SECONDS_PER_ITEM", 0.0)
+    monkeypatch.setattr(model_process, "LATE_SHARE", 0.01)
+    monkeypatch.setattr(model_process, "WATCH_SECONDS", 0.05)
+
+
+LARGER_THAN_THE_PIPE = [np.full(500_000, 21, dtype=np.int32)]
+
+
+@pytest.mark.parametrize(
+    ("channel", "sequences"),
+    [(REQUESTS, SEQUENCES), (JOBS, SEQUENCES), (JOBS, LARGER_THAN_THE_PIPE)],
+    ids=["request", "job", "larger-than-the-pipe"],
+)
+def test_a_process_that_hangs_is_killed_and_its_call_is_made_again(impatient, bundle, channel, sequences):
+    """A stopped process stands for one; it does not even read a call, which may be larger than the pipe."""
+    process = ModelProcess.start(bundle.directory, "paper", torch.device("cpu"))
+    hanging, answered = process.process_id, []
+    os.kill(hanging, signal.SIGSTOP)
+    there = RemoteRegenerator(process, channel)
+    caller = threading.Thread(target=lambda: answered.append(len(there.regenerate(sequences, "food"))), daemon=True)
+    caller.start()
+    caller.join(60)
+
+    assert answered == [len(sequences)]
+    assert not runs(hanging)
+    process.close()
+
+
+def test_a_larger_call_may_take_longer_before_its_process_is_taken_for_hung():
+    """The largest request and chunk, at a tenth of the speed of the slowest rule."""
+    for num_sequences in (1, 128, 512):
+        call = model_process._Call([np.zeros(128, dtype=np.int32)] * num_sequences, "food", False)
+
+        assert call.hang_seconds > num_sequences * 128 / 200
+
+
+def test_a_process_that_hangs_while_it_loads_is_an_error_of_the_start(bundle, monkeypatch):
+    monkeypatch.setattr(model_process, "LOAD_SECONDS", 0.0)  # no process loads in no time
+    with pytest.raises(ModelProcessDiedError, match="while it loaded"):
+        ModelProcess.start(bundle.directory, "paper", torch.device("cpu"))
 
 
 def test_calls_do_not_wait_anew_for_a_process_that_has_been_gone_for_long(process, monkeypatch):
@@ -262,6 +311,23 @@ def test_requests_in_flight_when_the_models_process_is_killed_are_answered(servi
     assert [answer.status_code for answer in answers] == [200] * 16
     assert all(answer.json() == expected for answer in answers)
     assert process.process_id != killed
+
+
+def test_while_the_models_process_hangs_the_service_is_not_ready_and_then_answers(impatient, serving, payload):
+    client = serving()
+    body, answers = payload("b01 f02 k03 b04"), []
+    expected = client.post("/regenerate", json=body).json()
+    os.kill(client.app.state.inference.registry.active().process.process_id, signal.SIGSTOP)
+    caller = threading.Thread(target=lambda: answers.extend(client.together(*[body] * 4)), daemon=True)
+    caller.start()
+    eventually(lambda: client.get("/readyz").status_code == 503)
+    alive, reason = client.get("/healthz").status_code, client.get("/readyz").json()["checks"]["model"]
+    caller.join(60)
+    eventually(lambda: client.get("/readyz").status_code == 200)
+
+    assert alive == 200
+    assert "not answered" in reason
+    assert [answer.json() for answer in answers] == [expected] * 4
 
 
 def test_while_no_process_can_be_started_the_service_is_alive_but_not_ready(serving, payload, tmp_path, make_bundle):

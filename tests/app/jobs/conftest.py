@@ -64,6 +64,12 @@ def database(request, tmp_path):
     return copy_database(request.getfixturevalue("postgres_server"))
 
 
+@pytest.fixture
+def postgres_database(postgres_server):
+    """URL of a migrated PostgreSQL database."""
+    return copy_database(postgres_server)
+
+
 def copy_database(server):
     """A fresh copy of the migrated database; its URL."""
     name = f"test{next(NUMBERS)}"
