@@ -9,7 +9,6 @@ Order of locks, which keeps transactions from deadlocking: one job's row, then i
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, Literal
@@ -28,7 +27,7 @@ MAX_REASON = 500
 Purpose = Literal["live", "training"]
 """What a job's sequences are: histories to answer after, or the rows that the bundle was trained on."""
 
-STREAM_ROWS = 1000
+BAD_ROWS_PAGE = 1000
 
 
 class JobState(StrEnum):
@@ -255,17 +254,17 @@ class JobStore:
             statement = select(chunks.c.output_name).where(chunks.c.job_id == job_id).order_by(chunks.c.chunk_index)
             return list(connection.execute(statement).scalars())
 
-    def bad_rows(self, job_id: str) -> Iterator[BadRow]:
-        """The bad rows found so far, by line; raises UnknownJobError before the first."""
-        self.get(job_id)
-        return self._bad_rows(job_id)
-
-    def _bad_rows(self, job_id: str) -> Iterator[BadRow]:
-        statement = select(bad_rows.c.line, bad_rows.c.reason).where(bad_rows.c.job_id == job_id)
+    def bad_rows(self, job_id: str, *, after: int = 0, limit: int = BAD_ROWS_PAGE) -> list[BadRow]:
+        """Up to *limit* of the bad rows found so far, by line, behind the line *after*; raises UnknownJobError."""
+        statement = (
+            select(bad_rows.c.line, bad_rows.c.reason)
+            .where(bad_rows.c.job_id == job_id, bad_rows.c.line > after)
+            .order_by(bad_rows.c.line)
+            .limit(limit)
+        )
         with reading(self.engine) as connection:
-            streaming = connection.execution_options(yield_per=STREAM_ROWS)
-            for row in streaming.execute(statement.order_by(bad_rows.c.line)):
-                yield BadRow(row.line, row.reason)
+            get_job(connection, job_id)
+            return [BadRow(row.line, row.reason) for row in connection.execute(statement)]
 
     def prune(self, *, finished_before_ms: int) -> list[str]:
         """Forget the results of jobs that succeeded before the instant; the ids whose files may go. Counts stay."""

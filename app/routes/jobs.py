@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -31,6 +31,7 @@ from app.errors import (
     UnsupportedFormatError,
     problem_responses,
 )
+from app.formats import BadRow
 from app.inference import LoadedModel
 from app.intake import Accepted, JobIntake
 from app.job_schemas import JobBody, JobOptions, JobPage, JobRequest
@@ -39,6 +40,7 @@ from app.paging import decode_cursor, encode_cursor, preferred
 from app.results import MEDIA_TYPES, ResultFormat, encode_results, read_output_file
 from app.routes.models import inference_of
 from app.settings import Settings
+from app.streams import ClosingStream
 from app.worker import JobParts
 from models.errors import InputFormatError, UnknownDomainError
 
@@ -258,7 +260,7 @@ def download_result(
     chosen = result_format or _FORMAT_OF[preferred(accept, list(_FORMAT_OF))]
     names = parts.jobs.output_names(job_id)
     tables = (read_output_file(parts.storage.read(f"{job_id}/{name}")) for name in names)
-    return StreamingResponse(
+    return ClosingStream(
         encode_results(tables, chosen),
         media_type=MEDIA_TYPES[chosen],
         headers={"Content-Disposition": f'attachment; filename="{job_id}.{chosen}"'},
@@ -276,9 +278,15 @@ def download_result(
 )
 def download_errors(job_id: str, parts: Parts) -> StreamingResponse:
     """One JSON object per bad row: its line in the input (in Parquet its row), from 1, and the reason."""
-    rows = parts.jobs.bad_rows(job_id)
-    lines = (f"{json.dumps({'line': row.line, 'reason': row.reason})}\n".encode() for row in rows)
-    return StreamingResponse(lines, media_type="application/x-ndjson")
+    first = parts.jobs.bad_rows(job_id)
+    return StreamingResponse(_error_lines(parts, job_id, first), media_type="application/x-ndjson")
+
+
+def _error_lines(parts: JobParts, job_id: str, rows: list[BadRow]) -> Iterator[bytes]:
+    """The bad rows from the page *rows* on. No connection waits with the generator for a client that reads slowly."""
+    while rows:
+        yield "".join(f"{json.dumps({'line': row.line, 'reason': row.reason})}\n" for row in rows).encode()
+        rows = parts.jobs.bad_rows(job_id, after=rows[-1].line)
 
 
 async def _accept_form(request: Request, intake: JobIntake, model: LoadedModel, key: str | None) -> Accepted:

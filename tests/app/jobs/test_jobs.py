@@ -316,6 +316,20 @@ def test_bad_rows_are_counted_and_listed_and_the_others_are_done(harness, inputs
     assert [row.line for row in parts.jobs.bad_rows(job.job_id)] == [6, 32]
 
 
+def test_bad_rows_come_in_pages_and_are_the_same_whatever_the_pages_size(harness, inputs):
+    path = inputs / "bad.ndjson"
+    path.write_text("{\n" * 7)
+    job = harness.run(path)
+    pages, after = [], 0
+    while page := harness.parts.jobs.bad_rows(job.job_id, after=after, limit=3):
+        pages.append(page)
+        after = page[-1].line
+
+    assert [len(page) for page in pages] == [3, 3, 1]
+    assert [row for page in pages for row in page] == harness.parts.jobs.bad_rows(job.job_id)
+    assert [row.line for row in harness.parts.jobs.bad_rows(job.job_id)] == [1, 2, 3, 4, 5, 6, 7]
+
+
 def test_more_bad_rows_than_the_stated_share_fail_the_job(harness, inputs, sequences):
     path = inputs / "bad.ndjson"
     path.write_text("\n".join([*(json.dumps(row) for row in sequences(10)), "{"]) + "\n")
@@ -323,7 +337,7 @@ def test_more_bad_rows_than_the_stated_share_fail_the_job(harness, inputs, seque
 
     assert job.state == JobState.FAILED
     assert job.reason.startswith("1 of 11 rows are bad; at most a share of 0.05")
-    assert list(harness.parts.jobs.bad_rows(job.job_id)) == [
+    assert harness.parts.jobs.bad_rows(job.job_id) == [
         BadRow(11, "Invalid JSON: EOF while parsing an object at line 1 column 1")
     ]
     assert harness.mapping() == []
@@ -338,7 +352,7 @@ def test_unknown_items_are_skipped_and_counted_or_make_the_row_bad(harness, inpu
 
     assert (skipped.state, skipped.unknown, skipped.sequences, skipped.rows_bad) == (JobState.SUCCEEDED, 2, 30, 0)
     assert (refused.state, refused.unknown, refused.sequences, refused.rows_bad) == (JobState.SUCCEEDED, 0, 29, 1)
-    assert list(harness.parts.jobs.bad_rows(refused.job_id)) == [
+    assert harness.parts.jobs.bad_rows(refused.job_id) == [
         BadRow(8, "position 0: unknown item 'b99' of domain 'books'")
     ]
 
