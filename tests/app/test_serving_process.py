@@ -106,6 +106,27 @@ def test_the_sequences_of_a_client_that_leaves_while_waiting_are_not_computed(li
     assert queued(app) == 0
 
 
+@pytest.mark.parametrize(
+    ("path", "content_type"),
+    [
+        ("/jobs", "multipart/form-data; boundary=b"),
+        ("/jobs", "application/json"),
+        ("/regenerate", "application/json"),
+    ],
+)
+def test_a_client_that_leaves_while_it_sends_its_body_is_a_499(live, path, content_type):
+    app, _, port = live
+    leaver = socket.create_connection(("127.0.0.1", port))
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: 100000\r\n\r\n"
+    begin = '--b\r\nContent-Disposition: form-data; name="file"; filename="x.ndjson"\r\n\r\nabc'
+    leaver.sendall((head + begin).encode())
+    time.sleep(0.3)
+    leaver.close()
+    left = {"method": "POST", "route": path, "status": "499"}
+
+    eventually(lambda: app.state.metrics.registry.get_sample_value("taesar_http_requests_total", left) == 1)
+
+
 def test_stopping_answers_what_was_accepted(live, gate, payload):
     _, server, port = live
     answers = []
