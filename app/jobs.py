@@ -351,6 +351,6 @@ def end_job(connection: Connection, job: Job, state: JobState, reason: str | Non
     )
 
 
-def printable(reason: str) -> str:
-    """PostgreSQL refuses NUL in text; a reason is one short line."""
-    return "".join(c if c.isprintable() else " " for c in reason)[:MAX_REASON]
+def printable(text: str) -> str:
+    """PostgreSQL refuses NUL in text; a reason or a name is one short line."""
+    return "".join(c if c.isprintable() else " " for c in text)[:MAX_REASON]

@@ -11,11 +11,12 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.responses import StreamingResponse
 
 from app.errors import (
     IdempotencyConflictError,
+    InvalidBodyError,
     InvalidCursorError,
     InvalidSourceError,
     JobStateError,
@@ -112,6 +113,7 @@ Parts = Annotated[JobParts, Depends(parts_of)]
         RequestTooLargeError,
         UnsupportedFormatError,
         RequestValidationError,
+        InvalidBodyError,
         InvalidSourceError,
         InputFormatError,
         QueueFullError,
@@ -290,7 +292,8 @@ def _error_lines(parts: JobParts, job_id: str, rows: list[BadRow]) -> Iterator[b
 
 
 async def _accept_form(request: Request, intake: JobIntake, model: LoadedModel, key: str | None) -> Accepted:
-    async with request.form(max_files=1, max_fields=len(JobOptions.model_fields)) as form:
+    form = await _form_of(request)
+    try:
         file = form.get("file")
         fields = {name: value for name, value in form.multi_items() if name != "file"}
         if not isinstance(file, UploadFile):
@@ -302,11 +305,29 @@ async def _accept_form(request: Request, intake: JobIntake, model: LoadedModel, 
             intake.accept_upload,
             options,
             file.file,
-            file.filename or "",
+            _name_of(file),
             model_version=model.bundle.version,
             rule=model.rule,
             key=key,
         )
+    finally:
+        await form.close()
+
+
+async def _form_of(request: Request) -> FormData:
+    try:
+        return await request.form(max_files=1, max_fields=len(JobOptions.model_fields))
+    except UnicodeError as error:  # the Content-Type may name any codec of Python's, also one that is none of text
+        raise InvalidBodyError(f"the form is not in the charset that it names: {error}") from error
+
+
+def _name_of(file: UploadFile) -> str:
+    name = file.filename or ""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:  # a charset such as utf-7 can spell half a character
+        raise InvalidBodyError(f"the file's name is no text: {error.reason}") from error
+    return name
 
 
 async def _json_body(request: Request) -> bytes:
