@@ -21,7 +21,7 @@ ServiceError
 |- NotAcceptableError            the Accept header admits none of the formats offered
 |- IdempotencyConflictError      an Idempotency-Key that came before with another request
 |- JobStateError                 the job is not in a state that allows the request
-|- ResultGoneError               the result is past its retention and was removed
+|- ResultGoneError               the result, or the list of bad rows, is past its retention and was removed
 |- InvalidCursorError            a page cursor that this service did not write
 |- StoreUnavailableError         the database does not answer
 `- FailedChecksError             checks of the process fail; carries every check's result
@@ -193,7 +193,7 @@ class JobStateError(ServiceError):
 
 
 class ResultGoneError(ServiceError):
-    """The result is past its retention and was removed."""
+    """The result, or the list of bad rows, is past its retention and was removed."""
 
 
 class InvalidCursorError(ServiceError):

@@ -255,7 +255,13 @@ class JobStore:
             return list(connection.execute(statement).scalars())
 
     def bad_rows(self, job_id: str, *, after: int = 0, limit: int = BAD_ROWS_PAGE) -> list[BadRow]:
-        """Up to *limit* of the bad rows found so far, by line, behind the line *after*; raises UnknownJobError."""
+        """
+        Up to *limit* of the bad rows found so far, by line, behind the line *after*.
+
+        Raises:
+            UnknownJobError: there is no such job.
+            ResultGoneError: they were pruned.
+        """
         statement = (
             select(bad_rows.c.line, bad_rows.c.reason)
             .where(bad_rows.c.job_id == job_id, bad_rows.c.line > after)
@@ -263,17 +269,18 @@ class JobStore:
             .limit(limit)
         )
         with reading(self.engine) as connection:
-            get_job(connection, job_id)
+            if get_job(connection, job_id).pruned_at_ms is not None:
+                raise ResultGoneError(f"the bad rows of job {job_id} are past their retention and were removed")
             return [BadRow(row.line, row.reason) for row in connection.execute(statement)]
 
     def prune(self, *, finished_before_ms: int) -> list[str]:
-        """Forget the results of jobs that succeeded before the instant; the ids whose files may go. Counts stay."""
+        """Forget results and bad rows of jobs that ended before the instant; their ids. Records and counts stay."""
         with writing(self.engine) as connection:
             pruned = (
                 connection.execute(
                     update(jobs)
                     .where(
-                        jobs.c.state == JobState.SUCCEEDED,
+                        jobs.c.state.in_(TERMINAL),
                         jobs.c.finished_at_ms < finished_before_ms,
                         jobs.c.pruned_at_ms.is_(None),
                     )

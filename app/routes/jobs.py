@@ -274,7 +274,7 @@ def download_result(
     summary="Download the bad rows",
     response_class=StreamingResponse,
     responses={
-        **problem_responses(UnknownJobError, RequestValidationError, StoreUnavailableError),
+        **problem_responses(UnknownJobError, ResultGoneError, RequestValidationError, StoreUnavailableError),
         200: _stream_of("application/x-ndjson"),
     },
 )

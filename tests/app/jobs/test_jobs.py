@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from sqlalchemy import func, select
 
 from app.chunks import InputChangedError
 from app.errors import (
@@ -22,7 +23,7 @@ from app.jobs import ChunkCounts, JobState, created_at_ms_of, new_job_id
 from app.mappings import DictionaryKey, Increment, MappingFilter, find_dictionary, stream
 from app.results import encode_results, read_output_file
 from app.runner import JobRunner
-from app.tables import now_ms, reading
+from app.tables import bad_rows, now_ms, reading
 from app.tasks import Step, Task
 from app.worker import job_parts, prune
 from models.regenerate import Regenerator
@@ -548,6 +549,32 @@ def test_pruning_removes_old_results_and_keeps_records_and_counts(harness, mixed
     assert harness.parts.jobs.get(job.job_id).sequences == 27
     with pytest.raises(ResultGoneError):
         harness.parts.jobs.output_names(job.job_id)
+
+
+@pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED])
+def test_pruning_removes_bad_rows_however_their_job_ended_and_says_that_they_are_gone(harness, mixed, inputs, state):
+    path = inputs / "bad.ndjson"
+    path.write_text("{\n" + mixed.read_text())
+    share = 0.01 if state == JobState.FAILED else 0.5
+    object.__setattr__(harness.parts.chunks._limits, "max_bad_row_share", share)
+    job = harness.submit(path)
+    if state == JobState.CANCELLED:
+        harness.runner.run(harness.tasks.pop(0))
+        harness.parts.jobs.cancel(job.job_id)
+    harness.drain()
+    before = harness.parts.jobs.bad_rows(job.job_id)
+    time.sleep(0.01)
+    pruned = prune(harness.parts, retention_days=0)
+    with reading(harness.parts.engine) as connection:
+        left = connection.execute(select(func.count()).select_from(bad_rows)).scalar_one()
+
+    assert harness.parts.jobs.get(job.job_id).state == state
+    assert [row.line for row in before] == [1]
+    assert (pruned, left) == ([job.job_id], 0)
+    assert harness.parts.jobs.get(job.job_id).rows_bad == 1
+    with pytest.raises(ResultGoneError):
+        harness.parts.jobs.bad_rows(job.job_id)
+    assert prune(harness.parts, retention_days=0) == []
 
 
 def test_pruning_removes_old_files_that_no_job_needs(harness, mixed):
