@@ -69,10 +69,10 @@ def migrate(
 def prune(
     retention_days: Annotated[
         float | None,
-        typer.Option(min=0, help="Age of the results removed, instead of TAESAR_RETENTION_DAYS.", show_default=False),
+        typer.Option(min=0, help="Age of what is removed, instead of TAESAR_RETENTION_DAYS.", show_default=False),
     ] = None,
 ) -> None:
-    """Remove results past their retention, and files that no job needs; records and counts stay."""
+    """Remove results and bad rows past their retention, and files that no job needs; records and counts stay."""
     from app.errors import StoreUnavailableError
     from app.worker import job_parts
     from app.worker import prune as prune_results
@@ -85,7 +85,8 @@ def prune(
         _fail(error)
     finally:
         parts.close()
-    console.print(f"removed {len(pruned)} results older than {settings.retention_days:g} days", highlight=False)
+    days = f"{settings.retention_days:g}"
+    console.print(f"removed what {len(pruned)} jobs left that ended more than {days} days ago", highlight=False)
 
 
 def _fail(error: Exception) -> NoReturn:

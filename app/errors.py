@@ -21,7 +21,7 @@ ServiceError
 |- NotAcceptableError            the Accept header admits none of the formats offered
 |- IdempotencyConflictError      an Idempotency-Key that came before with another request
 |- JobStateError                 the job is not in a state that allows the request
-|- ResultGoneError               the result is past its retention and was removed
+|- ResultGoneError               the result, or the list of bad rows, is past its retention and was removed
 |- InvalidCursorError            a page cursor that this service did not write
 |- StoreUnavailableError         the database does not answer
 `- FailedChecksError             checks of the process fail; carries every check's result
@@ -46,6 +46,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from models.errors import BundleError, InputFormatError, ModelError, UnknownDomainError
@@ -192,7 +193,7 @@ class JobStateError(ServiceError):
 
 
 class ResultGoneError(ServiceError):
-    """The result is past its retention and was removed."""
+    """The result, or the list of bad rows, is past its retention and was removed."""
 
 
 class InvalidCursorError(ServiceError):
@@ -318,10 +319,15 @@ def install_error_handlers(app: FastAPI) -> None:
         cause = error.__cause__ or error.__context__
         if isinstance(error, HTTPException) and cause is not None and error.status_code == 400:
             # FastAPI and Starlette hide what stopped the reading of a body or a form behind a 400
-            error = cause if isinstance(cause, ServiceError) else InvalidBodyError(f"the body cannot be read: {cause}")
+            if isinstance(cause, ServiceError | ClientDisconnect):
+                error = cause
+            else:
+                error = InvalidBodyError(f"the body cannot be read: {cause}")
+        if isinstance(error, ClientDisconnect):  # Starlette's, while it reads a body: no mistake of anybody's
+            error = ClientLeftError("the client closed the connection before its request was read")
         return problem_response(error, path=request.url.path)
 
-    for kind in (ServiceError, ModelError, RequestValidationError, HTTPException):
+    for kind in (ServiceError, ModelError, RequestValidationError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, answer)
 
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from app.errors import IdempotencyConflictError, QueueFullError
 from app.formats import check_format, format_of
 from app.job_schemas import JobOptions, JobRequest
-from app.jobs import Job, NewJob, new_job_id
+from app.jobs import Job, NewJob, new_job_id, printable
 from app.runner import UPLOAD
 from app.sources import check_size
 from app.tasks import Step, Task
@@ -93,7 +93,7 @@ class JobIntake:
             on_unknown=options.on_unknown,
             purpose=options.purpose,
             source_uri=None,
-            source_name=name[:255],
+            source_name=printable(name)[:255],
             source_format=source_format,
             request_digest=_digest(json.dumps([options.model_dump_json(), source_format, content.hexdigest()])),
             idempotency_key=key,

@@ -9,7 +9,6 @@ Order of locks, which keeps transactions from deadlocking: one job's row, then i
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, Literal
@@ -28,7 +27,7 @@ MAX_REASON = 500
 Purpose = Literal["live", "training"]
 """What a job's sequences are: histories to answer after, or the rows that the bundle was trained on."""
 
-STREAM_ROWS = 1000
+BAD_ROWS_PAGE = 1000
 
 
 class JobState(StrEnum):
@@ -255,26 +254,33 @@ class JobStore:
             statement = select(chunks.c.output_name).where(chunks.c.job_id == job_id).order_by(chunks.c.chunk_index)
             return list(connection.execute(statement).scalars())
 
-    def bad_rows(self, job_id: str) -> Iterator[BadRow]:
-        """The bad rows found so far, by line; raises UnknownJobError before the first."""
-        self.get(job_id)
-        return self._bad_rows(job_id)
+    def bad_rows(self, job_id: str, *, after: int = 0, limit: int = BAD_ROWS_PAGE) -> list[BadRow]:
+        """
+        Up to *limit* of the bad rows found so far, by line, behind the line *after*.
 
-    def _bad_rows(self, job_id: str) -> Iterator[BadRow]:
-        statement = select(bad_rows.c.line, bad_rows.c.reason).where(bad_rows.c.job_id == job_id)
+        Raises:
+            UnknownJobError: there is no such job.
+            ResultGoneError: they were pruned.
+        """
+        statement = (
+            select(bad_rows.c.line, bad_rows.c.reason)
+            .where(bad_rows.c.job_id == job_id, bad_rows.c.line > after)
+            .order_by(bad_rows.c.line)
+            .limit(limit)
+        )
         with reading(self.engine) as connection:
-            streaming = connection.execution_options(yield_per=STREAM_ROWS)
-            for row in streaming.execute(statement.order_by(bad_rows.c.line)):
-                yield BadRow(row.line, row.reason)
+            if get_job(connection, job_id).pruned_at_ms is not None:
+                raise ResultGoneError(f"the bad rows of job {job_id} are past their retention and were removed")
+            return [BadRow(row.line, row.reason) for row in connection.execute(statement)]
 
     def prune(self, *, finished_before_ms: int) -> list[str]:
-        """Forget the results of jobs that succeeded before the instant; the ids whose files may go. Counts stay."""
+        """Forget results and bad rows of jobs that ended before the instant; their ids. Records and counts stay."""
         with writing(self.engine) as connection:
             pruned = (
                 connection.execute(
                     update(jobs)
                     .where(
-                        jobs.c.state == JobState.SUCCEEDED,
+                        jobs.c.state.in_(TERMINAL),
                         jobs.c.finished_at_ms < finished_before_ms,
                         jobs.c.pruned_at_ms.is_(None),
                     )
@@ -352,6 +358,6 @@ def end_job(connection: Connection, job: Job, state: JobState, reason: str | Non
     )
 
 
-def printable(reason: str) -> str:
-    """PostgreSQL refuses NUL in text; a reason is one short line."""
-    return "".join(c if c.isprintable() else " " for c in reason)[:MAX_REASON]
+def printable(text: str) -> str:
+    """PostgreSQL refuses NUL in text; a reason or a name is one short line."""
+    return "".join(c if c.isprintable() else " " for c in text)[:MAX_REASON]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -20,6 +20,9 @@ import pyarrow.parquet as pq
 from app.formats import PARQUET_SOURCE, Row
 
 ResultFormat = Literal["parquet", "ndjson", "csv", "inter"]
+Encoded = Generator[bytes, None, None]
+"""A file, part by part. Closing it lets go of what it is made from."""
+
 RESULT_FORMATS: tuple[ResultFormat, ...] = get_args(ResultFormat)
 
 MEDIA_TYPES: dict[ResultFormat, str] = {
@@ -84,12 +87,12 @@ def read_output_file(content: bytes) -> pa.Table:
     return pq.read_table(pa.BufferReader(content))
 
 
-def encode_results(chunks: Iterable[pa.Table], result_format: ResultFormat) -> Iterator[bytes]:
+def encode_results(chunks: Iterable[pa.Table], result_format: ResultFormat) -> Encoded:
     """All *chunks*, in order, as one file of the format."""
     return _RESULT_ENCODERS[result_format](chunks)
 
 
-def to_parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> Iterator[bytes]:
+def to_parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> Encoded:
     """One Parquet file; a row group per table."""
     sink = _Drained()
     with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression="zstd") as writer:
@@ -100,15 +103,13 @@ def to_parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> Iterator[bytes]
     yield sink.drain()
 
 
-def to_ndjson(tables: Iterable[pa.Table]) -> Iterator[bytes]:
+def to_ndjson(tables: Iterable[pa.Table]) -> Encoded:
     """One JSON object per row; keys in the order of the columns."""
     for table in tables:
         yield "".join(f"{_json(row)}\n" for row in table.to_pylist()).encode()
 
 
-def to_csv(
-    names: Sequence[str], rows: Iterable[Sequence[Sequence[object]]], *, delimiter: str = ","
-) -> Iterator[bytes]:
+def to_csv(names: Sequence[str], rows: Iterable[Sequence[Sequence[object]]], *, delimiter: str = ",") -> Encoded:
     """A header of *names*, then every row of every block; lines end with a line feed."""
     yield _csv_lines([names], delimiter)
     for block in rows:
@@ -127,7 +128,7 @@ def _interactions(chunks: Iterable[pa.Table]) -> Iterator[list[tuple[str, str, i
         ]
 
 
-_RESULT_ENCODERS: dict[ResultFormat, Callable[[Iterable[pa.Table]], Iterator[bytes]]] = {
+_RESULT_ENCODERS: dict[ResultFormat, Callable[[Iterable[pa.Table]], Encoded]] = {
     "parquet": lambda chunks: to_parquet(CHUNK, chunks),
     "ndjson": to_ndjson,
     "csv": lambda chunks: to_csv(("user_id", "item_id", "timestamp"), _interactions(chunks)),

@@ -185,8 +185,8 @@ class Settings(BaseSettings):
     retention_days: float = Field(
         default=30.0,
         ge=0,
-        description="Age after which `taesar prune` removes the result of a finished job. Its record and its counts in "
-        "the mappings stay.",
+        description="Age after which `taesar prune` removes the result and the bad rows of a job that has ended. Its "
+        "record and its counts in the mappings stay.",
     )
 
     # HTTP

@@ -228,7 +228,7 @@ def check_schema(engine: Engine) -> None:
 
 def prune(parts: JobParts, *, retention_days: float) -> list[str]:
     """
-    Remove results past their retention and files that no job needs any more; the ids of the jobs it took them from.
+    Remove results and bad rows past their retention, and files that no job needs; the ids of the jobs it took from.
 
     Records and counts stay.
     """

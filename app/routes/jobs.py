@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.responses import StreamingResponse
 
 from app.errors import (
     IdempotencyConflictError,
+    InvalidBodyError,
     InvalidCursorError,
     InvalidSourceError,
     JobStateError,
@@ -31,6 +32,7 @@ from app.errors import (
     UnsupportedFormatError,
     problem_responses,
 )
+from app.formats import BadRow
 from app.inference import LoadedModel
 from app.intake import Accepted, JobIntake
 from app.job_schemas import JobBody, JobOptions, JobPage, JobRequest
@@ -39,6 +41,7 @@ from app.paging import decode_cursor, encode_cursor, preferred
 from app.results import MEDIA_TYPES, ResultFormat, encode_results, read_output_file
 from app.routes.models import inference_of
 from app.settings import Settings
+from app.streams import ClosingStream
 from app.worker import JobParts
 from models.errors import InputFormatError, UnknownDomainError
 
@@ -110,6 +113,7 @@ Parts = Annotated[JobParts, Depends(parts_of)]
         RequestTooLargeError,
         UnsupportedFormatError,
         RequestValidationError,
+        InvalidBodyError,
         InvalidSourceError,
         InputFormatError,
         QueueFullError,
@@ -258,7 +262,7 @@ def download_result(
     chosen = result_format or _FORMAT_OF[preferred(accept, list(_FORMAT_OF))]
     names = parts.jobs.output_names(job_id)
     tables = (read_output_file(parts.storage.read(f"{job_id}/{name}")) for name in names)
-    return StreamingResponse(
+    return ClosingStream(
         encode_results(tables, chosen),
         media_type=MEDIA_TYPES[chosen],
         headers={"Content-Disposition": f'attachment; filename="{job_id}.{chosen}"'},
@@ -270,19 +274,26 @@ def download_result(
     summary="Download the bad rows",
     response_class=StreamingResponse,
     responses={
-        **problem_responses(UnknownJobError, RequestValidationError, StoreUnavailableError),
+        **problem_responses(UnknownJobError, ResultGoneError, RequestValidationError, StoreUnavailableError),
         200: _stream_of("application/x-ndjson"),
     },
 )
 def download_errors(job_id: str, parts: Parts) -> StreamingResponse:
     """One JSON object per bad row: its line in the input (in Parquet its row), from 1, and the reason."""
-    rows = parts.jobs.bad_rows(job_id)
-    lines = (f"{json.dumps({'line': row.line, 'reason': row.reason})}\n".encode() for row in rows)
-    return StreamingResponse(lines, media_type="application/x-ndjson")
+    first = parts.jobs.bad_rows(job_id)
+    return StreamingResponse(_error_lines(parts, job_id, first), media_type="application/x-ndjson")
+
+
+def _error_lines(parts: JobParts, job_id: str, rows: list[BadRow]) -> Iterator[bytes]:
+    """The bad rows from the page *rows* on. No connection waits with the generator for a client that reads slowly."""
+    while rows:
+        yield "".join(f"{json.dumps({'line': row.line, 'reason': row.reason})}\n" for row in rows).encode()
+        rows = parts.jobs.bad_rows(job_id, after=rows[-1].line)
 
 
 async def _accept_form(request: Request, intake: JobIntake, model: LoadedModel, key: str | None) -> Accepted:
-    async with request.form(max_files=1, max_fields=len(JobOptions.model_fields)) as form:
+    form = await _form_of(request)
+    try:
         file = form.get("file")
         fields = {name: value for name, value in form.multi_items() if name != "file"}
         if not isinstance(file, UploadFile):
@@ -294,11 +305,29 @@ async def _accept_form(request: Request, intake: JobIntake, model: LoadedModel, 
             intake.accept_upload,
             options,
             file.file,
-            file.filename or "",
+            _name_of(file),
             model_version=model.bundle.version,
             rule=model.rule,
             key=key,
         )
+    finally:
+        await form.close()
+
+
+async def _form_of(request: Request) -> FormData:
+    try:
+        return await request.form(max_files=1, max_fields=len(JobOptions.model_fields))
+    except UnicodeError as error:  # the Content-Type may name any codec of Python's, also one that is none of text
+        raise InvalidBodyError(f"the form is not in the charset that it names: {error}") from error
+
+
+def _name_of(file: UploadFile) -> str:
+    name = file.filename or ""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:  # a charset such as utf-7 can spell half a character
+        raise InvalidBodyError(f"the file's name is no text: {error.reason}") from error
+    return name
 
 
 async def _json_body(request: Request) -> bytes:

@@ -9,7 +9,7 @@ from typing import Annotated
 import pyarrow as pa
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from starlette.responses import JSONResponse, StreamingResponse
+from starlette.responses import JSONResponse
 
 from app.errors import (
     InvalidCursorError,
@@ -22,9 +22,10 @@ from app.errors import (
 from app.job_schemas import MappingPage
 from app.mappings import Dictionary, DictionaryKey, MappingFilter, MappingKey, MappingRow, find_dictionary, page, stream
 from app.paging import decode_cursor, encode_cursor, preferred
-from app.results import MEDIA_TYPES, to_csv, to_ndjson, to_parquet
+from app.results import MEDIA_TYPES, Encoded, to_csv, to_ndjson, to_parquet
 from app.routes.jobs import Parts
 from app.routes.models import inference_of
+from app.streams import ClosingStream
 from app.tables import ALL_JOBS, reading
 from models.errors import UnknownDomainError
 from models.rules import Rule
@@ -143,7 +144,7 @@ def read_mappings(
             body = MappingPage.of(chosen.key, lines[:limit], following)
             return JSONResponse(body.model_dump(mode="json"), headers=headers)
     blocks = iter(()) if dictionary is None else _blocks(parts, dictionary, chosen.where)
-    return StreamingResponse(encoded_lines(blocks, media_type), media_type=media_type, headers=headers)
+    return ClosingStream(encoded_lines(blocks, media_type), media_type=media_type, headers=headers)
 
 
 def _blocks(parts: Parts, dictionary: Dictionary, where: MappingFilter) -> Iterator[list[MappingRow]]:
@@ -151,7 +152,7 @@ def _blocks(parts: Parts, dictionary: Dictionary, where: MappingFilter) -> Itera
         yield from stream(connection, dictionary, where)
 
 
-def encoded_lines(blocks: Iterable[list[MappingRow]], media_type: str) -> Iterator[bytes]:
+def encoded_lines(blocks: Iterable[list[MappingRow]], media_type: str) -> Encoded:
     """Every line of *blocks* as one file of the media type."""
     if media_type == MEDIA_TYPES["csv"]:
         return to_csv(LINES.names, ([_values(row) for row in block] for block in blocks))

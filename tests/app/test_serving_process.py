@@ -1,8 +1,10 @@
 """A real server: clients that leave, and SIGTERM."""
 
+import gc
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -14,9 +16,13 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
+from sqlalchemy import insert
 
+from app.jobs import TERMINAL
 from app.main import create_app
+from app.mappings import DictionaryKey, Increment, merge_staged, stage
 from app.settings import Settings
+from app.tables import bad_rows, writing
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -100,6 +106,27 @@ def test_the_sequences_of_a_client_that_leaves_while_waiting_are_not_computed(li
     assert queued(app) == 0
 
 
+@pytest.mark.parametrize(
+    ("path", "content_type"),
+    [
+        ("/jobs", "multipart/form-data; boundary=b"),
+        ("/jobs", "application/json"),
+        ("/regenerate", "application/json"),
+    ],
+)
+def test_a_client_that_leaves_while_it_sends_its_body_is_a_499(live, path, content_type):
+    app, _, port = live
+    leaver = socket.create_connection(("127.0.0.1", port))
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: 100000\r\n\r\n"
+    begin = '--b\r\nContent-Disposition: form-data; name="file"; filename="x.ndjson"\r\n\r\nabc'
+    leaver.sendall((head + begin).encode())
+    time.sleep(0.3)
+    leaver.close()
+    left = {"method": "POST", "route": path, "status": "499"}
+
+    eventually(lambda: app.state.metrics.registry.get_sample_value("taesar_http_requests_total", left) == 1)
+
+
 def test_stopping_answers_what_was_accepted(live, gate, payload):
     _, server, port = live
     answers = []
@@ -114,6 +141,72 @@ def test_stopping_answers_what_was_accepted(live, gate, payload):
     caller.join(20)
 
     assert [answer.status_code for answer in answers] == [200]
+
+
+def finished_job(app, url, lines=b"nonsense\n"):
+    """The id of a job, once it has ended, whose input was *lines*."""
+    files = {"file": ("in.ndjson", lines)}
+    job_id = httpx.post(f"{url}/jobs", data={"target_domain": "kitchen"}, files=files, timeout=30).json()["job_id"]
+    eventually(lambda: app.state.job_parts.jobs.get(job_id).state in TERMINAL)
+    return job_id
+
+
+def open_downloads(port, path, media_type, *, number=8):
+    """So many connections whose clients ask for *path*, read the first bytes and no more."""
+    opened = []
+    for _ in range(number):
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nAccept: {media_type}\r\n\r\n".encode())
+        opened.append(client)
+    for client in opened:
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+    return opened
+
+
+@pytest.fixture
+def _no_search_for_cycles():
+    """A connection must come back because it is given back, not because Python happens to look for cycles."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_no_search_for_cycles")
+@pytest.mark.parametrize("media_type", ["application/x-ndjson", "text/csv", "application/vnd.apache.parquet"])
+def test_downloads_of_mappings_that_are_left_give_their_connections_back(live, media_type):
+    app, _, port = live
+    engine = app.state.job_parts.engine
+    key = DictionaryKey("kitchen", app.state.inference.registry.active().bundle.version, app.state.settings.rule)
+    source = random.Random(1)  # more than the sockets' buffers hold, also when compressed
+    lines = [Increment("food", source.randbytes(200).hex(), "k01", 1, n) for n in range(30_000)]
+    with writing(engine) as connection:
+        stage(connection, lines)
+        merge_staged(connection, key)
+    opened = open_downloads(port, "/mappings/kitchen", media_type)
+    eventually(lambda: engine.pool.checkedout() == len(opened))
+    for client in opened:
+        client.close()
+
+    eventually(lambda: engine.pool.checkedout() == 0)
+
+
+@pytest.mark.usefixtures("_no_search_for_cycles")
+def test_downloads_of_bad_rows_hold_no_connection_however_slowly_they_are_read(live):
+    app, _, port = live
+    engine = app.state.job_parts.engine
+    job_id = finished_job(app, f"http://127.0.0.1:{port}")
+    with writing(engine) as connection:
+        rows = [{"job_id": job_id, "line": n, "reason": "x" * 500} for n in range(2, 30_000)]
+        connection.execute(insert(bad_rows), rows)
+    opened = open_downloads(port, f"/jobs/{job_id}/errors", "*/*")
+    eventually(lambda: engine.pool.checkedout() == 0)
+    for client in opened:
+        client.close()
+
+    assert len(httpx.get(f"http://127.0.0.1:{port}/jobs/{job_id}/errors", timeout=60).text.splitlines()) == 29_999
+    eventually(lambda: engine.pool.checkedout() == 0)
 
 
 def start_process(tmp_path, port, **environment):

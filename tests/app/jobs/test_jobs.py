@@ -8,6 +8,7 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
+from sqlalchemy import func, select
 
 from app.chunks import InputChangedError
 from app.errors import (
@@ -25,7 +26,7 @@ from app.jobs import ChunkCounts, JobState, created_at_ms_of, new_job_id
 from app.mappings import DictionaryKey, Increment, MappingFilter, find_dictionary, stream
 from app.results import encode_results, input_file, read_input_file, read_output_file
 from app.runner import JobRunner
-from app.tables import now_ms, reading
+from app.tables import bad_rows, now_ms, reading
 from app.tasks import Step, Task
 from app.worker import job_parts, prune
 from models.regenerate import Regenerator
@@ -385,6 +386,20 @@ def test_bad_rows_are_counted_and_listed_and_the_others_are_done(harness, inputs
     assert [row.line for row in parts.jobs.bad_rows(job.job_id)] == [6, 32]
 
 
+def test_bad_rows_come_in_pages_and_are_the_same_whatever_the_pages_size(harness, inputs):
+    path = inputs / "bad.ndjson"
+    path.write_text("{\n" * 7)
+    job = harness.run(path)
+    pages, after = [], 0
+    while page := harness.parts.jobs.bad_rows(job.job_id, after=after, limit=3):
+        pages.append(page)
+        after = page[-1].line
+
+    assert [len(page) for page in pages] == [3, 3, 1]
+    assert [row for page in pages for row in page] == harness.parts.jobs.bad_rows(job.job_id)
+    assert [row.line for row in harness.parts.jobs.bad_rows(job.job_id)] == [1, 2, 3, 4, 5, 6, 7]
+
+
 def test_more_bad_rows_than_the_stated_share_fail_the_job(harness, inputs, sequences):
     path = inputs / "bad.ndjson"
     path.write_text("\n".join([*(json.dumps(row) for row in sequences(10)), "{"]) + "\n")
@@ -392,7 +407,7 @@ def test_more_bad_rows_than_the_stated_share_fail_the_job(harness, inputs, seque
 
     assert job.state == JobState.FAILED
     assert job.reason.startswith("1 of 11 rows are bad; at most a share of 0.05")
-    assert list(harness.parts.jobs.bad_rows(job.job_id)) == [
+    assert harness.parts.jobs.bad_rows(job.job_id) == [
         BadRow(11, "Invalid JSON: EOF while parsing an object at line 1 column 1")
     ]
     assert harness.mapping() == []
@@ -407,7 +422,7 @@ def test_unknown_items_are_skipped_and_counted_or_make_the_row_bad(harness, inpu
 
     assert (skipped.state, skipped.unknown, skipped.sequences, skipped.rows_bad) == (JobState.SUCCEEDED, 2, 30, 0)
     assert (refused.state, refused.unknown, refused.sequences, refused.rows_bad) == (JobState.SUCCEEDED, 0, 29, 1)
-    assert list(harness.parts.jobs.bad_rows(refused.job_id)) == [
+    assert harness.parts.jobs.bad_rows(refused.job_id) == [
         BadRow(8, "position 0: unknown item 'b99' of domain 'books'")
     ]
 
@@ -639,6 +654,32 @@ def test_pruning_removes_old_results_and_keeps_records_and_counts(harness, mixed
     assert harness.parts.jobs.get(job.job_id).sequences == 27
     with pytest.raises(ResultGoneError):
         harness.parts.jobs.output_names(job.job_id)
+
+
+@pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED])
+def test_pruning_removes_bad_rows_however_their_job_ended_and_says_that_they_are_gone(harness, mixed, inputs, state):
+    path = inputs / "bad.ndjson"
+    path.write_text("{\n" + mixed.read_text())
+    share = 0.01 if state == JobState.FAILED else 0.5
+    object.__setattr__(harness.parts.chunks._limits, "max_bad_row_share", share)
+    job = harness.submit(path)
+    if state == JobState.CANCELLED:
+        harness.runner.run(harness.tasks.pop(0))
+        harness.parts.jobs.cancel(job.job_id)
+    harness.drain()
+    before = harness.parts.jobs.bad_rows(job.job_id)
+    time.sleep(0.01)
+    pruned = prune(harness.parts, retention_days=0)
+    with reading(harness.parts.engine) as connection:
+        left = connection.execute(select(func.count()).select_from(bad_rows)).scalar_one()
+
+    assert harness.parts.jobs.get(job.job_id).state == state
+    assert [row.line for row in before] == [1]
+    assert (pruned, left) == ([job.job_id], 0)
+    assert harness.parts.jobs.get(job.job_id).rows_bad == 1
+    with pytest.raises(ResultGoneError):
+        harness.parts.jobs.bad_rows(job.job_id)
+    assert prune(harness.parts, retention_days=0) == []
 
 
 def test_pruning_removes_old_files_that_no_job_needs(harness, mixed):

@@ -224,6 +224,39 @@ def test_a_form_without_a_file_or_with_a_wrong_field_is_422(start, mixed):
     assert problem(wrong, 422, "invalid-request")["errors"][0]["location"] == ["body", "on_unknown"]
 
 
+def raw_form(client, name, parameters=""):
+    """A form whose file's *name* are any bytes; *parameters* stand in the Content-Type."""
+    content = (
+        b'--b\r\nContent-Disposition: form-data; name="target_domain"\r\n\r\nkitchen\r\n'
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="' + name + b'"\r\n\r\n'
+        b'{"user_id": "u", "items": []}\r\n--b--\r\n'
+    )
+    return client.post(
+        "/jobs", content=content, headers={"Content-Type": f"multipart/form-data; boundary=b{parameters}"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "charset"),
+    [(b"a.ndjson", "undefined"), (b"a.ndjson", "punycode"), (b"+2AA-.ndjson", "utf-7")],
+)
+def test_a_form_in_a_charset_that_spells_no_text_is_422(start, name, charset):
+    problem(raw_form(start(), name, f"; charset={charset}"), 422, "invalid-body")
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "nosuch", "hex"])
+def test_a_form_in_any_other_charset_is_read(start, charset):
+    client = start()
+
+    assert ended(client, raw_form(client, b"a.ndjson", f"; charset={charset}"))["source"] == "a.ndjson"
+
+
+def test_the_name_of_an_uploaded_file_is_kept_as_printable_text(start):
+    client = start()
+
+    assert ended(client, raw_form(client, b"a\x00b\x1b.ndjson"))["source"] == "a b .ndjson"
+
+
 def test_an_unknown_target_is_404(start, mixed):
     client = start()
 
