@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.metadata
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from app.middleware import ApiKeyMiddleware, BodyLimitMiddleware, RequestMiddlew
 from app.readiness import Probe
 from app.routes import health, jobs, mappings, models, regenerate
 from app.settings import Settings
+from app.shutdown import Shutdown
 from app.telemetry import Metrics, configure_logging, logger
 from models.training import resolve_device
 
@@ -170,6 +172,7 @@ def create_app(
     )
     app.state.settings = settings
     app.state.metrics = metrics
+    app.state.shutdown = Shutdown(settings.shutdown_seconds)
     app.state.probes = tuple(probe for part in built for probe in part.probes)
     app.state.startup_error = None
     install_error_handlers(app)
@@ -192,6 +195,25 @@ def create_app(
     return app
 
 
+class Server(uvicorn.Server):
+    """
+    uvicorn's server, which says when it begins to stop: the lifespan ends only after every answer has.
+
+    Args:
+        config: of uvicorn.
+        shutdown: the application's.
+    """
+
+    def __init__(self, config: uvicorn.Config, shutdown: Shutdown) -> None:
+        super().__init__(config)
+        self._shutdown = shutdown
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, end what follows along, wait for the other answers."""
+        self._shutdown.begin()
+        await super().shutdown(sockets)
+
+
 def serve(settings: Settings) -> None:
     """
     Serve until SIGTERM or SIGINT, then finish what was accepted and return.
@@ -207,7 +229,7 @@ def serve(settings: Settings) -> None:
     app = create_app(settings)
     if not settings.accepted_keys():
         log.warning("authentication_off", reason="no API key is set")
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             app,
             host=settings.host,
@@ -216,7 +238,8 @@ def serve(settings: Settings) -> None:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=settings.shutdown_seconds,
-        )
+        ),
+        app.state.shutdown,
     )
     try:
         server.run()

@@ -212,7 +212,8 @@ class Settings(BaseSettings):
     shutdown_seconds: int = Field(
         default=30,
         ge=1,
-        description="Time to finish admitted requests after SIGTERM; the grace period orchestrators commonly grant.",
+        description="Time to finish admitted requests and begun chunks after SIGTERM; the grace period orchestrators "
+        "commonly grant.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log line written; one line per request at info."
