@@ -19,6 +19,8 @@ from app.worker import JobParts, SchemaOutdatedError, WorkerThreads, check_schem
 
 log = logger(__name__)
 
+IDLE_THREADS_SECONDS = 1.0
+
 
 class SharedModels:
     """
@@ -77,7 +79,9 @@ class JobService:
             yield
         finally:
             if threads is not None:
-                await asyncio.to_thread(threads.stop, timeout_seconds=self._settings.shutdown_seconds)
+                # The answers under way have had of this time what they needed; idle threads need a moment to notice
+                left = max(app.state.shutdown.seconds_left(), IDLE_THREADS_SECONDS)
+                await asyncio.to_thread(threads.stop, timeout_seconds=left)
             parts.close()
 
     def _resume(self, parts: JobParts) -> None:

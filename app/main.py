@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.metadata
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ from app.model_process import CLOSE_SECONDS
 from app.readiness import Probe
 from app.routes import health, jobs, mappings, models, regenerate
 from app.settings import Settings
+from app.shutdown import Shutdown
 from app.telemetry import Metrics, configure_logging, logger
 from models.training import resolve_device
 
@@ -174,6 +176,7 @@ def create_app(
     )
     app.state.settings = settings
     app.state.metrics = metrics
+    app.state.shutdown = Shutdown(settings.shutdown_seconds)
     app.state.probes = tuple(probe for part in built for probe in part.probes)
     app.state.startup_error = None
     install_error_handlers(app)
@@ -196,13 +199,30 @@ def create_app(
     return app
 
 
-class _Server(uvicorn.Server):
-    """A server that ends in time after the first signal, whatever its threads are stuck in."""
+class Server(uvicorn.Server):
+    """
+    uvicorn's server, which says when it begins to stop: the lifespan ends only after every answer has. After a signal its
+    process ends in time, whatever its threads are stuck in.
+
+    Args:
+        config: of uvicorn.
+        shutdown: the application's.
+    """
+
+    def __init__(self, config: uvicorn.Config, shutdown: Shutdown) -> None:
+        super().__init__(config)
+        self._shutdown = shutdown
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop at the first signal; at a second, stop at once."""
         if not self.should_exit:
             end_within((self.config.timeout_graceful_shutdown or 0) + SPARE_SECONDS)
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, end what follows along, wait for the other answers."""
+        self._shutdown.begin()
+        await super().shutdown(sockets)
 
 
 def serve(settings: Settings) -> None:
@@ -220,7 +240,7 @@ def serve(settings: Settings) -> None:
     app = create_app(settings)
     if not settings.accepted_keys():
         log.warning("authentication_off", reason="no API key is set")
-    server = _Server(
+    server = Server(
         uvicorn.Config(
             app,
             host=settings.host,
@@ -229,7 +249,8 @@ def serve(settings: Settings) -> None:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=settings.shutdown_seconds,
-        )
+        ),
+        app.state.shutdown,
     )
     try:
         server.run()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any, TypeVar
@@ -41,6 +40,7 @@ from app.paging import decode_cursor, encode_cursor, preferred
 from app.results import MEDIA_TYPES, ResultFormat, encode_results, read_output_file
 from app.routes.models import inference_of
 from app.settings import Settings
+from app.shutdown import Shutdown
 from app.streams import ClosingStream
 from app.worker import JobParts
 from models.errors import InputFormatError, UnknownDomainError
@@ -95,6 +95,12 @@ def parts_of(request: Request) -> JobParts:
     """The application's job parts."""
     parts: JobParts = request.app.state.job_parts
     return parts
+
+
+def shutdown_of(request: Request) -> Shutdown:
+    """The end of the application's process."""
+    shutdown: Shutdown = request.app.state.shutdown
+    return shutdown
 
 
 Parts = Annotated[JobParts, Depends(parts_of)]
@@ -223,10 +229,17 @@ def delete_job(
         200: _stream_of("text/event-stream"),
     },
 )
-async def follow_job(job_id: str, parts: Parts) -> StreamingResponse:
-    """Server-sent events: `progress` with the job whenever it has changed, `end` with the job when it has ended."""
+async def follow_job(
+    job_id: str, parts: Parts, shutdown: Annotated[Shutdown, Depends(shutdown_of)]
+) -> StreamingResponse:
+    """
+    Server-sent events: `progress` with the job whenever it has changed, `end` with the job when it has ended.
+
+    A stream without `end` was cut, as by a restart of the service: follow again.
+    """
     job = await run_in_threadpool(parts.jobs.get, job_id)
-    return StreamingResponse(_events(parts, job), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    events = _events(parts, job, shutdown)
+    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
 @router.get(
@@ -350,7 +363,7 @@ def _parsed(kind: type[BodyT], content: bytes | str) -> BodyT:
         raise RequestValidationError([{**part, "loc": ("body", *part["loc"])} for part in found]) from error
 
 
-async def _events(parts: JobParts, job: Job) -> AsyncIterator[str]:
+async def _events(parts: JobParts, job: Job, shutdown: Shutdown) -> AsyncIterator[str]:
     shown: Job | None = None
     quiet = 0
     while True:
@@ -360,7 +373,8 @@ async def _events(parts: JobParts, job: Job) -> AsyncIterator[str]:
             shown, quiet = job, 0
         if job.state in TERMINAL:
             return
-        await asyncio.sleep(EVENT_SECONDS)
+        if await shutdown.begins_within(EVENT_SECONDS):
+            return  # a job takes longer than the server has; its follower asks the next one
         quiet += 1
         if quiet % KEEP_ALIVE_EVENTS == 0:
             yield ": still here\n\n"  # proxies close what stays silent

@@ -18,12 +18,23 @@ import pytest
 import uvicorn
 from sqlalchemy import insert
 
-from app.jobs import TERMINAL
-from app.main import create_app
+from app.jobs import TERMINAL, NewJob, new_job_id
+from app.main import Server, create_app
 from app.mappings import DictionaryKey, Increment, merge_staged, stage
 from app.settings import Settings
 from app.tables import bad_rows, writing
 
+JOB = NewJob(
+    target_domain="kitchen",
+    model_version="none",
+    rule="paper",
+    on_unknown="skip",
+    purpose="live",
+    source_uri=None,
+    source_name="in.ndjson",
+    source_format="ndjson",
+    request_digest="",
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -44,7 +55,8 @@ def eventually(condition, *, seconds=20):
 def live(bundle, tmp_path):
     """(application, server, port) of a server in a thread of this process."""
     app = create_app(Settings(bundle=bundle.directory, device="cpu", data=tmp_path))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
+    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=60)
+    server = Server(config, app.state.shutdown)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     eventually(lambda: server.started)
@@ -141,6 +153,30 @@ def test_stopping_answers_what_was_accepted(live, gate, payload):
     caller.join(20)
 
     assert [answer.status_code for answer in answers] == [200]
+
+
+def test_stopping_does_not_wait_for_those_who_follow_a_job(live):
+    """The job does not end, and the server may wait for a minute: only the stream's own end lets it stop."""
+    app, server, port = live
+    job, _ = app.state.job_parts.jobs.submit(new_job_id(), JOB)  # recorded, but not queued: nobody begins it
+    followed = threading.Event()
+    lines = []
+
+    def follow():
+        with httpx.stream("GET", f"http://127.0.0.1:{port}/jobs/{job.job_id}/events", timeout=50) as events:
+            for line in events.iter_lines():
+                lines.append(line)
+                followed.set()
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    assert followed.wait(10)
+    server.should_exit = True
+    follower.join(20)
+
+    assert not follower.is_alive()
+    assert lines[0] == "event: progress"
+    assert "event: end" not in lines
 
 
 def finished_job(app, url, lines=b"nonsense\n"):
