@@ -41,6 +41,7 @@ from app.routes import health, jobs, mappings, models, regenerate
 from app.settings import Settings
 from app.shutdown import Shutdown
 from app.telemetry import Metrics, configure_logging, logger
+from models.checkpoint import read_version
 from models.training import resolve_device
 
 log = logger(__name__)
@@ -201,8 +202,8 @@ def create_app(
 
 class Server(uvicorn.Server):
     """
-    uvicorn's server, which says when it begins to stop: the lifespan ends only after every answer has. After a signal its
-    process ends in time, whatever its threads are stuck in.
+    uvicorn's server, which says when it begins to stop: the lifespan ends only after every answer has. After a signal
+    its process ends in time, whatever its threads are stuck in.
 
     Args:
         config: of uvicorn.
@@ -234,9 +235,11 @@ def serve(settings: Settings) -> None:
 
     Raises:
         BundleError: the first bundle cannot be loaded; nothing was served.
-        SystemExit: the address cannot be listened on.
+        OSError: the address cannot be listened on.
     """
     configure_logging(settings.log_level)
+    if settings.bundle is not None:
+        read_version(settings.bundle)  # before anything is started: a wrong folder is the commonest mistake
     app = create_app(settings)
     if not settings.accepted_keys():
         log.warning("authentication_off", reason="no API key is set")
@@ -254,9 +257,11 @@ def serve(settings: Settings) -> None:
     )
     try:
         server.run()
-    except SystemExit:
-        if app.state.startup_error is None:
-            raise
+    except SystemExit as error:
+        if app.state.startup_error is None:  # uvicorn has logged the system's reason
+            raise OSError(
+                f"{settings.host}:{settings.port} cannot be listened on; --port names another port"
+            ) from error
     if isinstance(app.state.startup_error, Exception):
         # What uvicorn only logs and turns into an exit code is told to the caller, who can say it in a line
         raise app.state.startup_error

@@ -286,10 +286,19 @@ def test_a_process_serves_until_sigterm_and_logs_json_only(bundle, tmp_path, pay
     assert "Application shutdown complete." in {line["event"] for line in lines}
 
 
+def test_a_port_that_is_in_use_is_named_with_the_way_out(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        _, errors = start_process(tmp_path, port).communicate(timeout=60)
+
+    assert f"127.0.0.1:{port} cannot be listened on; --port names another port" in errors.splitlines()[-1]
+
+
 def test_a_process_whose_bundle_cannot_be_loaded_ends_with_the_reason(tmp_path):
     process = start_process(tmp_path, free_port(), TAESAR_BUNDLE=str(tmp_path / "nowhere"))
-    _, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=60)
 
     assert process.returncode != 0
+    assert "Traceback" not in output  # the log of a service that never began is empty
     assert "BundleMissingFileError" in errors.splitlines()[-1]
     assert "nowhere/manifest.json" in errors.splitlines()[-1]
