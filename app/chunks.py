@@ -337,7 +337,7 @@ class ChunkStore:
     def _too_bad_reason(self, job: Job) -> str:
         return (
             f"{job.rows_bad} of {job.rows_read} rows are bad; at most a share of {self._limits.max_bad_row_share:g} may"
-            " be (TAESAR_MAX_BAD_ROW_SHARE)"
+            " be (TAESAR_MAX_BAD_ROW_SHARE); GET /jobs/{id}/errors lists them"
         )
 
     def _poison_reason(self, chunk_index: int, reason: str) -> str:

@@ -19,6 +19,7 @@ import contextlib
 import csv
 import gzip
 import io
+import math
 import posixpath
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,31 +27,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, Literal, cast, get_args
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from app.errors import RequestTooLargeError, UnsupportedFormatError
+from app.parquet import LIST_COLUMNS, MAX_NAME, Lists, ParquetInput, Values, expands_over, parquet_errors
 from app.schemas import MixedSequence
 from models.errors import InputFormatError
+from models.interactions import iso_seconds
 
 SourceFormat = Literal["ndjson", "csv", "inter", "parquet"]
 FORMATS: tuple[SourceFormat, ...] = get_args(SourceFormat)
 
 GZIP_MAGIC = b"\x1f\x8b"
 PARQUET_MAGIC = b"PAR1"
-MAX_NAME = 512
-MAX_NAME_BYTES = 4 * MAX_NAME  # in UTF-8
 MAX_LINE_BYTES = 4 * 1024 * 1024
 # What is read of a text to check its format while a client waits: a header and a row of the greatest length.
 CHECKED_BYTES = 3 * MAX_LINE_BYTES
-PARQUET_BATCH_ROWS = 4096
-PARQUET_BATCH_VALUES = 1 << 20
-# No decoder holds less than the distinct texts of a row group, nor less than one row: both are bounded by the footer.
-MAX_GROUP_BYTES = 512 << 20
-MAX_GROUP_VALUES = 1 << 26
-# Texts that average twice what a name may have are no names; below this many bytes their rows are told one by one.
-MAX_LONG_TEXT_BYTES = 64 << 20
 PARQUET_SOURCE = pa.schema(
     [
         ("line", pa.int64()),
@@ -75,9 +67,6 @@ _ARCHIVES = {
     b"\x28\xb5\x2f\xfd": "a zstd file",
     PARQUET_MAGIC: "a Parquet file",
 }
-# They make values longer than what they are written in, and Arrow does not read them as dictionaries.
-_DELTA_ENCODINGS = {"DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"}
-_TOO_LONG = "x" * (MAX_NAME + 1)
 
 
 @dataclass(frozen=True)
@@ -153,8 +142,8 @@ def check_format(file: BinaryIO, source_format: SourceFormat, limits: SourceLimi
     whoever reads all of it will say.
     """
     if source_format == "parquet":
-        with _parquet_errors():
-            _open_parquet(file, limits)
+        with parquet_errors():
+            ParquetInput.open(file, _parquet_columns, max_expanded_bytes=limits.max_expanded_bytes)
     elif limits.max_expanded_bytes <= CHECKED_BYTES:
         next(read_rows(file, source_format, limits), None)
     else:
@@ -197,13 +186,9 @@ class _Expanding(io.RawIOBase):
             raise InputFormatError(f"damaged gzip data: {error}") from error
         self._left -= len(content)
         if self._left < 0:
-            raise _expands_over(self._limit)
+            raise expands_over(self._limit)
         buffer[: len(content)] = content
         return len(content)
-
-
-def _expands_over(limit: int) -> RequestTooLargeError:
-    return RequestTooLargeError("the input expands to more bytes", limit, "TAESAR_MAX_EXPANDED_BYTES")
 
 
 def _text_lines(file: BinaryIO, source_format: str, limits: SourceLimits) -> Iterator[tuple[int, str | BadRow]]:
@@ -336,15 +321,17 @@ def _parse_interaction(line: int, cells: Sequence[Any]) -> _Interaction | BadRow
         problem = _name_problem(column, value)
         if problem is not None:
             return BadRow(line, problem)
-    timestamp = 0.0
-    if cells[3] is not None:
-        try:
-            timestamp = float(cells[3])
-        except (TypeError, ValueError):
-            return BadRow(line, "timestamp is not a number")
-        if timestamp != timestamp:
-            return BadRow(line, "timestamp is not a number")
+    timestamp = 0.0 if cells[3] is None else _seconds(cells[3])
+    if math.isnan(timestamp):
+        return BadRow(line, "timestamp is neither a number nor a date of ISO 8601")
     return _Interaction(line, str(user_id), str(item_id), str(domain), timestamp)
+
+
+def _seconds(time: Any) -> float:
+    try:
+        return float(time)
+    except (TypeError, ValueError):
+        return iso_seconds(str(time))
 
 
 def _group_users(interactions: Iterable[_Interaction | BadRow], limits: SourceLimits) -> Iterator[Row | BadRow]:
@@ -380,187 +367,26 @@ def _row_of(rows: _UserRows, limits: SourceLimits) -> Row | BadRow:
 
 
 def _read_parquet(file: BinaryIO, limits: SourceLimits) -> Iterator[Row | BadRow]:
-    with _parquet_errors():
-        parquet, columns = _open_parquet(file, limits)
-        batches = _decoded(parquet, columns, limits)
-        if "item_id" in columns:
-            yield from _group_users(_batch_interactions(batches), limits)
+    with parquet_errors():
+        parquet = ParquetInput.open(file, _parquet_columns, max_expanded_bytes=limits.max_expanded_bytes)
+        if "item_id" in parquet.columns:
+            yield from _group_users(_batch_interactions(parquet.batches()), limits)
         else:
-            yield from _batch_sequences(batches, limits)
+            yield from _batch_sequences(parquet.batches(), limits)
 
 
-@contextlib.contextmanager
-def _parquet_errors() -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError, OverflowError, ValueError) as error:  # ValueError: a value that Python lacks
-        raise InputFormatError(f"not a readable Parquet file: {error}") from error
-
-
-def _open_parquet(file: BinaryIO, limits: SourceLimits) -> tuple[pq.ParquetFile, tuple[str, ...]]:
-    """The file, its texts to be read as dictionaries, and the columns to read; raises what the footer is reason for."""
-    parquet = pq.ParquetFile(file)
-    schema = parquet.schema_arrow
-    if "item_id" in schema.names:
-        _columns_of(schema.names)
-        columns: tuple[str, ...] = ("user_id", "item_id", "domain")
-        columns += ("timestamp",) if "timestamp" in schema.names else ()
-    else:
-        columns = ("user_id", "item_ids", "domains")
-        _check_list_columns(schema)
-    kinds = {name: _value_type(schema, name) for name in columns}
-    texts = {name for name, kind in kinds.items() if _is_text(kind)}
-    _check_parquet_size(parquet.metadata, columns, texts, limits)
-    paths = [column.path for column in parquet.schema if column.path.split(".")[0] in texts]
-    # As dictionaries: a long value that is repeated, which costs the file next to nothing, is held once.
-    return pq.ParquetFile(file, metadata=parquet.metadata, read_dictionary=paths), columns
-
-
-def _check_list_columns(schema: pa.Schema) -> None:
-    for name in ("user_id", "item_ids", "domains"):
-        if name not in schema.names:
+def _parquet_columns(names: Sequence[str]) -> tuple[str, ...]:
+    """Which of the columns to read: those of interactions, or those of sequences."""
+    if "item_id" in names:
+        _columns_of(names)
+        return ("user_id", "item_id", "domain", *(["timestamp"] if "timestamp" in names else []))
+    for name in ("user_id", *LIST_COLUMNS):
+        if name not in names:
             raise InputFormatError(
                 f"no column {name}; a Parquet input holds user_id, item_id, domain or user_id, item_ids, domains; "
-                f"the columns are {', '.join(schema.names)[:200]}"
+                f"the columns are {', '.join(names)[:200]}"
             )
-
-
-def _value_type(schema: pa.Schema, name: str) -> pa.DataType:
-    """Type of the single values of column *name*: texts, numbers or times, in lists where there are lists."""
-    if schema.get_field_index(name) < 0:
-        raise InputFormatError(f"column {name} is there more than once")
-    kind = schema.field(name).type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    if name in ("item_ids", "domains"):
-        if not is_list:
-            raise InputFormatError(f"column {name} is {kind}, not a list")
-        kind = kind.value_type
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    simple = pa.types.is_primitive(value) or pa.types.is_decimal(value) or pa.types.is_null(value)
-    if not simple and not _is_text(value):
-        raise InputFormatError(f"column {name} holds {str(kind)[:200]}, neither text nor numbers")
-    return value
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    of_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    of_bytes = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
-    return any(is_kind(kind) for is_kind in (*of_text, *of_bytes))
-
-
-def _check_parquet_size(
-    metadata: pq.FileMetaData, columns: Sequence[str], texts: Iterable[str], limits: SourceLimits
-) -> None:
-    """Believe the footer when it says too much; what it hides is counted while decoding."""
-    declared, values = 0, 0
-    for group in range(metadata.num_row_groups):
-        for name, column in _columns_of_group(metadata.row_group(group), columns):
-            declared += column.total_uncompressed_size
-            values += column.num_values
-            _check_column_size(f"row group {group}, column {name}", column, is_text=name in texts)
-    # A repeated value takes almost no space in the file and an offset of 4 bytes or more once decoded.
-    if max(declared, 4 * values) > limits.max_expanded_bytes:
-        raise _expands_over(limits.max_expanded_bytes)
-
-
-def _check_column_size(place: str, column: pq.ColumnChunkMetaData, *, is_text: bool) -> None:
-    num_bytes, num_values = column.total_uncompressed_size, column.num_values
-    if num_bytes > MAX_GROUP_BYTES or num_values > MAX_GROUP_VALUES:
-        raise InputFormatError(
-            f"{place}: {num_values:,} values of {num_bytes:,} bytes; at most {MAX_GROUP_VALUES:,} values and "
-            f"{MAX_GROUP_BYTES:,} bytes may be: write smaller row groups"
-        )
-    if not is_text:
-        return
-    if num_bytes > max(MAX_LONG_TEXT_BYTES, 2 * MAX_NAME_BYTES * num_values):
-        raise InputFormatError(f"{place}: {num_values:,} values of {num_bytes:,} bytes are too long to be names")
-    delta = sorted(_DELTA_ENCODINGS.intersection(column.encodings))
-    if delta:
-        raise InputFormatError(f"{place}: the encoding {delta[0]} is not read; write a dictionary or plain values")
-
-
-def _columns_of_group(
-    group: pq.RowGroupMetaData, columns: Sequence[str]
-) -> Iterator[tuple[str, pq.ColumnChunkMetaData]]:
-    for index in range(group.num_columns):
-        column = group.column(index)
-        name = column.path_in_schema.split(".")[0]
-        if name in columns:
-            yield name, column
-
-
-def _decoded(parquet: pq.ParquetFile, columns: Sequence[str], limits: SourceLimits) -> Iterator[pa.RecordBatch]:
-    left = limits.max_expanded_bytes
-    for group in range(parquet.num_row_groups):  # each by itself: Arrow cannot join the dictionaries of two in a list
-        num_rows = _rows_at_a_time(parquet.metadata.row_group(group), columns)
-        for batch in parquet.iter_batches(num_rows, row_groups=[group], columns=list(columns), use_threads=False):
-            left -= sum(_dense_bytes(column) for column in batch.columns)
-            if left < 0:
-                raise _expands_over(limits.max_expanded_bytes)
-            yield batch
-
-
-def _rows_at_a_time(group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
-    values = max((column.num_values for _, column in _columns_of_group(group, columns)), default=0)
-    num_rows: int = PARQUET_BATCH_VALUES * group.num_rows // max(1, values)
-    return max(1, min(PARQUET_BATCH_ROWS, num_rows))
-
-
-def _dense_bytes(column: pa.Array) -> int:
-    """Bytes of *column* with every value written out: a dictionary may repeat one long value many times."""
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        return _dense_bytes(column.flatten())
-    if pa.types.is_dictionary(column.type):
-        return int(pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0)
-    return int(column.nbytes)
-
-
-class _Values:
-    """
-    Values of one batch, of which a part at a time becomes Python's.
-
-    Args:
-        column: of single values; texts are a dictionary, whose values may be of any length.
-    """
-
-    def __init__(self, column: pa.Array) -> None:
-        self._is_text = pa.types.is_dictionary(column.type)
-        self._column = column.indices if self._is_text else column
-        self._texts = column.dictionary if self._is_text else pa.array([], pa.string())
-        self._lengths = pc.binary_length(self._texts).to_numpy()
-        self._known: dict[int | None, Any] = {None: None}
-
-    def read(self, start: int, stop: int) -> list[Any]:
-        """The values from *start* to *stop*; for a text longer than any name, which is never expanded, _TOO_LONG."""
-        values: list[Any] = self._column.slice(start, stop - start).to_pylist()
-        return [self._text(index) for index in values] if self._is_text else values
-
-    def _text(self, index: int | None) -> Any:
-        if index not in self._known:
-            is_long = self._lengths[index] > MAX_NAME_BYTES
-            # Not by Arrow's take, which reserves the mean length of all texts for every one that it takes.
-            value = _TOO_LONG if is_long else self._texts[index].as_py()
-            # Old Spark and Impala write texts without saying that they are UTF-8.
-            self._known[index] = value.decode("utf-8") if isinstance(value, bytes) else value
-        return self._known[index]
-
-
-class _Lists:
-    """
-    Lists of one batch, of which one at a time becomes Python's.
-
-    Args:
-        column: of lists of single values.
-    """
-
-    def __init__(self, column: pa.Array) -> None:
-        self._values = _Values(column.values)
-        self._offsets: list[int] = column.offsets.to_pylist()
-        self.lengths: list[int | None] = pc.list_value_length(column).to_pylist()
-
-    def read(self, row: int) -> list[Any]:
-        """The values of a list that is no null."""
-        return self._values.read(self._offsets[row], self._offsets[row + 1])
+    return ("user_id", *LIST_COLUMNS)
 
 
 def _batch_interactions(batches: Iterable[pa.RecordBatch]) -> Iterator[_Interaction | BadRow]:
@@ -568,11 +394,11 @@ def _batch_interactions(batches: Iterable[pa.RecordBatch]) -> Iterator[_Interact
     for batch in batches:
         names = batch.schema.names
         user_ids, item_ids, domains = (
-            _Values(batch.column(name)).read(0, batch.num_rows) for name in ("user_id", "item_id", "domain")
+            Values(batch.column(name)).read(0, batch.num_rows) for name in ("user_id", "item_id", "domain")
         )
         times: list[Any] = [None] * batch.num_rows
         if "timestamp" in names:  # where there is a column, a null is no number
-            found = _Values(batch.column("timestamp")).read(0, batch.num_rows)
+            found = Values(batch.column("timestamp")).read(0, batch.num_rows)
             times = ["" if time is None else time for time in found]
         for cells in zip(user_ids, item_ids, domains, times, strict=True):
             line += 1
@@ -582,8 +408,8 @@ def _batch_interactions(batches: Iterable[pa.RecordBatch]) -> Iterator[_Interact
 def _batch_sequences(batches: Iterable[pa.RecordBatch], limits: SourceLimits) -> Iterator[Row | BadRow]:
     line = 0
     for batch in batches:
-        users = _Values(batch.column("user_id")).read(0, batch.num_rows)
-        item_ids, domains = _Lists(batch.column("item_ids")), _Lists(batch.column("domains"))
+        users = Values(batch.column("user_id")).read(0, batch.num_rows)
+        item_ids, domains = Lists(batch.column("item_ids")), Lists(batch.column("domains"))
         for row, user_id in enumerate(users):
             line += 1
             length = item_ids.lengths[row]

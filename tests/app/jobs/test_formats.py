@@ -79,6 +79,15 @@ def test_timestamps_sort_a_users_rows_and_equal_ones_keep_their_order():
     assert row.item_ids == ["first", "second", "late"]
 
 
+def test_dates_of_iso_8601_sort_among_numbers_as_seconds_since_1970():
+    content = "user_id,item_id,domain,timestamp\nA,c,d,1970-01-02T00:00:00Z\nA,b,d,1970-01-01 23:00:00\nA,a,d,82799\n"
+    columns = {"user_id": ["A", "A"], "item_id": ["late", "early"], "domain": ["d", "d"]}
+    times = pa.array([2, 1], pa.timestamp("s"))
+
+    assert read(content.encode(), "csv") == [Row(2, "A", ["a", "b", "c"], ["d"] * 3, 3)]
+    assert read(parquet(columns | {"timestamp": times}), "parquet") == [Row(1, "A", ["early", "late"], ["d"] * 2, 2)]
+
+
 def test_without_timestamps_the_order_of_the_file_counts():
     [row] = read(b"domain,item_id,user_id,extra\nd,z,A,1\nd,a,A,2\n", "csv")
 
@@ -130,8 +139,8 @@ def test_a_line_that_is_no_text_or_too_long_is_one_bad_row():
         ("A,x", "2 cells; the header has 4"),
         ("A,,d,1", "item_id is missing"),
         (",x,d,1", "user_id is missing"),
-        ("A,x,d,noon", "timestamp is not a number"),
-        ("A,x,d,nan", "timestamp is not a number"),
+        ("A,x,d,noon", "timestamp is neither a number nor a date of ISO 8601"),
+        ("A,x,d,nan", "timestamp is neither a number nor a date of ISO 8601"),
         ('A,"x,d,1', "not a valid row"),
         (f"A,{'x' * 513},d,1", "item_id is longer than 512"),
     ],
@@ -177,7 +186,7 @@ def test_a_null_time_in_parquet_is_a_bad_row_and_moves_nothing():
     columns = {"user_id": ["A", "A", "A"], "item_id": ["x", "y", "z"], "domain": ["d"] * 3, "timestamp": [5, None, 7]}
 
     assert read(parquet(columns), "parquet") == [
-        BadRow(2, "timestamp is not a number"),
+        BadRow(2, "timestamp is neither a number nor a date of ISO 8601"),
         Row(1, "A", ["x", "z"], ["d", "d"], 2),
     ]
 
@@ -375,7 +384,7 @@ def test_a_parquet_row_group_that_no_batch_makes_small_is_refused_by_its_footer(
         {"user_id": [f"{i}{'x' * 10_000}" for i in range(100)], "item_id": ["i"] * 100, "domain": ["d"] * 100}
     )
     for name, bound in bounds.items():
-        monkeypatch.setattr(f"app.formats.{name}", bound)
+        monkeypatch.setattr(f"app.parquet.{name}", bound)
     with pytest.raises(InputFormatError, match=reason):
         check_format(io.BytesIO(content), "parquet", LIMITS)
 

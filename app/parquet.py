@@ -1,0 +1,228 @@
+"""
+Parquet inputs of jobs in bounded memory: checked by the footer alone, decoded a batch at a time.
+
+A file of a kilobyte may hold gigabytes: a dictionary or a compressor repeats a long value for next to nothing. So texts
+are read as dictionaries, which hold each value once, and no value becomes Python's before its length is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from app.errors import RequestTooLargeError
+from models.errors import InputFormatError
+
+MAX_NAME = 512
+MAX_NAME_BYTES = 4 * MAX_NAME  # in UTF-8
+LIST_COLUMNS = ("item_ids", "domains")
+PARQUET_BATCH_ROWS = 4096
+PARQUET_BATCH_VALUES = 1 << 20
+# No decoder holds less than the distinct texts of a row group, nor less than one row: both are bounded by the footer.
+MAX_GROUP_BYTES = 512 << 20
+MAX_GROUP_VALUES = 1 << 26
+# Texts that average twice what a name may have are no names; below this many bytes their rows are told one by one.
+MAX_LONG_TEXT_BYTES = 64 << 20
+
+# They make values longer than what they are written in, and Arrow does not read them as dictionaries.
+_DELTA_ENCODINGS = {"DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"}
+_TOO_LONG = "x" * (MAX_NAME + 1)
+
+
+@dataclass(frozen=True)
+class ParquetInput:
+    """
+    A Parquet file whose footer promises nothing too large.
+
+    Args:
+        file: its texts are read as dictionaries.
+        columns: to be read.
+        max_expanded_bytes: of all values, written out.
+    """
+
+    file: pq.ParquetFile
+    columns: tuple[str, ...]
+    max_expanded_bytes: int
+
+    @classmethod
+    def open(
+        cls, file: BinaryIO, choose: Callable[[Sequence[str]], tuple[str, ...]], *, max_expanded_bytes: int
+    ) -> Self:
+        """
+        Read the footer of *file*; *choose* says which of its columns to read, given their names.
+
+        Raises:
+            InputFormatError: a column is of no use, or a row group too large; see ``parquet_errors``, too.
+            RequestTooLargeError: it expands to more bytes than the limit.
+        """
+        parquet = pq.ParquetFile(file)
+        schema = parquet.schema_arrow
+        columns = choose(schema.names)
+        kinds = {name: _value_type(schema, name) for name in columns}
+        texts = {name for name, kind in kinds.items() if _is_text(kind)}
+        _check_size(parquet.metadata, columns, texts, max_expanded_bytes)
+        paths = [column.path for column in parquet.schema if column.path.split(".")[0] in texts]
+        # As dictionaries: a long value that is repeated, which costs the file next to nothing, is held once.
+        reader = pq.ParquetFile(file, metadata=parquet.metadata, read_dictionary=paths)
+        return cls(reader, columns, max_expanded_bytes)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All rows, of few values at a time; raises RequestTooLargeError where there are more bytes than the limit."""
+        left = self.max_expanded_bytes
+        for group in range(self.file.num_row_groups):  # each by itself: Arrow cannot join two dictionaries in a list
+            num_rows = _rows_at_a_time(self.file.metadata.row_group(group), self.columns)
+            batches = self.file.iter_batches(
+                num_rows, row_groups=[group], columns=list(self.columns), use_threads=False
+            )
+            for batch in batches:
+                left -= sum(_dense_bytes(column) for column in batch.columns)
+                if left < 0:
+                    raise expands_over(self.max_expanded_bytes)
+                yield batch
+
+
+class Values:
+    """
+    Values of one batch, of which a part at a time becomes Python's.
+
+    Args:
+        column: of single values; texts are a dictionary, whose values may be of any length.
+    """
+
+    def __init__(self, column: pa.Array) -> None:
+        self._is_text = pa.types.is_dictionary(column.type)
+        self._column = column.indices if self._is_text else column
+        self._texts = column.dictionary if self._is_text else pa.array([], pa.string())
+        self._lengths = pc.binary_length(self._texts).to_numpy()
+        self._known: dict[int | None, Any] = {None: None}
+
+    def read(self, start: int, stop: int) -> list[Any]:
+        """The values from *start* to *stop*; for a text longer than any name, which is never expanded, _TOO_LONG."""
+        values: list[Any] = self._column.slice(start, stop - start).to_pylist()
+        return [self._text(index) for index in values] if self._is_text else values
+
+    def _text(self, index: int | None) -> Any:
+        if index not in self._known:
+            is_long = self._lengths[index] > MAX_NAME_BYTES
+            # Not by Arrow's take, which reserves the mean length of all texts for every one that it takes.
+            value = _TOO_LONG if is_long else self._texts[index].as_py()
+            # Old Spark and Impala write texts without saying that they are UTF-8.
+            self._known[index] = value.decode("utf-8") if isinstance(value, bytes) else value
+        return self._known[index]
+
+
+class Lists:
+    """
+    Lists of one batch, of which one at a time becomes Python's.
+
+    Args:
+        column: of lists of single values.
+    """
+
+    def __init__(self, column: pa.Array) -> None:
+        self._values = Values(column.values)
+        self._offsets: list[int] = column.offsets.to_pylist()
+        self.lengths: list[int | None] = pc.list_value_length(column).to_pylist()
+
+    def read(self, row: int) -> list[Any]:
+        """The values of a list that is no null."""
+        return self._values.read(self._offsets[row], self._offsets[row + 1])
+
+
+@contextlib.contextmanager
+def parquet_errors() -> Iterator[None]:
+    """What Arrow raises of a damaged or odd file, as an InputFormatError."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, OverflowError, ValueError) as error:  # ValueError: a value that Python lacks
+        raise InputFormatError(f"not a readable Parquet file: {error}") from error
+
+
+def expands_over(limit: int) -> RequestTooLargeError:
+    """The error of an input that expands to more than *limit* bytes."""
+    return RequestTooLargeError("the input expands to more bytes", limit, "TAESAR_MAX_EXPANDED_BYTES")
+
+
+def _value_type(schema: pa.Schema, name: str) -> pa.DataType:
+    """Type of the single values of column *name*: texts, numbers or times, in lists where there are lists."""
+    if schema.get_field_index(name) < 0:
+        raise InputFormatError(f"column {name} is there more than once")
+    kind = schema.field(name).type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if name in LIST_COLUMNS:
+        if not is_list:
+            raise InputFormatError(f"column {name} is {kind}, not a list")
+        kind = kind.value_type
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    simple = pa.types.is_primitive(value) or pa.types.is_decimal(value) or pa.types.is_null(value)
+    if not simple and not _is_text(value):
+        raise InputFormatError(f"column {name} holds {str(kind)[:200]}, neither text nor numbers")
+    return value
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    of_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    of_bytes = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(is_kind(kind) for is_kind in (*of_text, *of_bytes))
+
+
+def _check_size(
+    metadata: pq.FileMetaData, columns: Sequence[str], texts: Iterable[str], max_expanded_bytes: int
+) -> None:
+    """Believe the footer when it says too much; what it hides is counted while decoding."""
+    declared, values = 0, 0
+    for group in range(metadata.num_row_groups):
+        for name, column in _columns_of_group(metadata.row_group(group), columns):
+            declared += column.total_uncompressed_size
+            values += column.num_values
+            _check_column_size(f"row group {group}, column {name}", column, is_text=name in texts)
+    # A repeated value takes almost no space in the file and an offset of 4 bytes or more once decoded.
+    if max(declared, 4 * values) > max_expanded_bytes:
+        raise expands_over(max_expanded_bytes)
+
+
+def _check_column_size(place: str, column: pq.ColumnChunkMetaData, *, is_text: bool) -> None:
+    num_bytes, num_values = column.total_uncompressed_size, column.num_values
+    if num_bytes > MAX_GROUP_BYTES or num_values > MAX_GROUP_VALUES:
+        raise InputFormatError(
+            f"{place}: {num_values:,} values of {num_bytes:,} bytes; at most {MAX_GROUP_VALUES:,} values and "
+            f"{MAX_GROUP_BYTES:,} bytes may be: write smaller row groups"
+        )
+    if not is_text:
+        return
+    if num_bytes > max(MAX_LONG_TEXT_BYTES, 2 * MAX_NAME_BYTES * num_values):
+        raise InputFormatError(f"{place}: {num_values:,} values of {num_bytes:,} bytes are too long to be names")
+    delta = sorted(_DELTA_ENCODINGS.intersection(column.encodings))
+    if delta:
+        raise InputFormatError(f"{place}: the encoding {delta[0]} is not read; write a dictionary or plain values")
+
+
+def _columns_of_group(
+    group: pq.RowGroupMetaData, columns: Sequence[str]
+) -> Iterator[tuple[str, pq.ColumnChunkMetaData]]:
+    for index in range(group.num_columns):
+        column = group.column(index)
+        name = column.path_in_schema.split(".")[0]
+        if name in columns:
+            yield name, column
+
+
+def _rows_at_a_time(group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
+    values = max((column.num_values for _, column in _columns_of_group(group, columns)), default=0)
+    num_rows: int = PARQUET_BATCH_VALUES * group.num_rows // max(1, values)
+    return max(1, min(PARQUET_BATCH_ROWS, num_rows))
+
+
+def _dense_bytes(column: pa.Array) -> int:
+    """Bytes of *column* with every value written out: a dictionary may repeat one long value many times."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return _dense_bytes(column.flatten())
+    if pa.types.is_dictionary(column.type):
+        return int(pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0)
+    return int(column.nbytes)
