@@ -196,19 +196,24 @@ def _score_table(scores: Sequence[Score], ranking: RankingName) -> Table:
     return Table(
         "Ranking of the test items",
         f"Full ranking over {CANDIDATES[ranking]}, ties pessimistic; users with at least one target item in their "
-        "history; mean ± standard deviation over seeds.",
+        "history; mean ± standard deviation over seeds, where there are several.",
         ("recommender", "arm", "users", *METRICS),
         tuple(
             (
                 score.recommender,
                 score.arm,
                 f"{score.users:,}",
-                *(f"{score.means[metric]:.4f} ± {score.deviations[metric]:.4f}" for metric in METRICS),
+                *(_mean_and_deviation(score.means[metric], score.deviations[metric]) for metric in METRICS),
             )
             for score in scores
             if score.group == MAIN.name
         ),
     )
+
+
+def _mean_and_deviation(mean: float, deviation: float) -> str:
+    """One seed has no deviation, which is not one of 0."""
+    return f"{mean:.4f} ± {deviation:.4f}" if deviation else f"{mean:.4f}"
 
 
 def _comparison_table(comparisons: Sequence[Comparison]) -> Table:

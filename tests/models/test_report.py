@@ -268,6 +268,17 @@ def test_the_markdown_form_has_whole_tables(report, tmp_path):
         assert len({row.count("|") for row in rows}) == 1
 
 
+def test_what_has_one_seed_is_shown_without_a_deviation(report, tmp_path):
+    """Popularity is counted once; a deviation of 0 would say that it never moves."""
+    _, content = report
+    write_report(content, tmp_path)
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    counted = next(line for line in lines if line.startswith("| popularity | original |"))
+    trained = next(line for line in lines if line.startswith("| sasrec | original |"))
+
+    assert ("±" in trained, "±" in counted) == (True, False)
+
+
 def test_inconsistent_metrics_are_shouted(report, tmp_path):
     """The page says so where a reader begins."""
     _, content = report
