@@ -1,5 +1,5 @@
 """
-Write the tables of docs/results.md from reports of `taesar evaluate`: python docs/write_results.py A/report.json ...
+Write the tables of docs/results-tables.md: python docs/write_results.py A/report.json ...
 
 Prints Markdown: one table of NDCG@10 per data set, rule and ranking, its differences with intervals, their means per
 recommender, HR@10 by how many target items users have and of those with few, all targets together, leak audits and
