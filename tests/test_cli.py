@@ -188,7 +188,7 @@ def test_results_may_be_kept_for_longer_than_there_are_dates(run, monkeypatch, t
     code, out, err = run("prune", "--retention-days", "1e300")
 
     assert (code, err) == (0, "")
-    assert "removed 0 results" in out
+    assert "removed what 0 jobs left" in out
 
 
 def test_a_revision_that_does_not_exist_is_one_line(run, monkeypatch, tmp_path) -> None:
