@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 USAGE_ERROR = 2
 SHOWN_BAD_ROWS = 10
-WITHOUT_OVERLAP = "of users without overlap"
 
 console = Console()
 errors = Console(stderr=True)
@@ -293,17 +292,18 @@ def _print_preparation(report: PreparationReport, out: Path) -> None:
     """Where every row went, then what is left, per domain."""
     from models.preparation import BAD_ROWS
 
+    without_overlap = report.removed.by_overlap + report.removed_after_cut.by_overlap
     left_out = {
         "bad": report.rows_bad,
         "duplicate": report.rows_duplicate,
         "below the item threshold": report.removed.by_item_threshold + report.removed_after_cut.by_item_threshold,
         "below the user threshold": report.removed.by_user_threshold + report.removed_after_cut.by_user_threshold,
-        WITHOUT_OVERLAP: report.removed.by_overlap + report.removed_after_cut.by_overlap,
+        "of users without overlap": without_overlap,
         "beyond the maximum length": report.rows_cut,
     }
     parts = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
     console.print(f"{report.rows_read:,} rows read; left out: {parts or 'none'}", highlight=False, soft_wrap=True)
-    if 2 * left_out[WITHOUT_OVERLAP] > report.rows_read:
+    if 2 * without_overlap > report.rows_read:
         hint = "  most rows are of users without items of every domain; --overlap any keeps users of any"
         console.print(hint, style="yellow", highlight=False, soft_wrap=True)
     for bad in report.bad_rows[:SHOWN_BAD_ROWS]:

@@ -157,9 +157,9 @@ def train(
     """
     from app.progress import TrainingProgress
     from models import distributed
+    from models.composite import SHORTEST_ROW
     from models.dataset import load_dataset
     from models.pipeline import RELEASED, PipelineConfig, enough_epochs, forget_run, train_bundle
-    from models.prediction import trainable_sequences
     from models.training import resolve_device
 
     defaults = RELEASED if recipe == "released" else PipelineConfig()
@@ -172,7 +172,7 @@ def train(
     both = {"seed": seed, "batch_size": batch_size, "precision": precision, "schedule": schedule}
     base = given(defaults.base, max_epochs=epochs, patience=patience, learning_rate=learning_rate, **both)
     if epochs is None and recipe == "tuned":
-        base = enough_epochs(base, len(trainable_sequences(prepared.train)))
+        base = enough_epochs(base, int((prepared.train.lengths >= SHORTEST_ROW).sum()))
     if experts == "from-scratch":
         # It learns as much as the base does; the few epochs of the others would end before it has.
         expert = base

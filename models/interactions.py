@@ -413,8 +413,10 @@ def _parse_times(chunk: pa.Array) -> tuple[Times, Iterator[tuple[int, str]]]:
     # A day's stamp repeats: parse each text of the block once.
     values = [value.decode("utf-8", "replace") for value in chunk.dictionary.to_pylist()]
     texts = [*values, ""]
-    numbers = pl.Series(texts, dtype=pl.String).cast(pl.Float64, strict=False).to_list()
-    parsed = [iso_seconds(text) if number is None else number for text, number in zip(texts, numbers, strict=True)]
+    numbers = pl.Series(texts, dtype=pl.String).cast(pl.Float64, strict=False)
+    parsed = numbers.fill_null(math.nan).to_numpy().copy()
+    for row in np.flatnonzero(numbers.is_null().to_numpy()):  # one by one: most columns have none
+        parsed[row] = iso_seconds(texts[row])
     codes = pc.fill_null(chunk.indices, -1).to_numpy()
     times = np.where(np.isfinite(parsed), parsed, np.nan)[codes]
     return times, ((int(row), texts[codes[row]]) for row in np.flatnonzero(np.isnan(times)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -84,19 +84,14 @@ class RecommenderConfig:
     cl4srec_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in _SIZES:
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} = {getattr(self, name)!r} is less than 1")
+        check_at_least(self, dict.fromkeys(_SIZES, 1) | {"cl4srec_weight": 0})
+        check_above_zero(self, ("cl4srec_temperature",))
         for name in _DROPOUTS:
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} = {getattr(self, name)!r} is not in [0, 1)")
         for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigurationError(f"{name} = {getattr(self, name)!r} is not in [0, 1]")
-        if not 0 < self.cl4srec_temperature < math.inf:
-            raise ConfigurationError(f"cl4srec_temperature = {self.cl4srec_temperature!r} is not above 0")
-        if not 0 <= self.cl4srec_weight < math.inf:
-            raise ConfigurationError(f"cl4srec_weight = {self.cl4srec_weight!r} is less than 0")
         if self.width % self.num_heads:
             raise ConfigurationError(f"width = {self.width} is not a multiple of num_heads = {self.num_heads}")
 
@@ -115,6 +110,20 @@ _SIZES = (
 )
 _DROPOUTS = ("dropout", "attention_dropout", "gcegnn_dropout_local", "gcegnn_dropout_global")
 _SHARES = ("cl4srec_crop", "cl4srec_mask", "cl4srec_reorder")
+
+
+def check_at_least(config: object, bounds: Mapping[str, float]) -> None:
+    """Raise a ConfigurationError for a value of *config* that is no finite number from its bound on."""
+    for name, bound in bounds.items():
+        if not bound <= getattr(config, name) < math.inf:
+            raise ConfigurationError(f"{name} = {getattr(config, name)!r} is less than {bound}")
+
+
+def check_above_zero(config: object, names: Iterable[str]) -> None:
+    """Raise a ConfigurationError for a value of *config* that is no finite number above 0."""
+    for name in names:
+        if not 0 < getattr(config, name) < math.inf:
+            raise ConfigurationError(f"{name} = {getattr(config, name)!r} is not above 0")
 
 
 class Scorer(Protocol):

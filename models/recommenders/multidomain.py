@@ -27,7 +27,14 @@ from models.dataset import Sequences
 from models.decoder import DecoderBlock
 from models.errors import ConfigurationError
 from models.losses import linear_cross_entropy
-from models.recommenders.base import Recommender, RecommenderConfig, most_recent, sequence_batches
+from models.recommenders.base import (
+    Recommender,
+    RecommenderConfig,
+    check_above_zero,
+    check_at_least,
+    most_recent,
+    sequence_batches,
+)
 from models.recommenders.sasrec import decoder_config
 from models.vocabulary import PADDING, TokenRange
 
@@ -76,12 +83,8 @@ class MultiDomainConfig:
             "syncrec_expert_layers": 1,
             "syncrec_mutual_weight": 0,
         }
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ConfigurationError(f"{name} = {getattr(self, name)!r} is less than {bound}")
-        for name in ("weight_temperature", "abxi_temperature"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name} = {getattr(self, name)!r} is not above 0")
+        check_at_least(self, least)
+        check_above_zero(self, ("weight_temperature", "abxi_temperature"))
         if not 0 <= self.weight_memory < 1:
             raise ConfigurationError(f"weight_memory = {self.weight_memory!r} is not in [0, 1)")
 

@@ -18,6 +18,7 @@ from app.model_process import JOBS, REQUESTS, ModelProcess, RemoteRegenerator
 from models.checkpoint import load_bundle
 from models.errors import BundleCorruptError, BundleMissingFileError, UnknownDomainError
 from models.regenerate import Regenerator
+from tests.services import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 SEQUENCES = [np.asarray(tokens, dtype=np.int32) for tokens in ([1, 22, 43, 2, 44], [5], [], [21, 22, 41, 60] * 5)]
@@ -35,13 +36,6 @@ def runs(process_id):
         return Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
-
-
-def eventually(condition, *, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def as_lists(results):
@@ -87,7 +81,7 @@ def test_a_process_killed_between_calls_is_started_again(process):
     expected = as_lists(there.regenerate(SEQUENCES, "food"))
     os.kill(first, signal.SIGKILL)
     found = as_lists(there.regenerate(SEQUENCES, "food"))
-    eventually(lambda: process.outage is None and process.process_id != first)
+    eventually(lambda: process.outage is None and process.process_id != first, seconds=30)
 
     assert repr(found) == repr(expected)
     assert not runs(first)
@@ -121,7 +115,7 @@ def test_a_call_that_ends_two_processes_is_given_up(process):
 
     with pytest.raises(ModelProcessDiedError, match="2 times"):
         there.regenerate([Poison()], "food")
-    eventually(lambda: process.outage is None)
+    eventually(lambda: process.outage is None, seconds=30)
 
     assert len(there.regenerate(SEQUENCES, "food")) == len(SEQUENCES)
 
@@ -181,7 +175,7 @@ def test_calls_do_not_wait_anew_for_a_process_that_has_been_gone_for_long(proces
     monkeypatch.setattr(model_process, "_Child", no_room)
     monkeypatch.setattr(model_process, "RESTART_SECONDS", 3600.0)
     os.kill(process.process_id, signal.SIGKILL)
-    eventually(lambda: process.outage is not None and "no room" in process.outage)
+    eventually(lambda: process.outage is not None and "no room" in process.outage, seconds=30)
     process._supervisor._out_since -= 3600.0
     refused = []
 
@@ -207,7 +201,7 @@ def test_a_job_and_a_request_do_not_wait_for_each_other(process):
 
     working = threading.Thread(target=job)
     working.start()
-    eventually(lambda: process._supervisor._one_at_a_time[JOBS].locked())
+    eventually(lambda: process._supervisor._one_at_a_time[JOBS].locked(), seconds=30)
     answers = [len(requests.regenerate(SEQUENCES, "food")) for _ in range(3)]
     still_working = working.is_alive()
     done.set()
@@ -239,7 +233,7 @@ def test_closing_does_not_wait_for_a_call_that_hangs(process):
     os.kill(process_id, signal.SIGSTOP)
     working = threading.Thread(target=job)
     working.start()
-    eventually(lambda: process._supervisor._one_at_a_time[JOBS].locked())
+    eventually(lambda: process._supervisor._one_at_a_time[JOBS].locked(), seconds=30)
     process.close()
     working.join(30)
 
@@ -254,7 +248,7 @@ def test_forgetting_a_model_does_not_wait_for_its_process(bundle):
     os.kill(process_id, signal.SIGSTOP)
     del process
     ran_on = runs(process_id)
-    eventually(lambda: not runs(process_id))
+    eventually(lambda: not runs(process_id), seconds=30)
 
     assert ran_on
 
@@ -266,7 +260,7 @@ def test_a_model_that_nobody_refers_to_any_more_ends_its_process(bundle):
     assert runs(process_id)
     del there
 
-    eventually(lambda: not runs(process_id))
+    eventually(lambda: not runs(process_id), seconds=30)
 
 
 def test_the_signals_that_stop_a_service_leave_its_model_running_until_the_service_says(process):
@@ -291,7 +285,7 @@ def test_when_the_service_is_killed_its_model_ends_too(bundle):
     service.kill()
     service.communicate()
 
-    eventually(lambda: not runs(process_id))
+    eventually(lambda: not runs(process_id), seconds=30)
 
 
 def test_requests_in_flight_when_the_models_process_is_killed_are_answered(serving, payload):
@@ -306,7 +300,7 @@ def test_requests_in_flight_when_the_models_process_is_killed_are_answered(servi
     killer.start()
     answers = client.together(*[body] * 16)
     killer.join()
-    eventually(lambda: client.get("/readyz").status_code == 200)
+    eventually(lambda: client.get("/readyz").status_code == 200, seconds=30)
 
     assert [answer.status_code for answer in answers] == [200] * 16
     assert all(answer.json() == expected for answer in answers)
@@ -320,10 +314,10 @@ def test_while_the_models_process_hangs_the_service_is_not_ready_and_then_answer
     os.kill(client.app.state.inference.registry.active().process.process_id, signal.SIGSTOP)
     caller = threading.Thread(target=lambda: answers.extend(client.together(*[body] * 4)), daemon=True)
     caller.start()
-    eventually(lambda: client.get("/readyz").status_code == 503)
+    eventually(lambda: client.get("/readyz").status_code == 503, seconds=30)
     alive, reason = client.get("/healthz").status_code, client.get("/readyz").json()["checks"]["model"]
     caller.join(60)
-    eventually(lambda: client.get("/readyz").status_code == 200)
+    eventually(lambda: client.get("/readyz").status_code == 200, seconds=30)
 
     assert alive == 200
     assert "not answered" in reason
@@ -337,11 +331,11 @@ def test_while_no_process_can_be_started_the_service_is_alive_but_not_ready(serv
     hidden = directory.with_name("hidden")
     directory.rename(hidden)
     os.kill(client.app.state.inference.registry.active().process.process_id, signal.SIGKILL)
-    eventually(lambda: client.get("/readyz").status_code == 503)
-    eventually(lambda: "manifest.json" in client.get("/readyz").json()["checks"]["model"])
+    eventually(lambda: client.get("/readyz").status_code == 503, seconds=30)
+    eventually(lambda: "manifest.json" in client.get("/readyz").json()["checks"]["model"], seconds=30)
     alive = client.get("/healthz").status_code
     hidden.rename(directory)
-    eventually(lambda: client.get("/readyz").status_code == 200)
+    eventually(lambda: client.get("/readyz").status_code == 200, seconds=30)
 
     assert alive == 200
     assert client.post("/regenerate", json=payload("b01 k02")).status_code == 200

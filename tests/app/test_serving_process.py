@@ -23,6 +23,7 @@ from app.main import Server, create_app
 from app.mappings import DictionaryKey, Increment, merge_staged, stage
 from app.settings import Settings
 from app.tables import bad_rows, writing
+from tests.services import eventually, free_port
 
 JOB = NewJob(
     target_domain="kitchen",
@@ -36,19 +37,6 @@ JOB = NewJob(
     request_digest="",
 )
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def eventually(condition, *, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture

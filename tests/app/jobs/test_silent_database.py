@@ -17,19 +17,12 @@ from sqlalchemy import text
 from app import tables
 from app.errors import StoreUnavailableError
 from app.tables import open_engine, reading, writing
-from tests.services import free_port
+from tests.services import eventually, free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 SHUTDOWN_SECONDS = 3
 # More than any machine's event loop has threads of its own.
 MANY_PROBES = 40
-
-
-def eventually(condition, *, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -61,7 +54,7 @@ def test_requests_that_need_no_database_are_answered_however_often_readiness_is_
     with postgres_server.frozen():
         unready = [client.get("/readyz") for _ in range(MANY_PROBES)]
         answered = client.post("/regenerate", json=payload("b01 k02"))
-    eventually(lambda: client.get("/readyz").status_code == 200)
+    eventually(lambda: client.get("/readyz").status_code == 200, seconds=60)
 
     assert {answer.status_code for answer in unready} == {503}
     assert "has not returned" in unready[-1].json()["checks"]["sql"]
@@ -88,7 +81,7 @@ def test_a_service_ends_on_sigterm_while_its_threads_are_stuck_in_the_database(
             return httpx.get(f"{address}/readyz", timeout=30).status_code == 200
 
     with process("serve", tmp_path, **settings) as service:
-        eventually(ready)
+        eventually(ready, seconds=60)
         with postgres_server.frozen():
             assert httpx.get(f"{address}/readyz", timeout=30).status_code == 503
             with contextlib.suppress(httpx.TimeoutException):
@@ -106,7 +99,7 @@ def test_a_worker_ends_on_sigterm_while_its_threads_are_stuck_in_the_database(
     settings |= {"redis_url": redis_server.url, "shutdown_seconds": SHUTDOWN_SECONDS, "requeue_seconds": 0.2}
 
     with process("worker", tmp_path, **settings) as worker:
-        eventually(lambda: "worker_started" in events(tmp_path))
+        eventually(lambda: "worker_started" in events(tmp_path), seconds=60)
         with postgres_server.frozen():
             time.sleep(1)  # for the search for lost work to be under way
             worker.send_signal(signal.SIGTERM)
