@@ -2,9 +2,9 @@
 Write the tables of docs/results-tables.md: python docs/write_results.py A/report.json ...
 
 Prints Markdown: one table of NDCG@10 per data set, rule and ranking, its differences with intervals, their means per
-recommender, HR@10 by how many target items users have and of those with few, all targets together, leak audits and
-commands. Every number stands in the reports; nothing is computed here but means over targets and shares of the
-expert's lead.
+recommender, HR@10 by how many target items users have and of those with few, all targets together, and commands; then
+the leak audits of all composites. Every number stands in the reports; nothing is computed here but means over targets
+and shares of the expert's lead.
 """
 
 from __future__ import annotations
@@ -28,7 +28,16 @@ MAIN, COLD = "1 or more", "0-2"
 GROUPS = ("0", "1-2", "3-5", "6 or more")
 COLD_PARTS = GROUPS[:2]
 COUNTED = ("popularity", "markov")
-AUDIT_HEADER = ("target", "held-out item", "users", "hits", "expected by chance", "of as many recommendations")
+AUDIT_HEADER = (
+    "data",
+    "rule",
+    "target",
+    "held-out item",
+    "users",
+    "hits",
+    "expected by chance",
+    "of as many recommendations",
+)
 COLD_HEADER = ("at most two target items", "served", "minus", "its HR@10", "users", "difference", "relative")
 
 
@@ -45,10 +54,12 @@ def main(paths: Sequence[str]) -> None:
             *table(["recommender", "targets", *gains], _mean_rows(members)),
             *table(["items of the target", "recommender", "users", *LINES], _group_rows(members)),
             *table(COLD_HEADER, _cold_rows(members)),
-            *table(AUDIT_HEADER, _audit_rows(members)),
             *(f"- `{report['provenance']['command']}`" for report in members),
         ]
         sys.stdout.write("\n".join(parts) + "\n\n")
+    audits = table(AUDIT_HEADER, _audit_rows(sorted(reports, key=_kind)))
+    if audits:
+        sys.stdout.write("\n".join(["### Leak audits\n", *audits]))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -72,7 +83,8 @@ def _score_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
         for recommender in dict.fromkeys(name for name, _ in scores):
             found = [scores.get((recommender, line)) for line in LINES]
             users = next(score["users"] for score in found if score is not None)
-            expert = scores.get(("target expert", "mixed"))
+            # Counting has no part in what the expert learned.
+            expert = None if recommender in COUNTED else scores.get(("target expert", "mixed"))
             own = [scores.get((recommender, line)) for line in ("original", "regenerated", "served")]
             yield [
                 report["provenance"]["target"],
@@ -186,8 +198,11 @@ def _cold_means(report: dict[str, Any]) -> dict[tuple[str, str], float]:
 
 def _audit_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
     for report in reports:
+        name, rule, _ = _kind(report)
         for audit in report["audits"]:
             yield [
+                name,
+                rule,
                 report["provenance"]["target"],
                 audit["split"],
                 f"{audit['users']:,}",

@@ -241,6 +241,7 @@ def report_of(target: str, *, relative: float, half_width: float) -> dict[str, A
         {"recommender": "sasrec", "arm": arm, "group": "1 or more", "users": 10, "means": {"NDCG@10": mean}}
         for arm, mean in means.items()
     ]
+    scores += [{**score, "recommender": "markov"} for score in scores]
     few = {"recommender": "sasrec", "arm": "original", "group": "1-2", "users": 4, "means": {"HR@10": relative}}
     expert = {"recommender": "target expert", "arm": "mixed", "group": "1 or more", "users": 10}
     compared = {
@@ -262,7 +263,9 @@ def report_of(target: str, *, relative: float, half_width: float) -> dict[str, A
             "comparisons": [compared],
             "runs": [{"recommender": "sasrec", "seeds": [1, 2, 3]}],
         },
-        "audits": [],
+        "audits": [
+            {"split": "test", "users": 1234, "hits": 7, "expected_by_chance": 3.25, "hits_of_recommendations": 11}
+        ],
     }
 
 
@@ -277,9 +280,11 @@ def test_the_results_page_states_the_reports_and_their_mean_over_targets(tmp_pat
 
     assert "### d, rule `none`, ranking `unseen`" in page
     assert "| food | sasrec | 10 | 3 | 0.1000 |  | 0.1200 |  |  | 40 % |  |" in page
+    assert "| food | markov | 10 | 1 | 0.1000 |  | 0.1200 |  |  |  |  |" in page  # a count carries no lead over
     assert "| food | sasrec | +20 %: +0.0200 [+0.0100, +0.0300] |" in page
     assert "| sasrec | 2 | +30.0 % [+25.0, +35.0] |" in page
     assert "| 1-2 | sasrec | 8 | 0.3000 |  |" in page
+    assert page.count("| d | none | food | test | 1,234 | 7 | 3.2 | 11 |") == 1
 
 
 def test_the_results_page_does_not_count_a_comparison_twice(tmp_path) -> None:
