@@ -47,6 +47,7 @@ def t_sne(vectors_ND: Tensor, *, perplexity: float = PERPLEXITY, iterations: int
     """
     N = len(vectors_ND)
     affinity_NN = _joint_affinities(vectors_ND.double(), min(perplexity, max(1.0, (N - 1) / 3)))
+    exaggerated_NN = EXAGGERATION * affinity_NN
     plane_N2 = vectors_ND[:, :2].double()
     plane_N2 = plane_N2 / plane_N2[:, 0].std().clamp(min=1e-12) * 1e-4
     velocity_N2 = torch.zeros_like(plane_N2)
@@ -54,7 +55,7 @@ def t_sne(vectors_ND: Tensor, *, perplexity: float = PERPLEXITY, iterations: int
     learning_rate = max(N / EXAGGERATION / 4, 50.0)
     for iteration in range(iterations):
         early = iteration < EXAGGERATED_ITERATIONS
-        gradient_N2 = _gradient(affinity_NN * (EXAGGERATION if early else 1.0), plane_N2)
+        gradient_N2 = _gradient(exaggerated_NN if early else affinity_NN, plane_N2)
         same_direction = (gradient_N2 > 0) == (velocity_N2 > 0)
         gains_N2 = torch.where(same_direction, gains_N2 * 0.8, gains_N2 + 0.2).clamp(min=0.01)
         momentum = EARLY_MOMENTUM if early else LATE_MOMENTUM
@@ -84,7 +85,10 @@ def _joint_affinities(vectors_ND: Tensor, perplexity: float) -> Tensor:
 
 def _gradient(affinity_NN: Tensor, plane_N2: Tensor) -> Tensor:
     """4 sum_j (p_ij - q_ij) (y_i - y_j) / (1 + |y_i - y_j|^2)."""
-    kernel_NN = 1 / (1 + torch.cdist(plane_N2, plane_N2).square())
+    # Squared distances by one product, and in place: half the time of torch.cdist and a temporary per operation. What
+    # the product cancels is far below the 1 that is added.
+    squares_N = plane_N2.square().sum(dim=1)
+    kernel_NN = torch.addmm(squares_N[:, None] + (1.0 + squares_N), plane_N2, plane_N2.T, alpha=-2.0).reciprocal_()
     kernel_NN.fill_diagonal_(0.0)
-    force_NN = (affinity_NN - kernel_NN / kernel_NN.sum()) * kernel_NN
+    force_NN = torch.sub(affinity_NN, kernel_NN, alpha=1.0 / float(kernel_NN.sum())).mul_(kernel_NN)
     return 4 * (force_NN.sum(dim=1, keepdim=True) * plane_N2 - force_NN @ plane_N2)

@@ -371,6 +371,9 @@ class _State(Generic[ModuleT]):
         # It starts as the weights after the first step, so its start needs no correction.
         averaging = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         average = AveragedModel(module, multi_avg_fn=averaging) if decay else None
+        if average is not None:
+            # A copied GRU's weights lie apart, which CUDA mends at every call with a warning: moving joins them.
+            average.module.to(next(module.parameters()).device)
         return cls(module, optimiser, average, _clone(module.state_dict()), [])
 
     @property
