@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import importlib.metadata
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -235,7 +237,7 @@ def serve(settings: Settings) -> None:
 
     Raises:
         BundleError: the first bundle cannot be loaded; nothing was served.
-        OSError: the address cannot be listened on.
+        OSError: the address cannot be listened on, or another server works on the jobs of TAESAR_DATA.
     """
     configure_logging(settings.log_level)
     if settings.bundle is not None:
@@ -255,8 +257,10 @@ def serve(settings: Settings) -> None:
         ),
         app.state.shutdown,
     )
+    embedded = settings.redis_url is None and settings.database_url is None
     try:
-        server.run()
+        with held(settings.data) if embedded else contextlib.nullcontext():
+            server.run()
     except SystemExit as error:
         if app.state.startup_error is None:  # uvicorn has logged the system's reason
             raise OSError(
@@ -265,3 +269,25 @@ def serve(settings: Settings) -> None:
     if isinstance(app.state.startup_error, Exception):
         # What uvicorn only logs and turns into an exit code is told to the caller, who can say it in a line
         raise app.state.startup_error
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """
+    Keep *folder* for this process until the block ends or the process does, however it does.
+
+    Without Redis a server takes every unfinished job in its database for its own: two of them would do each job twice.
+
+    Raises:
+        OSError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(
+                f"another `taesar serve` works on the jobs of {folder}; TAESAR_DATA names another folder, and with "
+                "TAESAR_REDIS_URL and TAESAR_DATABASE_URL many processes share the work"
+            ) from error
+        yield

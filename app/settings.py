@@ -111,7 +111,8 @@ class Settings(BaseSettings):
     # Jobs and mappings
     data: Path = Field(
         default=Path("taesar-data"),
-        description="Folder of the embedded database and of jobs' files; the next settings can place them elsewhere.",
+        description="Folder of the embedded database and of jobs' files; the next settings can place them elsewhere. "
+        "One server at a time holds it, unless TAESAR_REDIS_URL or TAESAR_DATABASE_URL is set.",
     )
     database_url: SecretStr | None = Field(
         default=None,

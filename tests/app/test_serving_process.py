@@ -1,5 +1,6 @@
 """A real server: clients that leave, and SIGTERM."""
 
+import contextlib
 import gc
 import http.client
 import json
@@ -280,6 +281,33 @@ def test_a_port_that_is_in_use_is_named_with_the_way_out(tmp_path):
         _, errors = start_process(tmp_path, port).communicate(timeout=60)
 
     assert f"127.0.0.1:{port} cannot be listened on; --port names another port" in errors.splitlines()[-1]
+
+
+def test_a_second_server_on_one_data_folder_is_refused_until_the_first_is_gone(tmp_path):
+    def is_alive(port):
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{port}/healthz").is_success
+        return False
+
+    first_port, third_port = free_port(), free_port()
+    first = start_process(tmp_path, first_port)
+    try:
+        eventually(lambda: is_alive(first_port), seconds=60)
+        second = start_process(tmp_path, free_port())
+        _, errors = second.communicate(timeout=60)
+    finally:
+        first.kill()  # no chance to tidy up
+        first.communicate()
+    third = start_process(tmp_path, third_port)
+    try:
+        eventually(lambda: is_alive(third_port), seconds=60)
+    finally:
+        third.kill()
+        third.communicate()
+
+    assert second.returncode != 0
+    assert f"another `taesar serve` works on the jobs of {tmp_path}" in errors.splitlines()[-1]
+    assert "TAESAR_DATA names another folder" in errors.splitlines()[-1]
 
 
 def test_a_process_whose_bundle_cannot_be_loaded_ends_with_the_reason(tmp_path):
