@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
@@ -24,6 +23,7 @@ from app.commands_evaluate import evaluate
 from app.commands_probe import probe
 from app.commands_train import train
 from app.options import DeviceOption, SettingsError, given, read_settings
+from app.terminal import complain, console, say
 from models.errors import ModelError
 from models.rules import DEFAULT_RULE, Rule
 
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 USAGE_ERROR = 2
 SHOWN_BAD_ROWS = 10
-
-console = Console()
-errors = Console(stderr=True)
 
 
 cli = typer.Typer(
@@ -208,11 +205,9 @@ def regenerate(
             out=out,
             on_users=lambda done, total: progress(f"regenerating {total:,} sequences", done / total),
         )
-    console.print(
+    say(
         f"{summary.kept:,} interactions kept, {summary.replaced:,} replaced, {summary.deleted:,} deleted; "
         f"{summary.original_rows:,} original and {summary.regenerated_rows:,} regenerated sequences written to {out}",
-        markup=False,
-        highlight=False,
     )
 
 
@@ -269,14 +264,14 @@ def settings() -> None:
 
     for name, field in Settings.model_fields.items():
         default = "unset" if field.default in (None, ()) else field.default
-        console.print(f"TAESAR_{name.upper()}={default}", style="bold", markup=False, highlight=False)
-        console.print(Padding(field.description or "", (0, 0, 1, 4)), markup=False, highlight=False)
+        say(f"TAESAR_{name.upper()}={default}", style="bold")
+        console.print(Padding(field.description or "", (0, 0, 1, 4)))
 
 
 @cli.command()
 def version() -> None:
     """Print the version of Taesar."""
-    console.print(importlib.metadata.version("taesar"), highlight=False)
+    say(importlib.metadata.version("taesar"))
 
 
 def main() -> None:
@@ -284,7 +279,7 @@ def main() -> None:
     try:
         cli()
     except (ModelError, SettingsError, OSError) as error:
-        errors.print(f"taesar: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        complain(f"taesar: {error}")
         sys.exit(USAGE_ERROR)
 
 
@@ -302,14 +297,14 @@ def _print_preparation(report: PreparationReport, out: Path) -> None:
         "beyond the maximum length": report.rows_cut,
     }
     parts = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
-    console.print(f"{report.rows_read:,} rows read; left out: {parts or 'none'}", highlight=False, soft_wrap=True)
+    say(f"{report.rows_read:,} rows read; left out: {parts or 'none'}")
     if 2 * without_overlap > report.rows_read:
         hint = "  most rows are of users without items of every domain; --overlap any keeps users of any"
-        console.print(hint, style="yellow", highlight=False, soft_wrap=True)
+        say(hint, style="yellow")
     for bad in report.bad_rows[:SHOWN_BAD_ROWS]:
-        console.print(f"  {bad}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(f"  {bad}", style="yellow")
     if report.rows_bad > SHOWN_BAD_ROWS:
-        console.print(f"  ... every bad row: {out / BAD_ROWS}", style="yellow", markup=False, highlight=False)
+        say(f"  ... every bad row: {out / BAD_ROWS}", style="yellow")
     table = Table("domain", box=None, pad_edge=False)
     for name in ("users", "items", "interactions", "mean length"):
         table.add_column(name, justify="right")
@@ -320,4 +315,4 @@ def _print_preparation(report: PreparationReport, out: Path) -> None:
         "together", f"{total.users:,}", f"{total.items:,}", f"{total.interactions:,}", f"{total.mean_length:.2f}"
     )
     console.print(table)
-    console.print(f"dataset {report.fingerprint[:12]} written to {out}", markup=False, highlight=False)
+    say(f"dataset {report.fingerprint[:12]} written to {out}")

@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
+from app.terminal import console, say
 from models.rules import DEFAULT_RULE, RULES_VERSION, Rule
 
 if TYPE_CHECKING:
     from models.checkpoint import Bundle
     from models.dataset import Dataset
     from models.study import CellReport
-
-console = Console()
 
 MULTI_DOMAIN = ("abxi", "cgrec", "syncrec")
 RECOMMENDERS = ("sasrec", "gru4rec", "gcegnn", "cl4srec", *MULTI_DOMAIN, "popularity", "markov")
@@ -134,12 +132,7 @@ def evaluate(
             on_cell=_print_cell,
         )
     write_report(report, out)
-    console.print(
-        f"report written to {out / 'report.html'}, report.md and report.json",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(f"report written to {out / 'report.html'}, report.md and report.json")
 
 
 def _choices(option: str, given: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -182,12 +175,12 @@ def _regenerated(dataset: Dataset, bundle: Bundle, target: str, rule: Rule, out:
 def _print_cell(report: CellReport) -> None:
     name = f"cell {report.number}/{report.total}: {report.recommender}, {report.arm}, seed {report.seed}"
     if report.cell is None:
-        console.print(name, highlight=False, soft_wrap=True)
+        say(name)
     elif report.reused:
-        console.print(f"{name}: read back", highlight=False, soft_wrap=True)
+        say(f"{name}: read back")
     else:
         validation = report.cell.validation_ndcg_at_10
         metric = (
             "" if validation is None else f", validation NDCG@10 {validation:.4f} at epoch {report.cell.best_epoch}"
         )
-        console.print(f"{name}: done in {report.cell.seconds:.1f} s{metric}", highlight=False, soft_wrap=True)
+        say(f"{name}: done in {report.cell.seconds:.1f} s{metric}")

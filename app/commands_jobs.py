@@ -6,12 +6,9 @@ import sys
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from app.options import read_settings
-
-console = Console()
-errors = Console(stderr=True)
+from app.terminal import complain, say
 
 FAILED = 2
 
@@ -63,7 +60,7 @@ def migrate(
         _fail(error)
     finally:
         engine.dispose()
-    console.print(f"schema at revision {schema.newest_revision() if down_to is None else down_to}", highlight=False)
+    say(f"schema at revision {schema.newest_revision() if down_to is None else down_to}")
 
 
 def prune(
@@ -86,9 +83,9 @@ def prune(
     finally:
         parts.close()
     days = f"{settings.retention_days:g}"
-    console.print(f"removed what {len(pruned)} jobs left that ended more than {days} days ago", highlight=False)
+    say(f"removed what {len(pruned)} jobs left that ended more than {days} days ago")
 
 
 def _fail(error: Exception) -> NoReturn:
-    errors.print(f"taesar: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    complain(f"taesar: {error}")
     sys.exit(FAILED)

@@ -7,15 +7,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from app.options import read_settings
+from app.terminal import complain, say
 
 if TYPE_CHECKING:
     from app.settings import Settings
 
-console = Console()
-errors = Console(stderr=True)
 
 UNWELL = 1
 ANSWER_SECONDS = 5.0
@@ -39,9 +37,9 @@ def probe(
     checks: dict[str, Callable[[Settings], str | None]] = {"api": api_unreadiness, "worker": worker_unreadiness}
     reason = checks[what](read_settings())
     if reason is not None:
-        errors.print(f"{what}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+        complain(f"{what}: {reason}")
         sys.exit(UNWELL)
-    console.print("ok")
+    say("ok")
 
 
 def api_unreadiness(settings: Settings) -> str | None:

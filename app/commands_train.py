@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from app.options import DeviceOption, given
+from app.terminal import console, say
 
 if TYPE_CHECKING:
     from models.pipeline import PipelineConfig
-
-console = Console()
 
 
 def train(
@@ -191,16 +189,15 @@ def train(
             forget_run(run_directory)
         distributed.wait_for_all()
         if run_directory.exists():
-            console.print(f"going on with the run in {run_directory}", soft_wrap=True)
+            say(f"going on with the run in {run_directory}")
         with TrainingProgress(console, patience_of=lambda stage: _patience_of(config, stage)) as progress:
             bundle = train_bundle(prepared, out, config, device=place, run_directory=run_directory, progress=progress)
-    console.print(f"bundle {bundle.version} written to {out}", highlight=False, soft_wrap=True)
+    say(f"bundle {bundle.version} written to {out}")
     if experts != "from-scratch":
         for domain in _not_adapted(bundle.provenance):
-            console.print(
+            say(
                 f"expert {domain} is the base itself: no epoch of adapting ranked its validation items better; rules "
-                "that contrast the two find no difference",
-                highlight=False,
+                "that contrast the two find no difference"
             )
 
 

@@ -1,0 +1,19 @@
+"""What commands write to: names and paths as they are, in lines that a reader can copy whole."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+# Neither reads brackets as markup nor colours numbers: what is printed are users' own names and paths.
+console = Console(markup=False, highlight=False)
+errors = Console(stderr=True, markup=False, highlight=False)
+
+
+def say(line: str, *, style: str | None = None) -> None:
+    """One line on the output, however narrow the terminal."""
+    console.print(line, style=style, soft_wrap=True)
+
+
+def complain(line: str) -> None:
+    """One line on the error stream."""
+    errors.print(line, style="red", soft_wrap=True)
