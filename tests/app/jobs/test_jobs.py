@@ -107,6 +107,9 @@ def mixed(inputs, sequences, write_ndjson):
     return write_ndjson(inputs / "mixed.ndjson", sequences(27))
 
 
+# -- One job from end to end
+
+
 def test_a_job_gives_what_the_model_gives_in_the_order_of_the_input(harness, mixed, bundle, sequences):
     job = harness.run(mixed)
     expected = []
@@ -130,6 +133,9 @@ def test_the_mapping_counts_every_decision_of_the_job_once(harness, mixed):
     assert sum(line.count for line in lines if line.target_item is not None) == job.replaced
     assert sum(line.count for line in lines if line.target_item is None) == job.deleted
     assert harness.mapping(job) == lines
+
+
+# -- Work that is repeated, interrupted or given up
 
 
 @pytest.mark.parametrize("order", ["repeated", "reversed", "twice whole"])
@@ -324,6 +330,9 @@ def test_a_chunk_that_kills_its_worker_is_given_up_after_the_stated_attempts(har
     assert (job.state, job.reason) == (JobState.FAILED, "chunk 2 failed in 5 attempts, the last: its worker died")
 
 
+# -- Cancelling and removing
+
+
 def test_cancelling_stops_within_a_chunk_and_leaves_no_count(harness, mixed):
     job = harness.submit(mixed)
     harness.runner.run(harness.tasks.pop(0))
@@ -369,6 +378,9 @@ def test_removing_a_job_takes_its_counts_back(harness, mixed, write_ndjson, inpu
         harness.parts.jobs.get(second.job_id)
     with pytest.raises(UnknownJobError):
         harness.parts.jobs.remove(second.job_id)
+
+
+# -- Bad rows and unknown items
 
 
 def test_bad_rows_are_counted_and_listed_and_the_others_are_done(harness, inputs, sequences):
@@ -463,6 +475,9 @@ def test_a_chunk_that_an_older_version_recorded_is_still_read():
     assert read_input_file(older.getvalue()) == [dataclasses.replace(row, num_rows=1) for row in rows]
 
 
+# -- Inputs that give no job
+
+
 @pytest.mark.parametrize("content", ["", "\n\n"])
 def test_an_input_without_sequences_fails(harness, inputs, content):
     path = inputs / "empty.ndjson"
@@ -488,6 +503,9 @@ def test_an_unknown_target_fails_at_once(harness, mixed):
 
     assert job.state == JobState.FAILED
     assert "unknown domain 'garden'" in job.reason
+
+
+# -- One job per key, jobs in pages
 
 
 def test_an_idempotency_key_returns_its_job_when_the_input_is_gone(harness, mixed):
@@ -552,6 +570,9 @@ def test_an_id_begins_with_its_instant():
 
     assert before <= created_at_ms_of(job_id) <= now_ms()
     assert created_at_ms_of("not-an-id") is None
+
+
+# -- Lost tasks
 
 
 def test_tasks_that_no_queue_holds_are_told_once(harness, mixed):
@@ -641,6 +662,9 @@ def test_an_input_of_nothing_but_bad_rows_ends_its_job_before_it_fills_the_memor
     assert "line 2: 1 cells" in ended.reason
 
 
+# -- Pruning
+
+
 def test_pruning_removes_old_results_and_keeps_records_and_counts(harness, mixed):
     job = harness.run(mixed)
     counts = harness.mapping()
@@ -700,6 +724,9 @@ def test_the_staged_input_goes_when_the_job_has_succeeded(harness, mixed):
     assert harness.parts.storage.read(f"{job.job_id}/{name}")
     with pytest.raises(FileNotFoundError):
         harness.parts.storage.read(f"{job.job_id}/input/00000000")
+
+
+# -- Formats of the result
 
 
 @pytest.mark.parametrize("result_format", ["parquet", "ndjson", "csv", "inter"])

@@ -70,6 +70,9 @@ def problem(answer, status, kind):
     return found
 
 
+# -- Jobs and their results
+
+
 def test_a_job_gives_what_post_regenerate_gives(start, mixed):
     client = start()
     job = ended(client, submit(client, mixed))
@@ -174,6 +177,9 @@ def test_an_idempotency_key_makes_one_job_and_another_body_is_409(start, mixed, 
     problem(other, 409, "idempotency-conflict")
     assert uploaded[0].json()["job_id"] == uploaded[1].json()["job_id"]
     problem(uploaded[2], 409, "idempotency-conflict")
+
+
+# -- What is refused, and how
 
 
 @pytest.mark.parametrize(
@@ -300,6 +306,9 @@ def test_too_many_unfinished_jobs_are_429(start, folder):
     assert client.request("DELETE", first.headers["Location"]).json()["state"] == "cancelled"
 
 
+# -- Cancelling, removing, listing, following
+
+
 def test_a_cancelled_job_stops_and_counts_nothing(start, folder):
     client = start()
     answer = submit(client, write_ndjson(folder / "long.ndjson", make_sequences(3000)))
@@ -380,6 +389,9 @@ def test_bad_rows_are_listed_with_line_and_reason(start, mixed):
     assert "Invalid JSON" in row["reason"]
 
 
+# -- Mappings
+
+
 def test_mappings_are_the_same_in_every_format_and_in_pages(start, mixed):
     client = start()
     ended(client, submit(client, mixed))
@@ -454,6 +466,9 @@ def test_mappings_of_unknown_domains_and_jobs_are_404(start):
     problem(client.get("/mappings/kitchen?source_item=%00"), 422, "invalid-request")
     problem(client.get("/mappings/kitchen?source_item=b01"), 422, "invalid-request")
     problem(client.get("/mappings/kitchen", headers={"Accept": "image/png"}), 406, "not-acceptable")
+
+
+# -- Start, restart, readiness
 
 
 def test_without_a_model_a_job_is_503(start, mixed):

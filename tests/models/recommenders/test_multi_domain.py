@@ -48,6 +48,9 @@ def of_domain(tokens, domain):
 # Rows and streams
 
 
+# -- Batches of several domains
+
+
 def test_a_batch_asks_for_every_next_item_once_in_its_own_domains_columns():
     """Rows [1,11,2] and [21,1]: targets 11 and 2, and 1, with the items before them."""
     batch = one_batch(build(CGRec), Sequences.from_lists([[1, 11, 2], [21, 1]]))
@@ -106,6 +109,9 @@ def test_domain_streams_of_similar_length_share_a_group_and_their_domains_are_co
     assert (short.item_ids_RS.tolist(), short.sizes) == ([[2], [11], [12], [21]], (1, 2, 1))
     assert (long.item_ids_RS.tolist(), long.sizes) == ([[1] * 6], (1, 0, 0))
     assert (empty.item_ids_RS.tolist(), empty.sizes) == ([[0]], (1,))
+
+
+# -- What all three promise
 
 
 @pytest.mark.parametrize(
@@ -230,6 +236,9 @@ def aligned_rows(row):
     return laid.tolist(), streams
 
 
+# -- ABXI
+
+
 def test_abxi_aligns_each_target_with_the_last_item_of_its_domain():
     """x = [1,11,2,21,12,3,22], y = [11,2,21,12,3,22,13] in ranges of ten."""
     laid, streams = aligned_rows([1, 11, 2, 21, 12, 3, 22, 13])
@@ -307,6 +316,9 @@ def test_abxi_knows_which_domain_it_is_asked_for_even_without_its_items():
 
 
 # CGRec
+
+
+# -- CGRec
 
 
 def test_shapley_values_are_the_mean_marginal_contribution_over_all_orders():
@@ -405,6 +417,9 @@ def test_cgrec_moves_its_weights_every_few_steps_and_against_harm():
 
 
 # SyNCRec
+
+
+# -- SyNCRec
 
 
 def test_syncrec_streams_stop_each_others_gradients_at_the_experts():
