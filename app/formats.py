@@ -6,6 +6,7 @@ Formats (docs/jobs.md):
     csv      one interaction per line: user_id,item_id,domain[,timestamp]; header required
     inter    the same with tabs and RecBole's typed header: user_id:token, item_id:token, domain:token, ...
     parquet  interactions as in csv, or sequences: user_id, item_ids: list, domains: list
+Interactions may have the columns of `taesar prepare` as well: user and item.
 The text formats may be gzip-compressed. The interactions of one user stand next to one another; with a timestamp they
 are sorted by it (stable), without one their order counts.
 
@@ -52,6 +53,9 @@ PARQUET_SOURCE = pa.schema(
         ("num_rows", pa.int64()),
     ]
 )
+
+# What `taesar prepare` calls the same columns, so that its input, sorted by user, is a job's as it stands.
+_PREPARED_NAMES = {"user_id": "user", "item_id": "item"}
 
 _SUFFIXES: dict[str, SourceFormat] = {
     ".ndjson": "ndjson",
@@ -290,7 +294,7 @@ def _read_interactions(lines: Iterator[tuple[int, list[str]] | BadRow], limits: 
     if isinstance(header, BadRow):
         raise InputFormatError(f"line {header.line}: the header cannot be read: {header.reason}")
     names = [name.partition(":")[0].strip() for name in header[1]]
-    columns = _columns_of(names)
+    columns = [names.index(name) for name in _interaction_columns(names)]
 
     def parsed() -> Iterator[_Interaction | BadRow]:
         for entry in lines:
@@ -301,18 +305,18 @@ def _read_interactions(lines: Iterator[tuple[int, list[str]] | BadRow], limits: 
             if len(cells) != len(names):
                 yield BadRow(line, f"{len(cells)} cells; the header has {len(names)}")
                 continue
-            yield _parse_interaction(line, [None if c is None else cells[c] for c in columns])
+            yield _parse_interaction(line, [cells[column] for column in columns])
 
     yield from _group_users(parsed(), limits)
 
 
-def _columns_of(names: Sequence[str]) -> tuple[int | None, ...]:
-    """Positions of user_id, item_id, domain and timestamp (None: there is none)."""
-    missing = [name for name in ("user_id", "item_id", "domain") if name not in names]
+def _interaction_columns(names: Sequence[str]) -> tuple[str, ...]:
+    """The columns user_id, item_id, domain and, where there is one, timestamp, by the names that they have here."""
+    present = {name: name if name in names else _PREPARED_NAMES.get(name) for name in ("user_id", "item_id", "domain")}
+    missing = [name for name, found in present.items() if found not in names]
     if missing:
         raise InputFormatError(f"no column {', '.join(missing)}; the columns are {', '.join(names)[:200]}")
-    positions = [names.index(name) for name in ("user_id", "item_id", "domain")]
-    return (*positions, names.index("timestamp") if "timestamp" in names else None)
+    return (*(found for found in present.values() if found), *(["timestamp"] if "timestamp" in names else []))
 
 
 def _parse_interaction(line: int, cells: Sequence[Any]) -> _Interaction | BadRow:
@@ -321,7 +325,7 @@ def _parse_interaction(line: int, cells: Sequence[Any]) -> _Interaction | BadRow
         problem = _name_problem(column, value)
         if problem is not None:
             return BadRow(line, problem)
-    timestamp = 0.0 if cells[3] is None else _seconds(cells[3])
+    timestamp = _seconds(cells[3]) if len(cells) > 3 else 0.0
     if math.isnan(timestamp):
         return BadRow(line, "timestamp is neither a number nor a date of ISO 8601")
     return _Interaction(line, str(user_id), str(item_id), str(domain), timestamp)
@@ -369,17 +373,16 @@ def _row_of(rows: _UserRows, limits: SourceLimits) -> Row | BadRow:
 def _read_parquet(file: BinaryIO, limits: SourceLimits) -> Iterator[Row | BadRow]:
     with parquet_errors():
         parquet = ParquetInput.open(file, _parquet_columns, max_expanded_bytes=limits.max_expanded_bytes)
-        if "item_id" in parquet.columns:
-            yield from _group_users(_batch_interactions(parquet.batches()), limits)
-        else:
+        if "item_ids" in parquet.columns:
             yield from _batch_sequences(parquet.batches(), limits)
+        else:
+            yield from _group_users(_batch_interactions(parquet.batches(), parquet.columns), limits)
 
 
 def _parquet_columns(names: Sequence[str]) -> tuple[str, ...]:
     """Which of the columns to read: those of interactions, or those of sequences."""
-    if "item_id" in names:
-        _columns_of(names)
-        return ("user_id", "item_id", "domain", *(["timestamp"] if "timestamp" in names else []))
+    if "item_id" in names or (_PREPARED_NAMES["item_id"] in names and "item_ids" not in names):
+        return _interaction_columns(names)
     for name in ("user_id", *LIST_COLUMNS):
         if name not in names:
             raise InputFormatError(
@@ -389,18 +392,11 @@ def _parquet_columns(names: Sequence[str]) -> tuple[str, ...]:
     return ("user_id", *LIST_COLUMNS)
 
 
-def _batch_interactions(batches: Iterable[pa.RecordBatch]) -> Iterator[_Interaction | BadRow]:
+def _batch_interactions(batches: Iterable[pa.RecordBatch], columns: Sequence[str]) -> Iterator[_Interaction | BadRow]:
     line = 0
     for batch in batches:
-        names = batch.schema.names
-        user_ids, item_ids, domains = (
-            Values(batch.column(name)).read(0, batch.num_rows) for name in ("user_id", "item_id", "domain")
-        )
-        times: list[Any] = [None] * batch.num_rows
-        if "timestamp" in names:  # where there is a column, a null is no number
-            found = Values(batch.column("timestamp")).read(0, batch.num_rows)
-            times = ["" if time is None else time for time in found]
-        for cells in zip(user_ids, item_ids, domains, times, strict=True):
+        values = (Values(batch.column(name)).read(0, batch.num_rows) for name in columns)
+        for cells in zip(*values, strict=True):
             line += 1
             yield _parse_interaction(line, cells)
 

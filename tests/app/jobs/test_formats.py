@@ -88,6 +88,20 @@ def test_dates_of_iso_8601_sort_among_numbers_as_seconds_since_1970():
     assert read(parquet(columns | {"timestamp": times}), "parquet") == [Row(1, "A", ["early", "late"], ["d"] * 2, 2)]
 
 
+def test_the_columns_may_be_called_as_in_the_input_of_prepare():
+    prepared = INTERACTIONS.replace("user_id,item_id", "user,item")
+    columns = {"user": ["A1", "A1", "A2"], "item": ["f1", "b1", "k1"], "domain": ["food", "books", "kitchen"]}
+
+    assert read(prepared.encode(), "csv") == TWO_USERS
+    assert [row.item_ids for row in read(parquet({**columns, "timestamp": [20, 10, 5]}), "parquet")] == [
+        ["b1", "f1"],
+        ["k1"],
+    ]
+    assert read(b"user,user_id,item_id,domain\nname,A,x,d\n", "csv") == [Row(2, "A", ["x"], ["d"])]
+    with pytest.raises(InputFormatError, match="no column item_id; the columns are user, thing, domain"):
+        read(b"user,thing,domain\n", "csv")
+
+
 def test_without_timestamps_the_order_of_the_file_counts():
     [row] = read(b"domain,item_id,user_id,extra\nd,z,A,1\nd,a,A,2\n", "csv")
 
