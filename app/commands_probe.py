@@ -14,7 +14,6 @@ from app.terminal import complain, say
 if TYPE_CHECKING:
     from app.settings import Settings
 
-
 UNWELL = 1
 ANSWER_SECONDS = 5.0
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}

@@ -257,9 +257,9 @@ def serve(settings: Settings) -> None:
         ),
         app.state.shutdown,
     )
-    embedded = settings.redis_url is None and settings.database_url is None
+    keeps_own_jobs = settings.redis_url is None and settings.database_url is None
     try:
-        with held(settings.data) if embedded else contextlib.nullcontext():
+        with held(settings.data) if keeps_own_jobs else contextlib.nullcontext():
             server.run()
     except SystemExit as error:
         if app.state.startup_error is None:  # uvicorn has logged the system's reason

@@ -90,7 +90,6 @@ class TrainingProgress:
             loss = "" if report.epoch == 0 else f" loss {report.loss:.4f}"
             self.console.print(
                 f"{report.stage}, epoch {report.epoch}/{report.max_epochs}:{loss} {self.metric}, {self.left}",
-                highlight=False,
                 soft_wrap=True,  # an epoch is one line, however long
             )
 
@@ -170,5 +169,5 @@ class StageProgress:
             self.stage = stage
             self.task = self.bars.add_task(stage, total=1.0)
             if not self.console.is_terminal:
-                self.console.print(stage, highlight=False)
+                self.console.print(stage)
         self.bars.update(self.task, completed=fraction)
