@@ -50,7 +50,7 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     packages="$(/opt/taesar/bin/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')"; \
     rm -rf "$packages"/torch/include "$packages"/torch/test "$packages"/pyarrow/include "$packages"/pyarrow/tests; \
     find "$packages"/torch/bin -type f ! -name torch_shm_manager -delete; \
-    /opt/taesar/bin/python -W error -c 'import app.main, app.worker, models.pipeline'
+    /opt/taesar/bin/python -W error -c 'import app.main, app.jobs.worker, models.training.pipeline'
 
 FROM ${PYTHON_IMAGE}
 # The compiler builds the inner loop of decoding for the processor that it meets (models/kernels); for a GPU Triton

@@ -8,198 +8,22 @@ OpenAPI document come with it.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
-import importlib.metadata
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import uvicorn
-from fastapi import APIRouter, Depends, FastAPI
-from fastapi.security import HTTPBearer
-from prometheus_client import CollectorRegistry
 
-from app.batching import Batcher, BatchingConfig
-from app.deadline import SPARE_SECONDS, end_within
-from app.errors import (
-    Problem,
-    RequestTooLargeError,
-    UnauthorizedError,
-    install_error_handlers,
-    problem_responses,
-)
-from app.inference import Inference, ModelRegistry, RegenerationBatcher, run_batch
-from app.job_service import JobService
-from app.middleware import ApiKeyMiddleware, BodyLimitMiddleware, RequestMiddleware
-from app.model_process import CLOSE_SECONDS
-from app.readiness import Probe
-from app.routes import health, jobs, mappings, models, regenerate
+from app.http.application import create_app
+from app.runtime.logs import configure_logging, logger
+from app.runtime.shutdown import SPARE_SECONDS, Shutdown, end_within
 from app.settings import Settings
-from app.shutdown import Shutdown
-from app.telemetry import Metrics, configure_logging, logger
-from models.checkpoint import read_version
-from models.training import resolve_device
+from models.bundle import read_version
 
 log = logger(__name__)
-
-
-@dataclass(frozen=True)
-class Part:
-    """
-    One piece of the service.
-
-    Args:
-        routers: its routes; all of them ask for a key when keys are set.
-        probes: its readiness checks.
-        path_limits: paths whose bodies have a limit of their own -> (bytes, the setting that says so).
-        lifespan: entered before the first request with the application, left after the last; parts are left in the
-            reverse order. Puts what its routes need on ``app.state``.
-    """
-
-    routers: tuple[APIRouter, ...]
-    probes: tuple[Probe, ...]
-    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]
-    path_limits: Mapping[str, tuple[int, str]] = field(default_factory=dict)
-
-
-PartBuilder = Callable[[Settings, Metrics], Part]
-
-
-def inference_part(settings: Settings, metrics: Metrics) -> Part:
-    """Online regeneration and the models behind it."""
-    batcher: RegenerationBatcher = Batcher(
-        run_batch,
-        BatchingConfig(
-            max_batch_positions=settings.max_batch_positions,
-            window_seconds=settings.batch_window_milliseconds / 1000,
-            max_queued_rows=settings.max_queued_sequences,
-            retry_after_seconds=settings.retry_after_seconds,
-        ),
-        on_batch=metrics.observe_batch,
-    )
-    registry = ModelRegistry(
-        bundle=settings.bundle,
-        root=settings.bundle_root,
-        rule=settings.rule,
-        device=resolve_device(settings.device),
-        capacity=settings.max_loaded_bundles,
-        metrics=metrics,
-    )
-    inference = Inference(registry, batcher, settings=settings, metrics=metrics)
-    metrics.watch_queue(lambda: batcher.num_queued)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await registry.load_first()
-        batcher.start()
-        app.state.inference = inference
-        try:
-            yield
-        finally:
-            # Requests have been answered or given up by now: what is under way is a call that nobody waits for
-            await batcher.close(timeout_seconds=CLOSE_SECONDS)
-            await asyncio.to_thread(registry.close)
-
-    return Part(
-        routers=(regenerate.router, models.router),
-        probes=(Probe("model", registry.unreadiness), Probe("model_thread", inference.unreadiness, restart_mends=True)),
-        lifespan=lifespan,
-    )
-
-
-def jobs_part(settings: Settings, _metrics: Metrics) -> Part:
-    """Bulk jobs and the mappings that they record."""
-    service = JobService(settings)
-    return Part(
-        routers=(jobs.router, mappings.router),
-        probes=service.probes,
-        lifespan=service.lifespan,
-        path_limits={"/jobs": (settings.max_input_bytes, "TAESAR_MAX_INPUT_BYTES")},
-    )
-
-
-PARTS: tuple[PartBuilder, ...] = (inference_part, jobs_part)
-
-
-class Application(FastAPI):
-    """FastAPI whose OpenAPI document holds the one Problem schema that every declared error refers to."""
-
-    def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, built once."""
-        if self.openapi_schema is None:
-            document = super().openapi()
-            components = document.setdefault("components", {}).setdefault("schemas", {})
-            problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            components.update(problem.pop("$defs", {}))
-            components["Problem"] = problem
-        assert self.openapi_schema is not None
-        return self.openapi_schema
-
-
-def create_app(
-    settings: Settings, *, parts: Sequence[PartBuilder] = PARTS, registry: CollectorRegistry | None = None
-) -> Application:
-    """
-    Compose the service; nothing is loaded or started before the application's lifespan begins.
-
-    Args:
-        settings: what the operator chose.
-        parts: builders of the pieces to serve, in the order in which they start.
-        registry: where metrics are registered; a new one by default, so that applications do not share counts.
-
-    Raises:
-        TrainingError: the device asked for does not exist.
-    """
-    metrics = Metrics(registry or CollectorRegistry())
-    built = [build(settings, metrics) for build in parts]
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                for part in built:
-                    await stack.enter_async_context(part.lifespan(app))
-            except Exception as error:
-                app.state.startup_error = error
-                raise
-            yield
-
-    app = Application(
-        title="Taesar",
-        summary="Mixed-domain interaction sequences -> target-domain sequences, by adaptive contrastive decoding.",
-        version=importlib.metadata.version("taesar"),
-        lifespan=lifespan,
-        redoc_url=None,
-    )
-    app.state.settings = settings
-    app.state.metrics = metrics
-    app.state.shutdown = Shutdown(settings.shutdown_seconds)
-    app.state.probes = tuple(probe for part in built for probe in part.probes)
-    app.state.startup_error = None
-    install_error_handlers(app)
-    app.include_router(health.router)
-    # Only declares the scheme in the OpenAPI document; ApiKeyMiddleware is what checks, before a body is read
-    bearer = [Depends(HTTPBearer(auto_error=False, description="One of the accepted API keys."))]
-    keys = settings.accepted_keys()
-    common = problem_responses(UnauthorizedError, RequestTooLargeError, Exception)
-    for part in built:
-        for router in part.routers:
-            app.include_router(router, dependencies=bearer if keys else [], responses=common)
-    # The last added is the outermost
-    app.add_middleware(
-        BodyLimitMiddleware,
-        limit=(settings.max_body_bytes, "TAESAR_MAX_BODY_BYTES"),
-        path_limits={path: limit for part in built for path, limit in part.path_limits.items()},
-    )
-    app.add_middleware(ApiKeyMiddleware, keys=keys)
-    app.add_middleware(RequestMiddleware, metrics=metrics)
-    return app
 
 
 class Server(uvicorn.Server):

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models.rules import DEFAULT_RULE, Rule
+from models.decoding.rules import DEFAULT_RULE, Rule
 
 
 class Settings(BaseSettings):

@@ -53,11 +53,11 @@ from benchmarks.measure import (
     rounded,
     token_ranges,
 )
-from models.checkpoint import Bundle
-from models.contrastive import Decisions, View, decide, decide_in_blocks
-from models.dataset import pad_right
-from models.regenerate import Regenerator
-from models.rules import ANTICIPATE
+from models.bundle import Bundle
+from models.data.dataset import pad_right
+from models.decoding.contrastive import Decisions, View, decide, decide_in_blocks
+from models.decoding.regenerator import Regenerator
+from models.decoding.rules import ANTICIPATE
 from models.vocabulary import TokenRange
 
 # What is timed on whole sequences; the rest on hidden states at hand.

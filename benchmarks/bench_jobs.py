@@ -15,18 +15,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from app import schema
-from app.formats import SourceLimits, read_rows
-from app.intake import JobIntake
-from app.job_schemas import JobRequest
-from app.jobs import TERMINAL, Job, JobState
-from app.results import output_file
-from app.runner import BundleModels, parts, regenerate_rows
+from app.jobs.chunk_regeneration import regenerate_rows
+from app.jobs.cutting import cut_rows
+from app.jobs.formats import SourceLimits, read_rows
+from app.jobs.intake import JobIntake
+from app.jobs.job_bodies import JobRequest
+from app.jobs.job_models import BundleModels
+from app.jobs.parts import job_parts
+from app.jobs.records import TERMINAL, Job, JobState
+from app.jobs.results import output_file
+from app.jobs.worker import WorkerThreads
+from app.runtime.logs import configure_logging
 from app.settings import Settings
-from app.telemetry import configure_logging
-from app.worker import WorkerThreads, job_parts
-from models.checkpoint import read_version
-from models.regenerate import Regenerator
+from app.storage import schema
+from models.bundle import read_version
+from models.decoding.regenerator import Regenerator
 from tests.chaos.cluster import Cluster
 from tests.chaos.inputs import food_kitchen
 from tests.services import ServiceMissingError, reachable_folder
@@ -83,7 +86,7 @@ def in_process(regenerator: Regenerator, path: Path, settings: Settings) -> floa
     started = time.perf_counter()
     limits = SourceLimits(1 << 40, 1 << 40, settings.max_items_per_sequence)
     with path.open("rb") as file:
-        for part in parts(read_rows(file, "ndjson", limits), settings.chunk_sequences):
+        for part in cut_rows(read_rows(file, "ndjson", limits), settings.chunk_sequences):
             output_file(regenerate_rows(regenerator, job, part.rows).rows)
     return time.perf_counter() - started
 

@@ -23,8 +23,8 @@ from sqlalchemy import Engine, text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from app import schema
-from app.mappings import (
+from app.http.routes.mappings import encoded_lines
+from app.mappings.mapping_store import (
     DictionaryKey,
     Increment,
     MappingFilter,
@@ -36,8 +36,8 @@ from app.mappings import (
     stage,
     stream,
 )
-from app.routes.mappings import encoded_lines
-from app.tables import open_engine, reading, writing
+from app.storage import schema
+from app.storage.database import open_engine, reading, writing
 from tests.services import PostgresServer, ServiceMissingError, reachable_folder
 
 JOB = DictionaryKey("kitchen", "v1", "paper", "f" * 32)

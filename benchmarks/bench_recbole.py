@@ -32,11 +32,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.arms import Arm, build_arm, picked
-from models.dataset import Sequences, load_dataset
-from models.evaluation import EvaluationConfig, RowObjective, build_seeded
-from models.preparation import prepare
-from models.training import TrainingConfig, fit
+from models.data.dataset import Sequences, load_dataset
+from models.data.preparation import prepare
+from models.evaluation.arms import Arm, build_arm, picked
+from models.evaluation.cells import EvaluationConfig, RowObjective, build_seeded
+from models.training.loop import TrainingConfig, fit
 
 SAMPLE = Path(__file__).resolve().parents[1] / "examples" / "food-kitchen-sample.csv.gz"
 SEED = 2025

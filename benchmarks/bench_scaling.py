@@ -32,7 +32,7 @@ from benchmarks.measure import (
     random_sequences,
     rounded,
 )
-from models.regenerate import Regenerator
+from models.decoding.regenerator import Regenerator
 
 FEW_ITEMS = 64
 

@@ -40,10 +40,10 @@ import numpy as np
 import torch
 
 from benchmarks.measure import machine, random_bundle, random_sequences, rounded
-from models.checkpoint import save_bundle
-from models.dataset import TokenArray
-from models.regenerate import Regenerator
-from models.rules import RULES, Rule
+from models.bundle import save_bundle
+from models.data.dataset import TokenArray
+from models.decoding.regenerator import Regenerator
+from models.decoding.rules import RULES, Rule
 from models.vocabulary import Vocabulary
 
 NUM_ITEMS, NUM_DOMAINS = 32_000, 4
@@ -105,7 +105,7 @@ def server(bundle: Path, data: Path, threads: int, rule: Rule) -> Iterator[tuple
         "TAESAR_MAX_QUEUED_SEQUENCES": str(QUEUE),
         "OMP_NUM_THREADS": str(threads),
     }
-    command = [sys.executable, "-c", "from app.cli import main; main()", "serve"]
+    command = [sys.executable, "-c", "from app.cli.taesar import main; main()", "serve"]
     process = subprocess.Popen(command, env=environment, stdout=sys.stderr)
     try:
         _await_start(process, port)

@@ -40,11 +40,11 @@ from benchmarks.measure import (
     random_sequences,
     rounded,
 )
-from models.dataset import pad_right
-from models.decoder import Decoder, DecoderConfig
-from models.losses import next_item_targets
-from models.negatives import PopularitySampler
-from models.prediction import HeldOut, PredictionBatch, PredictionObjective
+from models.data.dataset import pad_right
+from models.network.decoder import Decoder, DecoderConfig
+from models.network.losses import next_item_targets
+from models.network.negatives import PopularitySampler
+from models.training.objective import HeldOut, PredictionBatch, PredictionObjective
 from models.vocabulary import TokenRange
 
 VOCABULARIES = (8_000, 32_000, 100_000)

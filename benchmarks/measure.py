@@ -14,10 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from models.checkpoint import Bundle
-from models.dataset import TOKENS, TokenArray
-from models.decoder import Decoder, DecoderConfig
+from models.bundle import Bundle
+from models.data.dataset import TOKENS, TokenArray
 from models.kernels import paper_rule
+from models.network.decoder import Decoder, DecoderConfig
 from models.vocabulary import TokenRange, Vocabulary
 
 # The released code's shapes: a batch of 32 padded to 128 positions, real lengths of 43 on average.

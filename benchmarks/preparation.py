@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from models.interactions import read_interactions
-from models.preparation import PreparationConfig, prepare
+from models.data.preparation import PreparationConfig, prepare
+from models.data.reading import read_interactions
 
 SEED = 2025
 DAY = 86_400

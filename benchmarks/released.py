@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.decoder import Decoder
+from models.network.decoder import Decoder
 from models.vocabulary import PADDING, TokenRange
 
 EPSILON = 1e-10

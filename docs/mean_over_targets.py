@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.arms import build_arm
-from models.dataset import load_dataset
-from models.metrics import ndcg_at_k
-from models.results import MAIN
-from models.significance import bootstrap_mean_gain
-from models.study import ANALYSIS_SEED
+from models.data.dataset import load_dataset
+from models.evaluation.arms import build_arm
+from models.evaluation.bootstrap import bootstrap_mean_gain
+from models.evaluation.study import ANALYSIS_SEED
+from models.evaluation.summary import MAIN
+from models.ranking_metrics import ndcg_at_k
 
 RANKINGS = ("all", "unseen")
 GAINS = tuple((line, baseline) for line in ("regenerated", "served") for baseline in ("original", "duplicated"))

@@ -23,8 +23,9 @@ from prometheus_client import CollectorRegistry
 
 import app.errors
 import models.errors
-from app.cli import cli
-from app.main import Application, create_app
+from app.cli.taesar import cli
+from app.http.application import Application, create_app
+from app.http.problems import STATUS
 from app.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,7 +148,7 @@ def errors() -> Iterator[tuple[str, ...]]:
     for module, root in ((models.errors, models.errors.ModelError), (app.errors, app.errors.ServiceError)):
         for name, kind in inspect.getmembers(module, inspect.isclass):
             if issubclass(kind, root) and kind.__module__ == module.__name__ and kind is not root:
-                status = next((app.errors.STATUS[base] for base in kind.__mro__ if base in app.errors.STATUS), "")
+                status = next((STATUS[base] for base in kind.__mro__ if base in STATUS), "")
                 yield f"`{name}`", str(status), first_line(kind.__doc__)
 
 

@@ -1,11 +1,11 @@
-"""Alembic's entry point: runs the revisions on the connection that ``app.schema`` hands over."""
+"""Alembic's entry point: runs the revisions on the connection that ``app.storage.schema`` hands over."""
 
 from __future__ import annotations
 
 from alembic import context
 from sqlalchemy import Connection
 
-from app.tables import metadata
+from app.storage.tables import metadata
 
 connection: Connection = context.config.attributes["connection"]
 context.configure(

@@ -27,12 +27,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from models.checkpoint import Bundle
-from models.dataset import Dataset, TokenArray, sha256_of
+from models.bundle import Bundle
+from models.data.dataset import Dataset, TokenArray, sha256_of
+from models.decoding.regenerator import Regenerated, Regenerator, without_repeats
+from models.decoding.rules import RULES_VERSION, Rule
 from models.errors import BundleMismatchError
-from models.output import check_replaceable, replacing
-from models.regenerate import Regenerated, Regenerator, without_repeats
-from models.rules import RULES_VERSION, Rule
+from models.files import check_replaceable, replacing
 from models.vocabulary import TokenRange, Vocabulary
 
 SUMMARY = "summary.json"
@@ -74,7 +74,7 @@ class CompositeSummary:
 
 
 @dataclass(frozen=True)
-class Row:
+class CompositeRow:
     """One sequence of the composite."""
 
     user: int
@@ -151,16 +151,16 @@ def check_trained_on(bundle: Bundle, dataset: Dataset) -> None:
 
 def composite_rows(
     train: Iterable[TokenArray], regenerated: Iterable[Regenerated], target_range: TokenRange
-) -> list[Row]:
+) -> list[CompositeRow]:
     """The rows of every user in order, original first; see the top of this file for which there are."""
     rows = []
     for user, (sequence, result) in enumerate(zip(train, regenerated, strict=True)):
         original = sequence[(sequence >= target_range.first) & (sequence <= target_range.last)]
         if len(original) >= SHORTEST_ROW:
-            rows.append(Row(user, ORIGINAL, original))
+            rows.append(CompositeRow(user, ORIGINAL, original))
         says_new = result.replaced > 0 and not np.array_equal(result.token_ids, without_repeats(original))
         if says_new and len(result.token_ids) >= SHORTEST_ROW:
-            rows.append(Row(user, REGENERATED, result.token_ids))
+            rows.append(CompositeRow(user, REGENERATED, result.token_ids))
     return rows
 
 
@@ -226,7 +226,7 @@ def _regenerate_all(
 def _write_folder(
     out: Path,
     dataset: Dataset,
-    rows: Sequence[Row],
+    rows: Sequence[CompositeRow],
     counts_U3: npt.NDArray[np.int64],
     mapping: pl.DataFrame,
     summary: CompositeSummary,

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoint import Bundle, save_bundle
-from models.dataset import Dataset, load_dataset
-from models.decoder import Decoder, DecoderConfig
-from models.preparation import PreparationConfig, prepare
+from models.bundle import Bundle, save_bundle
+from models.data.dataset import Dataset, load_dataset
+from models.data.preparation import PreparationConfig, prepare
+from models.network.decoder import Decoder, DecoderConfig
 from models.vocabulary import Vocabulary
 
 # GPU kernels run as they are where there is a GPU, elsewhere in Triton's interpreter, which has to be asked for before

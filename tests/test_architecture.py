@@ -20,15 +20,19 @@ MOST_LINES = 500
 TORCH_FREE = (
     "models/errors.py",
     "models/vocabulary.py",
+    "models/decoding/rules.py",
     "app/errors.py",
     "app/settings.py",
-    "app/telemetry.py",
-    "app/schemas.py",
-    "app/batching.py",
-    "app/tables.py",
-    "app/mappings.py",
-    "app/jobs.py",
-    "app/cli.py",
+    "app/runtime/logs.py",
+    "app/runtime/metrics.py",
+    "app/serving/regeneration_bodies.py",
+    "app/serving/batching.py",
+    "app/storage/tables.py",
+    "app/storage/database.py",
+    "app/mappings/mapping_store.py",
+    "app/jobs/records.py",
+    "app/jobs/job_store.py",
+    "app/cli/taesar.py",
 )
 
 
@@ -60,7 +64,7 @@ def imports_of(path: Path, *, at_start_only: bool = False) -> frozenset[str]:
 
 
 def module_file(dotted: str) -> Path | None:
-    """The file of ours that *dotted* (``models.losses`` or ``models.losses.name``) lies in; None for others' names."""
+    """The file of ours that *dotted* (a module, or a name in one) lies in; None for others' names."""
     parts = dotted.split(".")
     if parts[0] not in PACKAGES:
         return None
@@ -143,7 +147,7 @@ def test_no_import_cycle_inside_a_row(package: str) -> None:
     assert sorted(map(relative, above)) == []
 
 
-@pytest.mark.parametrize("name", [name for name in TORCH_FREE if (ROOT / name).exists()])
+@pytest.mark.parametrize("name", TORCH_FREE)
 def test_a_torch_free_module_never_reaches_torch(name: str) -> None:
     """Followed through every import of ours that runs when the module is loaded."""
     seen: set[Path] = set()
@@ -160,10 +164,50 @@ def test_a_torch_free_module_never_reaches_torch(name: str) -> None:
 
 def test_the_command_line_starts_without_loading_torch() -> None:
     """`taesar --help` answers at once: measured in a fresh interpreter, third-party imports included."""
-    code = "import sys, app.cli; print(sorted({'torch', 'polars', 'fastapi', 'numpy'} & set(sys.modules)))"
+    code = "import sys, app.cli.taesar; print(sorted({'torch', 'polars', 'fastapi', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+def test_only_the_http_room_knows_the_web_framework() -> None:
+    """FastAPI and Starlette are imported in app/http/ alone."""
+    outside = [
+        relative(path)
+        for path in MODULES
+        if not path.is_relative_to(ROOT / "app" / "http")
+        and {name.split(".")[0] for name in imports_of(path)} & {"fastapi", "starlette"}
+    ]
+
+    assert outside == []
+
+
+def test_training_and_decoding_do_not_know_each_other() -> None:
+    """They stand side by side: a bundle is all that goes from one to the other."""
+    for room, other in (("training", "decoding"), ("decoding", "training")):
+        for path in (ROOT / "models" / room).glob("*.py"):
+            assert not [name for name in imports_of(path) if name.startswith(f"models.{other}")], relative(path)
+
+
+def test_one_name_is_one_type() -> None:
+    """No two classes or type aliases of the house share a name, whichever rooms they stand in."""
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(relative(path))
+
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
+def test_no_two_modules_share_a_name() -> None:
+    """A file is found by its name; routes and commands are named for what they do."""
+    names: dict[str, list[str]] = {}
+    for path in MODULES:
+        if path.name not in ("__init__.py", "errors.py") and path.parent.name not in ("routes", "cli"):
+            names.setdefault(path.stem.rstrip("s"), []).append(relative(path))
+
+    assert {name: files for name, files in names.items() if len(files) > 1} == {}
 
 
 def test_no_file_is_named_for_nothing() -> None:

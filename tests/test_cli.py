@@ -14,14 +14,14 @@ import pytest
 import torch
 import typer.main
 
-from app.cli import cli, main
+from app.cli.taesar import cli, main
 from app.settings import Settings
-from models.checkpoint import load_bundle
-from models.dataset import Dataset
-from models.pipeline import PipelineConfig
-from models.preparation import PreparationConfig
+from models.bundle import load_bundle
+from models.data.dataset import Dataset
+from models.data.preparation import PreparationConfig
+from models.training.pipeline import PipelineConfig
 
-COMMAND = [sys.executable, "-c", "from app.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from app.cli.taesar import main; main()"]
 TINY = ("--width", "16", "--heads", "2", "--layers", "1", "--batch-size", "8", "--device", "cpu")
 
 
@@ -335,7 +335,7 @@ def test_the_kind_of_experts_brings_its_schedule(
         asked.append(config)
         raise TrainedEnoughError
 
-    monkeypatch.setattr("models.pipeline.train_bundle", train_bundle)
+    monkeypatch.setattr("models.training.pipeline.train_bundle", train_bundle)
     for given in ((), ("--expert-epochs", "7")):
         with pytest.raises(TrainedEnoughError):
             run("train", dataset.directory, "--out", tmp_path / "bundle", *TINY, "--experts", experts, *given)

@@ -16,14 +16,14 @@ import typer.main
 
 import app.errors
 import models.errors
-from app.cli import cli
-from app.main import create_app
+from app.cli.taesar import cli
+from app.http.application import create_app
 from app.settings import Settings
-from models.arms import build_arm
-from models.dataset import Dataset
-from models.decoder import DecoderConfig
-from models.regenerate import most_items
-from models.rules import DEFAULT_RULE
+from models.data.dataset import Dataset
+from models.decoding.regenerator import most_items
+from models.decoding.rules import DEFAULT_RULE
+from models.evaluation.arms import build_arm
+from models.network.decoder import DecoderConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -152,7 +152,7 @@ def test_the_readme_names_every_command_and_route() -> None:
 
 
 def test_same_answers_are_promised_where_tests_compare_them() -> None:
-    """To the bit, on the CPU and on a GPU: tests/models/test_regenerate.py takes whatever the machine has."""
+    """To the bit, on the CPU and on a GPU: tests/models/decoding/test_regenerator.py takes whatever the machine has."""
     regenerate = create_app(Settings()).openapi()["paths"]["/regenerate"]["post"]["description"]
     sameness = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("## Sameness of answers")[1]
     jobs_guide = (ROOT / "docs" / "jobs.md").read_text(encoding="utf-8").split("\n## ")[0]

@@ -1,4 +1,4 @@
-// Rule `paper` of models/contrastive.py in one sweep: the three products, the weights and the argmax, without ever
+// Rule `paper` of models/decoding/contrastive.py in one sweep: the three products, the weights and the argmax, without ever
 // holding [positions, V].
 //
 // A panel, a vector of up to 16 positions, goes through three passes over the items, and up to eight panels through the
@@ -440,7 +440,7 @@ bool decide_all(const Call& call, const std::vector<Slot>& slots, int64_t num_th
 
 }  // namespace
 
-// Decides positions on num_threads threads; arguments as models.contrastive.decide takes them, arrays contiguous.
+// Decides positions on num_threads threads; arguments as models.decoding.contrastive.decide takes them, arrays contiguous.
 // Returns 0, or 1 when there was no memory.
 extern "C" int taesar_decide_paper(const float* target_hidden, const float* base_hidden, const float* source_hidden,
                                    const float* target_table, const float* base_table,

@@ -32,7 +32,7 @@ class Decided(NamedTuple):
     margin_N: Tensor
 
 
-class Source(NamedTuple):
+class SourceGroup(NamedTuple):
     """A source domain in a call: its expert's item table [V, D], and how many positions are of this domain."""
 
     table_VD: Tensor
@@ -50,7 +50,7 @@ def fits(*tensors: Tensor) -> bool:
 
 
 def decide_paper(
-    hidden_3ND: Sequence[Tensor], shared_2VD: Sequence[Tensor], sources: Sequence[Source], target_range: TokenRange
+    hidden_3ND: Sequence[Tensor], shared_2VD: Sequence[Tensor], sources: Sequence[SourceGroup], target_range: TokenRange
 ) -> Decided:
     """
     Decide N positions by rule ``paper``; ``is_available`` and ``fits`` hold.

@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.kernels.paper_rule import Decided, Source
+from models.kernels.paper_rule import Decided, SourceGroup
 from models.vocabulary import PADDING, TokenRange
 
 LOG = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def runs_on(device: torch.device) -> bool:
     """Whether the kernels compile and run there, tried once, a matter of seconds: Triton wants a C compiler, too."""
     hidden_ND, table_VD = torch.zeros(1, 16, device=device), torch.zeros(2, 16, device=device)
     try:
-        decide_paper([hidden_ND] * 3, [table_VD] * 2, [Source(table_VD, 1)], TokenRange(1, 1))
+        decide_paper([hidden_ND] * 3, [table_VD] * 2, [SourceGroup(table_VD, 1)], TokenRange(1, 1))
     except Exception as error:  # whatever compilers, drivers and GPUs may object to
         LOG.warning("the GPU's kernels do not run on %s, rule paper is slower there: %s", device, error)
         return False
@@ -78,7 +78,7 @@ def runs_on(device: torch.device) -> bool:
 
 
 def decide_paper(
-    hidden_3ND: Sequence[Tensor], shared_2VD: Sequence[Tensor], sources: Sequence[Source], target_range: TokenRange
+    hidden_3ND: Sequence[Tensor], shared_2VD: Sequence[Tensor], sources: Sequence[SourceGroup], target_range: TokenRange
 ) -> Decided:
     """
     Decide N positions by rule ``paper``; arguments and result as ``paper_rule.decide_paper``, float32 on one GPU.

@@ -37,8 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.decoder import causal_attention
-from models.recommenders.base import RecommenderConfig, last_states
+from models.network.decoder import causal_attention
 from models.recommenders.multidomain import (
     DomainStreams,
     MixedBatch,
@@ -49,6 +48,7 @@ from models.recommenders.multidomain import (
     initialise,
     items_so_far,
 )
+from models.recommenders.recommender import RecommenderConfig, last_states
 from models.vocabulary import PADDING, TokenRange
 
 LORA_STD = 1 / 50
@@ -82,7 +82,7 @@ class LowRank(nn.Module):
         return hidden @ self.right_rD.T @ self.left_Dr.T
 
 
-class Block(nn.Module):
+class LowRankBlock(nn.Module):
     """Post-LN causal attention, then post-LN SwiGLU."""
 
     def __init__(self, config: RecommenderConfig) -> None:
@@ -148,7 +148,7 @@ class ABXI(MultiDomainRecommender):
         self.temperature = own.abxi_temperature
         self.position_embedding = nn.Embedding(config.max_length + 1, config.width, padding_idx=PADDING)
         self.input_norm = nn.LayerNorm(config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(LowRankBlock(config) for _ in range(config.num_layers))
         self.shared = SwiGLU(config.width, config.inner_width)
         self.invariant = SwiGLU(config.width, config.inner_width)
         self.mixed_stage = StreamStage(config.width, own.abxi_domain_rank)

@@ -43,7 +43,6 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from models.recommenders.base import RecommenderConfig, last_states
 from models.recommenders.multidomain import (
     MixedBatch,
     MixedInput,
@@ -55,6 +54,7 @@ from models.recommenders.multidomain import (
     initialise,
     transformer,
 )
+from models.recommenders.recommender import RecommenderConfig, last_states
 from models.vocabulary import PADDING, TokenRange
 
 

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.dataset import Sequences
-from models.decoder import Decoder
-from models.recommenders.base import CausalRecommender, RecommenderConfig, SequenceBatch, sequence_batches
+from models.data.dataset import Sequences
+from models.network.decoder import Decoder
+from models.recommenders.recommender import CausalRecommender, RecommenderConfig, SequenceBatch, sequence_batches
 from models.recommenders.sasrec import decoder_config
 from models.vocabulary import PADDING
 

@@ -32,10 +32,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.dataset import Sequences, pad_right
-from models.losses import linear_cross_entropy
-from models.recommenders.base import RecommenderConfig, SessionRecommender
-from models.training import length_bucketed_batches
+from models.data.dataset import Sequences, pad_right
+from models.network.losses import linear_cross_entropy
+from models.recommenders.recommender import RecommenderConfig, SessionRecommender
+from models.training.batches import length_bucketed_batches
 from models.vocabulary import PADDING
 
 NO_EDGE, SAME, PRECEDES, FOLLOWS, BOTH = range(5)

@@ -13,8 +13,8 @@ from typing import Self
 import numpy as np
 from torch import Tensor, nn
 
-from models.dataset import Sequences
-from models.recommenders.base import CausalRecommender, RecommenderConfig, SequenceBatch, sequence_batches
+from models.data.dataset import Sequences
+from models.recommenders.recommender import CausalRecommender, RecommenderConfig, SequenceBatch, sequence_batches
 from models.vocabulary import PADDING
 
 

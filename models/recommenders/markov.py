@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.dataset import Sequences
-from models.recommenders.base import RecommenderConfig
+from models.data.dataset import Sequences
 from models.recommenders.popularity import Popularity
+from models.recommenders.recommender import RecommenderConfig
 from models.vocabulary import PADDING, TokenRange
 
 

@@ -4,7 +4,7 @@ What multi-domain recommenders share: mixed rows, and losses and scores inside o
 They train on mixed rows and rank one domain's items from mixed histories. Whatever the published code does, here every
 one of them picks a target among the items of the target's own domain by full softmax, since that is what ranking asks;
 drawing one negative among all domains' items, as the published code of two of them does, mostly teaches which domain
-comes next. Selection, early stopping and candidates are those of every other recommender (``models.evaluation``).
+comes next. Selection, early stopping and candidates are those of every other recommender (``models.evaluation.cells``).
 
 Shapes: B = rows, T = positions, D = width, K = domains, M = targets of one domain, X = candidate items, R = streams
 (of one domain in one row), S = positions of a stream, P = slots of all streams.
@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.dataset import Sequences
-from models.decoder import DecoderBlock
+from models.data.dataset import Sequences
 from models.errors import ConfigurationError
-from models.losses import linear_cross_entropy
-from models.recommenders.base import (
+from models.network.decoder import DecoderBlock
+from models.network.losses import linear_cross_entropy
+from models.recommenders.recommender import (
     Recommender,
     RecommenderConfig,
     check_above_zero,

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.dataset import Sequences
-from models.recommenders.base import RecommenderConfig
+from models.data.dataset import Sequences
+from models.recommenders.recommender import RecommenderConfig
 from models.vocabulary import TokenRange
 
 

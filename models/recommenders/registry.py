@@ -7,7 +7,6 @@ from types import MappingProxyType
 from typing import Any
 
 from models.recommenders.abxi import ABXI
-from models.recommenders.base import SessionRecommender
 from models.recommenders.cgrec import CGRec
 from models.recommenders.cl4srec import CL4SRec
 from models.recommenders.gcegnn import GCEGNN
@@ -15,10 +14,11 @@ from models.recommenders.gru4rec import GRU4Rec
 from models.recommenders.markov import MarkovChain
 from models.recommenders.multidomain import MultiDomainRecommender
 from models.recommenders.popularity import Popularity
+from models.recommenders.recommender import SessionRecommender
 from models.recommenders.sasrec import SASRec
 from models.recommenders.syncrec import SyNCRec
 
-# Trained by ``models.training.fit``, on any arm.
+# Trained by ``models.training.loop.fit``, on any arm.
 TRAINED: Mapping[str, type[SessionRecommender[Any]]] = MappingProxyType(
     {model.name: model for model in (SASRec, GRU4Rec, GCEGNN, CL4SRec)}
 )

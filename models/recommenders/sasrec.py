@@ -13,9 +13,9 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
-from models.dataset import Sequences
-from models.decoder import Decoder, DecoderConfig
-from models.recommenders.base import CausalRecommender, RecommenderConfig, SequenceBatch, sequence_batches
+from models.data.dataset import Sequences
+from models.network.decoder import Decoder, DecoderConfig
+from models.recommenders.recommender import CausalRecommender, RecommenderConfig, SequenceBatch, sequence_batches
 
 
 class SASRec(CausalRecommender[SequenceBatch]):

@@ -42,7 +42,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.recommenders.base import RecommenderConfig, last_states
 from models.recommenders.multidomain import (
     DomainStreams,
     MixedBatch,
@@ -57,6 +56,7 @@ from models.recommenders.multidomain import (
     initialise,
     transformer,
 )
+from models.recommenders.recommender import RecommenderConfig, last_states
 from models.vocabulary import PADDING, TokenRange
 
 # Share of the experts that learn from the mixed stream, and of a stream's mixture that its own side's experts have.

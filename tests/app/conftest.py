@@ -8,10 +8,10 @@ import httpx
 import pytest
 import torch
 
-from app.main import PARTS, create_app
+from app.http.application import PARTS, create_app
 from app.settings import Settings
-from models.checkpoint import save_bundle
-from models.decoder import Decoder, DecoderConfig
+from models.bundle import save_bundle
+from models.network.decoder import Decoder, DecoderConfig
 from models.vocabulary import Vocabulary
 
 DOMAINS = ("books", "food", "kitchen")

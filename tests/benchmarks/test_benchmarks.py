@@ -13,9 +13,9 @@ import torch
 
 from benchmarks import bench_decode, bench_scaling, bench_serving, bench_training
 from benchmarks.measure import interleaved_seconds, random_bundle, random_sequences, rounded
-from models.dataset import pad_right
-from models.regenerate import Regenerator
-from models.rules import DEFAULT_RULE
+from models.data.dataset import pad_right
+from models.decoding.regenerator import Regenerator
+from models.decoding.rules import DEFAULT_RULE
 
 ROOT = Path(__file__).resolve().parents[2]
 

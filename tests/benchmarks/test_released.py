@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.released import Networks, decode, next_tokens, training_loss
-from models.decoder import Decoder, DecoderConfig
-from models.losses import linear_cross_entropy, next_item_targets
+from models.network.decoder import Decoder, DecoderConfig
+from models.network.losses import linear_cross_entropy, next_item_targets
 from models.vocabulary import TokenRange
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "reference_tiny.npz")

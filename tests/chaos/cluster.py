@@ -164,7 +164,7 @@ class Cluster:
         if self.num_workers:
             environment |= {"TAESAR_DATABASE_URL": self.postgres.url(), "TAESAR_REDIS_URL": self.redis.url}
         with (self.folder / "taesar.log").open("ab") as log:
-            program = [sys.executable, "-c", "from app.cli import main; main()", command]
+            program = [sys.executable, "-c", "from app.cli.taesar import main; main()", command]
             return subprocess.Popen(program, env=environment | self.settings, stdout=log, stderr=log)
 
     def _until_answered(self, path: str) -> None:

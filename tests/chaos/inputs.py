@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from models.checkpoint import save_bundle
-from models.decoder import Decoder, DecoderConfig
+from models.bundle import save_bundle
+from models.network.decoder import Decoder, DecoderConfig
 from models.vocabulary import Vocabulary
 
 SAMPLE = Path(__file__).resolve().parents[2] / "examples" / "food-kitchen-sample.csv.gz"

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from benchmarks.bench_recbole import import_recbole
-from models.checkpoint import save_bundle
+from models.bundle import save_bundle
 from models.composite import write_composite
-from models.decoder import Decoder, DecoderConfig
+from models.network.decoder import Decoder, DecoderConfig
 
 
 def pytest_collection_modifyitems(items):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.metrics import METRICS, per_row_metrics, pessimistic_ranks
-from models.recommenders.base import RecommenderConfig
+from models.ranking_metrics import METRICS, per_row_metrics, pessimistic_ranks
 from models.recommenders.gru4rec import GRU4Rec
+from models.recommenders.recommender import RecommenderConfig
 from models.recommenders.sasrec import SASRec
 from models.vocabulary import TokenRange
 

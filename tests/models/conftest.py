@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoint import Bundle, save_bundle
+from models.bundle import Bundle, save_bundle
 from models.composite import write_composite
-from models.dataset import Dataset
-from models.decoder import Decoder, DecoderConfig
+from models.data.dataset import Dataset
+from models.network.decoder import Decoder, DecoderConfig
 
 TARGET = "food"
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from models.composite import MISSING_WORDS, composite_rows, inter_text
-from models.dataset import TOKENS
-from models.regenerate import Regenerated, Steps
+from models.data.dataset import TOKENS
+from models.decoding.regenerator import Regenerated, Steps
 from models.vocabulary import TokenRange
 
 TARGET = TokenRange(1, 9)

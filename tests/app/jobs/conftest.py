@@ -5,10 +5,10 @@ import itertools
 import psycopg
 import pytest
 
-from app import schema
+from app.jobs.parts import job_parts
 from app.settings import Settings
-from app.tables import open_engine
-from app.worker import job_parts
+from app.storage import schema
+from app.storage.database import open_engine
 from tests.job_inputs import sequences, write_ndjson
 from tests.services import PostgresServer, RedisServer, ServiceMissingError, reachable_folder, require
 

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from app.errors import RequestTooLargeError, UnsupportedFormatError
-from app.formats import MAX_LINE_BYTES, BadRow, Row, SourceLimits, check_format, format_of, read_rows
+from app.jobs.formats import MAX_LINE_BYTES, BadRow, SequenceRow, SourceLimits, check_format, format_of, read_rows
 from models.errors import InputFormatError
 
 LIMITS = SourceLimits(max_bytes=1 << 20, max_expanded_bytes=32 << 20, max_items=5)
 GOOD = {"user_id": "A1", "items": [{"item_id": "b1", "domain": "books"}, {"item_id": "f1", "domain": "food"}]}
-ROW = Row(1, "A1", ["b1", "f1"], ["books", "food"])
+ROW = SequenceRow(1, "A1", ["b1", "f1"], ["books", "food"])
 
 
 def read(content, source_format, limits=LIMITS):
@@ -35,7 +35,7 @@ def parquet(columns, **options):
 
 
 INTERACTIONS = "user_id,item_id,domain,timestamp\nA1,b1,books,10\nA1,f1,food,20\nA2,k1,kitchen,5\n"
-TWO_USERS = [Row(2, "A1", ["b1", "f1"], ["books", "food"], 2), Row(4, "A2", ["k1"], ["kitchen"], 1)]
+TWO_USERS = [SequenceRow(2, "A1", ["b1", "f1"], ["books", "food"], 2), SequenceRow(4, "A2", ["k1"], ["kitchen"], 1)]
 
 
 def test_ndjson_lines_are_sequences():
@@ -84,8 +84,10 @@ def test_dates_of_iso_8601_sort_among_numbers_as_seconds_since_1970():
     columns = {"user_id": ["A", "A"], "item_id": ["late", "early"], "domain": ["d", "d"]}
     times = pa.array([2, 1], pa.timestamp("s"))
 
-    assert read(content.encode(), "csv") == [Row(2, "A", ["a", "b", "c"], ["d"] * 3, 3)]
-    assert read(parquet(columns | {"timestamp": times}), "parquet") == [Row(1, "A", ["early", "late"], ["d"] * 2, 2)]
+    assert read(content.encode(), "csv") == [SequenceRow(2, "A", ["a", "b", "c"], ["d"] * 3, 3)]
+    assert read(parquet(columns | {"timestamp": times}), "parquet") == [
+        SequenceRow(1, "A", ["early", "late"], ["d"] * 2, 2)
+    ]
 
 
 def test_the_columns_may_be_called_as_in_the_input_of_prepare():
@@ -97,7 +99,7 @@ def test_the_columns_may_be_called_as_in_the_input_of_prepare():
         ["b1", "f1"],
         ["k1"],
     ]
-    assert read(b"user,user_id,item_id,domain\nname,A,x,d\n", "csv") == [Row(2, "A", ["x"], ["d"])]
+    assert read(b"user,user_id,item_id,domain\nname,A,x,d\n", "csv") == [SequenceRow(2, "A", ["x"], ["d"])]
     with pytest.raises(InputFormatError, match="no column item_id; the columns are user, thing, domain"):
         read(b"user,thing,domain\n", "csv")
 
@@ -144,7 +146,7 @@ def test_a_line_that_is_no_text_or_too_long_is_one_bad_row():
     assert (first.line, second.line, third.line) == (1, 2, 3)
     assert "UTF-8" in first.reason
     assert "longer than" in second.reason
-    assert isinstance(third, Row)
+    assert isinstance(third, SequenceRow)
 
 
 @pytest.mark.parametrize(
@@ -164,13 +166,13 @@ def test_a_bad_interaction_is_left_out_of_its_users_sequence(row, reason):
 
     assert bad == BadRow(3, bad.reason)
     assert reason in bad.reason
-    assert good == Row(2, "A", ["a", "b"], ["d", "d"], 2)
+    assert good == SequenceRow(2, "A", ["a", "b"], ["d", "d"], 2)
 
 
 def test_a_user_whose_rows_stand_apart_is_reported_not_split():
     found = read(b"user_id,item_id,domain\nA,a,d\nB,b,d\nA,c,d\n", "csv")
 
-    assert [row.user_id for row in found if isinstance(row, Row)] == ["A", "B"]
+    assert [row.user_id for row in found if isinstance(row, SequenceRow)] == ["A", "B"]
     assert [(row.line, "came before" in row.reason) for row in found if isinstance(row, BadRow)] == [(4, True)]
 
 
@@ -192,7 +194,7 @@ def test_parquet_lists_that_do_not_fit_are_bad_rows():
     )
     found = read(content, "parquet")
 
-    assert [type(row) for row in found] == [Row, BadRow, BadRow, BadRow]
+    assert [type(row) for row in found] == [SequenceRow, BadRow, BadRow, BadRow]
     assert [row.line for row in found] == [1, 2, 3, 4]
 
 
@@ -201,7 +203,7 @@ def test_a_null_time_in_parquet_is_a_bad_row_and_moves_nothing():
 
     assert read(parquet(columns), "parquet") == [
         BadRow(2, "timestamp is neither a number nor a date of ISO 8601"),
-        Row(1, "A", ["x", "z"], ["d", "d"], 2),
+        SequenceRow(1, "A", ["x", "z"], ["d", "d"], 2),
     ]
 
 
@@ -321,12 +323,12 @@ def test_a_parquet_bomb_of_long_values_stops_while_it_is_decoded():
 
 
 def measured(tmp_path, content, call):
-    """What *call* of app.formats prints of a file, and the megabytes that the process took for it."""
+    """What *call* of app.jobs.formats prints of a file, and the megabytes that the process took for it."""
     path = tmp_path / "measured.parquet"
     path.write_bytes(content)
     program = f"""
 import resource
-from app.formats import SourceLimits, check_format, read_rows
+from app.jobs.formats import SourceLimits, check_format, read_rows
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 limits = SourceLimits(max_bytes=1 << 33, max_expanded_bytes=1 << 35, max_items=4096)
 before = peak()
@@ -398,7 +400,7 @@ def test_a_parquet_row_group_that_no_batch_makes_small_is_refused_by_its_footer(
         {"user_id": [f"{i}{'x' * 10_000}" for i in range(100)], "item_id": ["i"] * 100, "domain": ["d"] * 100}
     )
     for name, bound in bounds.items():
-        monkeypatch.setattr(f"app.parquet.{name}", bound)
+        monkeypatch.setattr(f"app.jobs.parquet.{name}", bound)
     with pytest.raises(InputFormatError, match=reason):
         check_format(io.BytesIO(content), "parquet", LIMITS)
 
@@ -465,7 +467,7 @@ def test_parquet_is_read_alike_however_it_was_written(options, text):
 
     assert found[7] == BadRow(8, "item_ids and domains are not two lists of the same length")
     assert [row for row in found if row.line != 8] == [
-        Row(row + 1, f"u{row}", ids, ["d"] * len(ids)) for row, ids in enumerate(items) if ids is not None
+        SequenceRow(row + 1, f"u{row}", ids, ["d"] * len(ids)) for row, ids in enumerate(items) if ids is not None
     ]
 
 
@@ -479,13 +481,17 @@ def test_parquet_bytes_that_are_not_said_to_be_text_are_read_as_utf_8(kind):
         "domains": pa.array([[b"books"]], pa.list_(kind)),
     }
 
-    assert read(parquet(columns), "parquet") == read(parquet(lists), "parquet") == [Row(1, "Ä1", ["b1"], ["books"])]
+    assert (
+        read(parquet(columns), "parquet")
+        == read(parquet(lists), "parquet")
+        == [SequenceRow(1, "Ä1", ["b1"], ["books"])]
+    )
 
 
 def test_parquet_numbers_are_names_too():
     columns = {"user_id": [7, 7], "item_id": pa.array([1, 2], pa.int16()), "domain": ["d", "d"]}
 
-    assert read(parquet(columns), "parquet") == [Row(1, "7", ["1", "2"], ["d", "d"], 2)]
+    assert read(parquet(columns), "parquet") == [SequenceRow(1, "7", ["1", "2"], ["d", "d"], 2)]
 
 
 @pytest.mark.parametrize(

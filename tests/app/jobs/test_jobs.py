@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import func, select
 
-from app.chunks import InputChangedError
 from app.errors import (
     IdempotencyConflictError,
     JobStateError,
@@ -19,17 +18,20 @@ from app.errors import (
     UnknownJobError,
     UnknownModelError,
 )
-from app.formats import BadRow, Row, read_rows
-from app.intake import JobIntake
-from app.job_schemas import JobRequest
-from app.jobs import ChunkCounts, JobState, created_at_ms_of, new_job_id
-from app.mappings import DictionaryKey, Increment, MappingFilter, find_dictionary, stream
-from app.results import encode_results, input_file, read_input_file, read_output_file
-from app.runner import JobRunner
-from app.tables import bad_rows, now_ms, reading
-from app.tasks import Step, Task
-from app.worker import job_parts, prune
-from models.regenerate import Regenerator
+from app.jobs.chunks import InputChangedError
+from app.jobs.formats import BadRow, SequenceRow, read_rows
+from app.jobs.intake import JobIntake
+from app.jobs.job_bodies import JobRequest
+from app.jobs.parts import job_parts
+from app.jobs.pruning import prune
+from app.jobs.queue import Task, TaskKind
+from app.jobs.records import ChunkCounts, JobState, created_at_ms_of, new_job_id
+from app.jobs.results import encode_results, input_file, read_input_file, read_output_file
+from app.jobs.runner import JobRunner
+from app.mappings.mapping_store import DictionaryKey, Increment, MappingFilter, find_dictionary, stream
+from app.storage.database import now_ms, reading
+from app.storage.tables import bad_rows
+from models.decoding.regenerator import Regenerator
 
 
 class OneModel:
@@ -150,7 +152,7 @@ def test_tasks_that_come_twice_or_in_another_order_change_nothing(harness, mixed
     elif order == "reversed":
         tasks.reverse()
     else:
-        tasks = [Task(Step.CUT, job.job_id), *tasks, Task(Step.FINISH, job.job_id), *tasks]
+        tasks = [Task(TaskKind.CUT, job.job_id), *tasks, Task(TaskKind.FINISH, job.job_id), *tasks]
     for task in tasks:
         harness.runner.run(task)
     job = harness.parts.jobs.get(job.job_id)
@@ -283,7 +285,7 @@ def test_an_input_that_changes_while_it_is_cut_fails_the_job(harness, mixed, wri
         harness.runner.run(harness.tasks[0])
     monkeypatch.undo()
     write_ndjson(mixed, sequences(27, seed=99))
-    harness.runner.run(Task(Step.CUT, job.job_id))
+    harness.runner.run(Task(TaskKind.CUT, job.job_id))
     job = harness.parts.jobs.get(job.job_id)
 
     assert job.state == JobState.FAILED
@@ -321,7 +323,7 @@ def test_a_chunk_that_kills_its_worker_is_given_up_after_the_stated_attempts(har
     begun = 0
     for _ in range(8):
         try:
-            harness.runner.run(Task(Step.CHUNK, job.job_id, 2))
+            harness.runner.run(Task(TaskKind.CHUNK, job.job_id, 2))
         except KeyboardInterrupt:
             begun += 1
     job = harness.parts.jobs.get(job.job_id)
@@ -467,7 +469,7 @@ def test_a_user_with_too_many_interactions_counts_with_all_of_them(harness, inpu
 
 
 def test_a_chunk_that_an_older_version_recorded_is_still_read():
-    rows = [Row(2, "A", ["b01", "b02"], ["books", "books"], 2), Row(4, "B", ["b01"], ["books"])]
+    rows = [SequenceRow(2, "A", ["b01", "b02"], ["books", "books"], 2), SequenceRow(4, "B", ["b01"], ["books"])]
     older = io.BytesIO()
     pq.write_table(pq.read_table(io.BytesIO(input_file(rows))).drop_columns(["num_rows"]), older)
 
@@ -585,8 +587,8 @@ def test_tasks_that_no_queue_holds_are_told_once(harness, mixed):
     chunks = lost(older_than_ms=now_ms() + 1, queue_is_empty=True)
     again = lost(older_than_ms=now_ms() - 1000, queue_is_empty=True)
 
-    assert cut == [Task(Step.CUT, job.job_id)]
-    assert chunks == [Task(Step.CHUNK, job.job_id, index) for index in range(4)]
+    assert cut == [Task(TaskKind.CUT, job.job_id)]
+    assert chunks == [Task(TaskKind.CHUNK, job.job_id, index) for index in range(4)]
     assert again == []
 
 
@@ -629,7 +631,7 @@ def test_a_chunk_that_takes_longer_than_lost_work_waits_is_not_lost_while_its_wo
 
     assert seen == [1, 2, 3]
     assert harness.parts.chunks.lost_tasks(older_than_ms=now_ms() + 1, queue_is_empty=True) == [
-        Task(Step.CHUNK, job.job_id, index) for index in (1, 2, 3)
+        Task(TaskKind.CHUNK, job.job_id, index) for index in (1, 2, 3)
     ]
 
 
@@ -645,15 +647,15 @@ def test_an_input_that_is_long_in_being_cut_is_not_lost_while_its_worker_says_so
         seen.extend(harness.parts.chunks.lost_tasks(older_than_ms=begun_before, queue_is_empty=True))
         yield from read_rows(*arguments)
 
-    monkeypatch.setattr("app.runner.read_rows", slow_rows)
+    monkeypatch.setattr("app.jobs.runner.read_rows", slow_rows)
     harness.runner.run(harness.tasks.pop(0))
 
     assert seen == []
-    assert harness.tasks == [Task(Step.CHUNK, job.job_id, index) for index in range(len(harness.tasks))] != []
+    assert harness.tasks == [Task(TaskKind.CHUNK, job.job_id, index) for index in range(len(harness.tasks))] != []
 
 
 def test_an_input_of_nothing_but_bad_rows_ends_its_job_before_it_fills_the_memory(harness, inputs, monkeypatch):
-    monkeypatch.setattr("app.runner.MAX_BAD_ROWS", 20)
+    monkeypatch.setattr("app.jobs.cutting.MAX_BAD_ROWS", 20)
     (inputs / "bad.csv").write_text("user_id,item_id,domain\n" + "x\n" * 1000)
     ended = harness.run(inputs / "bad.csv")
 

@@ -9,10 +9,10 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
-from app.jobs import TERMINAL
-from app.main import create_app
+from app.http.application import create_app
+from app.jobs.records import TERMINAL
 from app.settings import Settings
-from models.regenerate import Regenerator
+from models.decoding.regenerator import Regenerator
 from tests.job_inputs import sequences as make_sequences
 from tests.job_inputs import write_ndjson
 

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import event
 
 from app.errors import StoreUnavailableError
-from app.mappings import (
+from app.mappings.mapping_store import (
     DictionaryKey,
     Increment,
     MappingFilter,
@@ -22,7 +22,7 @@ from app.mappings import (
     stream,
     take_back,
 )
-from app.tables import reading, writing
+from app.storage.database import reading, writing
 from models.vocabulary import Vocabulary
 
 JOB = DictionaryKey("kitchen", "v1", "paper", "job-1")

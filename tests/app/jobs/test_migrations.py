@@ -9,8 +9,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
-from app import schema
-from app.tables import metadata, open_engine, reading, writing
+from app.storage import schema
+from app.storage.database import open_engine, reading, writing
+from app.storage.tables import metadata
 
 OURS = {"jobs", "chunks", "bad_rows", "dictionaries", "mapping_pairs", "mapping_sources"}
 

@@ -14,9 +14,9 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from app import tables
 from app.errors import StoreUnavailableError
-from app.tables import open_engine, reading, writing
+from app.storage import database
+from app.storage.database import open_engine, reading, writing
 from tests.services import eventually, free_port
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,7 +29,7 @@ MANY_PROBES = 40
 def process(command, tmp_path, **settings):
     """``taesar COMMAND`` with *settings*; its standard output is the file ``log``."""
     environment = {f"TAESAR_{name.upper()}": str(value) for name, value in settings.items()}
-    code = f"import sys; sys.argv = ['taesar', '{command}']; from app.cli import main; main()"
+    code = f"import sys; sys.argv = ['taesar', '{command}']; from app.cli.taesar import main; main()"
     with (tmp_path / "log").open("wb") as log:
         running = subprocess.Popen(
             [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **environment}, stdout=log, stderr=log
@@ -123,11 +123,11 @@ def test_what_the_url_says_of_patience_goes_first(postgres_database):
     engine.dispose()
 
     assert parameters["connect_timeout"] == "7"
-    assert parameters["tcp_user_timeout"] == str(tables.POSTGRESQL_PATIENCE["tcp_user_timeout"])
+    assert parameters["tcp_user_timeout"] == str(database.POSTGRESQL_PATIENCE["tcp_user_timeout"])
 
 
 def test_a_read_that_waits_for_a_lock_is_given_up_and_a_write_is_not(postgres_database, monkeypatch):
-    monkeypatch.setattr(tables, "READ_SECONDS", 1)
+    monkeypatch.setattr(database, "READ_SECONDS", 1)
     engine = open_engine(postgres_database)
     with psycopg.connect(postgres_database) as other:
         other.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")

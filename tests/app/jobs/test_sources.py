@@ -4,9 +4,9 @@ import fsspec
 import pytest
 
 from app.errors import InvalidSourceError, RequestTooLargeError, SourceNotAllowedError, SourceNotFoundError
-from app.formats import SourceLimits
-from app.sources import SourceRoots
-from app.storage import Storage
+from app.jobs.formats import SourceLimits
+from app.jobs.sources import SourceRoots
+from app.storage.job_files import Storage
 
 LIMITS = SourceLimits(max_bytes=100, max_expanded_bytes=1000, max_items=5)
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.dataset import Sequences, pad_right
-from models.metrics import hit_rate_at_k, pessimistic_ranks
-from models.recommenders.base import RecommenderConfig
+from models.data.dataset import Sequences, pad_right
+from models.ranking_metrics import hit_rate_at_k, pessimistic_ranks
 from models.recommenders.multidomain import MultiDomainConfig, MultiDomainRecommender
+from models.recommenders.recommender import RecommenderConfig
 from models.recommenders.registry import COUNTED, MULTI_DOMAIN, TRAINED
 from models.vocabulary import TokenRange
 

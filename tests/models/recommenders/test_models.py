@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.dataset import Sequences, pad_right
-from models.recommenders.base import RecommenderConfig, sequence_batches
+from models.data.dataset import Sequences, pad_right
 from models.recommenders.cl4srec import CL4SRec, crop, mask, nt_xent, reorder
 from models.recommenders.gcegnn import GCEGNN, edge_types, global_graph
 from models.recommenders.markov import MarkovChain
 from models.recommenders.popularity import Popularity
+from models.recommenders.recommender import RecommenderConfig, sequence_batches
 from models.vocabulary import TokenRange
 
 CONFIG = RecommenderConfig(width=8, inner_width=8, max_length=12, gcegnn_num_neighbours=3)

@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.dataset import Sequences, pad_right
+from models.data.dataset import Sequences, pad_right
 from models.errors import ConfigurationError
-from models.metrics import hit_rate_at_k, pessimistic_ranks
+from models.ranking_metrics import hit_rate_at_k, pessimistic_ranks
 from models.recommenders.abxi import ABXI, LowRank, aligned_streams
-from models.recommenders.base import RecommenderConfig
 from models.recommenders.cgrec import CGRec, shapley_values
 from models.recommenders.multidomain import MultiDomainConfig, domain_streams, targets_per_domain
+from models.recommenders.recommender import RecommenderConfig
 from models.recommenders.registry import MULTI_DOMAIN
 from models.recommenders.syncrec import SyNCRec
 from models.vocabulary import TokenRange

@@ -1,0 +1,65 @@
+"""What options of several commands have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import typer
+
+from models.decoding.rules import Rule
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+ConfigT = TypeVar("ConfigT")
+
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(help="Where to compute; auto takes CUDA when there is one: it is faster."),
+]
+
+
+RuleOption = Annotated[
+    Rule,
+    typer.Option(
+        "--rule",
+        "--recipe",
+        help="anticipate: what the target expert expects after reading the source items, which helps recommenders "
+        "most; paper: the paper's equations; without-*: the same without one part (source expert, global, "
+        "local step); reference: the authors' released code, off-by-one included; reference-corrected: without it.",
+    ),
+]
+
+
+class SettingsError(Exception):
+    """A setting of the service is out of its range or contradicts another."""
+
+
+def read_settings(**options: Any) -> Settings:
+    """
+    The settings of the environment, with those options that were given.
+
+    Raises:
+        SettingsError: one of them cannot be used.
+    """
+    from pydantic import ValidationError
+
+    from app.settings import Settings
+
+    try:
+        return Settings(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError(
+            "; ".join(f"{_setting_of(found['loc'])}: {found['msg']}" for found in error.errors())
+        ) from error
+
+
+def given(config: ConfigT, **options: Any) -> ConfigT:
+    """*config* with those options that were given."""
+    return dataclasses.replace(config, **{name: value for name, value in options.items() if value is not None})  # type: ignore[type-var]
+
+
+def _setting_of(location: tuple[str | int, ...]) -> str:
+    """The variable that a validation error is about; errors about several settings name them in their message."""
+    return f"TAESAR_{str(location[0]).upper()}" if location else "settings"

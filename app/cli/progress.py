@@ -1,0 +1,173 @@
+"""
+Progress of training on a terminal, or one line per epoch where the output is not a terminal. Free of torch.
+
+The time left is a range: the soonest that early stopping could end the stage, and the bound that its epochs set.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+if TYPE_CHECKING:
+    from models.training.loop import EpochReport, StepReport
+
+# Reading the loss waits for the device, so it is read for the eye only: at most this often.
+SECONDS_BETWEEN_READS = 0.25
+
+
+class TrainingProgress:
+    """
+    Receives the reports of ``training.fit``; use as a context manager.
+
+    Args:
+        console: where to write.
+        patience_of: epochs without improvement that end a stage, by stage name.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, console: Console, *, patience_of: Callable[[str], int], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.console = console
+        self.patience_of = patience_of
+        self.clock = clock
+        self.left = ""
+        self.metric = ""
+        self.stage = ""
+        self.task: TaskID | None = None
+        self.read_at = -float("inf")
+        self.bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[metric]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> TrainingProgress:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def on_step(self, report: StepReport) -> None:
+        """Move the bar of the epoch; show the epoch's mean loss so far."""
+        now = self.clock()
+        last = report.step == report.num_steps
+        if not last and now - self.read_at < SECONDS_BETWEEN_READS:
+            return
+        self.read_at = now
+        self.bars.update(
+            self._task_of(report.stage),
+            description=f"{report.stage}, epoch {report.epoch}",
+            completed=report.step,
+            total=report.num_steps,
+            loss=f"{float(report.loss):.4f}",
+            metric=self.metric,
+            left=self.left,
+        )
+
+    def on_epoch(self, report: EpochReport) -> None:
+        """Show the epoch's loss and metric and the time left; a line for those who read a log."""
+        self.metric = describe_metric(report)
+        self.left = describe_time_left(report, self.patience_of(report.stage))
+        self.bars.update(self._task_of(report.stage), metric=self.metric, left=self.left)
+        if not self.console.is_terminal:
+            loss = "" if report.epoch == 0 else f" loss {report.loss:.4f}"
+            self.console.print(
+                f"{report.stage}, epoch {report.epoch}/{report.max_epochs}:{loss} {self.metric}, {self.left}",
+                soft_wrap=True,  # an epoch is one line, however long
+            )
+
+    def _task_of(self, stage: str) -> TaskID:
+        if self.task is None or stage != self.stage:
+            self.stage = stage
+            self.task = self.bars.add_task(stage, loss="-", metric="", left="", total=None)
+        return self.task
+
+
+def describe_metric(report: EpochReport) -> str:
+    """The validation metric of an epoch and of the best one."""
+    if report.metric is None or report.best_metric is None:
+        return "no validation rows"
+    return f"NDCG@10 {report.metric:.4f} (best {report.best_metric:.4f}, epoch {report.best_epoch})"
+
+
+def describe_time_left(report: EpochReport, patience: int) -> str:
+    """From the soonest end by early stopping to the last epoch, at this epoch's pace."""
+    most = report.max_epochs - report.epoch
+    soonest = min(most, max(0, report.best_epoch + patience - report.epoch))
+    if soonest == 0:
+        return "done"
+    if soonest == most:
+        return f"{clock_time(most * report.seconds)} left"
+    return f"{clock_time(soonest * report.seconds)} to {clock_time(most * report.seconds)} left"
+
+
+def clock_time(seconds: float) -> str:
+    """
+    Minutes and seconds, hours before them when there are any.
+
+    >>> clock_time(75.4), clock_time(3700)
+    ('1:15', '1:01:40')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class StageProgress:
+    """
+    A bar per stage of a piece of work; use as a context manager and call it.
+
+    Args:
+        console: where to write.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.stage = ""
+        self.task: TaskID | None = None
+        self.bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> StageProgress:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.task is not None and error is None:
+            self.bars.update(self.task, completed=1.0)
+        self.bars.stop()
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        """Fraction, 0 to 1, of *stage*; a new stage completes the one before it."""
+        if self.task is None or stage != self.stage:
+            if self.task is not None:
+                self.bars.update(self.task, completed=1.0)
+            self.stage = stage
+            self.task = self.bars.add_task(stage, total=1.0)
+            if not self.console.is_terminal:
+                self.console.print(stage)
+        self.bars.update(self.task, completed=fraction)

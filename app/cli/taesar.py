@@ -1,0 +1,55 @@
+"""
+The ``taesar`` command.
+
+Torch, polars and FastAPI load inside the command that needs them, so that ``taesar --help`` answers at once. An option
+that is not given leaves the default to its config in ``models``; the default that ``--help`` shows is that config's,
+which a test compares. Folders to write are resolved here: they are replaced by renaming, which "." has no name for.
+Everything raised on purpose ends in one line on the error stream and exit code 2.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import typer
+
+from app.cli.console import fail, say
+from app.cli.evaluate import evaluate
+from app.cli.migrate import migrate
+from app.cli.options import SettingsError
+from app.cli.prepare import prepare
+from app.cli.probe import probe
+from app.cli.prune import prune
+from app.cli.regenerate import regenerate
+from app.cli.serve import serve
+from app.cli.settings import settings
+from app.cli.train import train
+from app.cli.worker import worker
+from models.errors import ModelError
+
+cli = typer.Typer(
+    name="taesar",
+    help="Regenerate mixed-domain interaction sequences into target-domain sequences.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+# The order is that of `taesar --help`: first the way from a log to a service, then what keeps it running.
+for command in (prepare, train, regenerate, evaluate, worker, migrate, prune, probe, serve, settings):
+    cli.command()(command)
+
+
+@cli.command()
+def version() -> None:
+    """Print the version of Taesar."""
+    say(importlib.metadata.version("taesar"))
+
+
+def main() -> None:
+    """Run the command; errors on purpose and of the file system become one line and exit code 2."""
+    try:
+        cli()
+    except (ModelError, SettingsError, OSError) as error:
+        fail(error)

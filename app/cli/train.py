@@ -1,0 +1,210 @@
+"""``taesar train``: the base decoder and an expert per domain, from a prepared dataset to a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from app.cli.console import console, say
+from app.cli.options import DeviceOption, given
+
+if TYPE_CHECKING:
+    from models.training.pipeline import PipelineConfig
+
+
+def train(
+    dataset: Annotated[Path, typer.Argument(help="Folder that `taesar prepare` wrote.")],
+    out: Annotated[
+        Path, typer.Option(resolve_path=True, help="Bundle folder to write; a bundle already there is replaced.")
+    ],
+    device: DeviceOption = "auto",
+    recipe: Annotated[
+        Literal["tuned", "released"],
+        typer.Option(
+            help="Where the options below have their defaults from: what validation chose, or the released code's "
+            "--epochs 300 --expert-epochs 20 --learning-rate 0.0003 --expert-learning-rate 0.0003 --batch-size 128 "
+            "--dropout 0.2 --schedule constant.",
+        ),
+    ] = "tuned",
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Of weights, shuffling and dropout; any number, fixed so that a repetition is equal.",
+            show_default="2025",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Most epochs of the base; more where 14 make fewer than 3,000 steps. It may stop early.",
+            show_default="14",
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Epochs without a better NDCG@10 that end the base: the metric wavers for a few.",
+            show_default="10",
+        ),
+    ] = None,
+    experts: Annotated[
+        Literal["adapted", "from-scratch", "single-domain"],
+        typer.Option(
+            help="Adapt the base by domain-specific prediction; or, as ablations, train experts by it from scratch, or "
+            "adapt the base on single-domain sequences by next-item prediction.",
+        ),
+    ] = "adapted",
+    expert_epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Most epochs of each expert, which peaks within a few; from scratch as many as the base.",
+            show_default="5",
+        ),
+    ] = None,
+    expert_patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="The same patience, for an expert; from scratch the base's.",
+            show_default="5",
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Of Adam. Twice as much learned nothing on some data for the first epochs, with larger batches.",
+            show_default="0.001",
+        ),
+    ] = None,
+    expert_learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="The same for the experts, which start from the base's weights; from scratch the base's.",
+            show_default="half of it",
+        ),
+    ] = None,
+    schedule: Annotated[
+        Literal["constant", "linear"] | None,
+        typer.Option(
+            help="The learning rate climbs over the first 5 % of the epochs and falls to 0 at their end, which needs "
+            "fewer of them than a constant one.",
+            show_default="linear",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Sequences per step: small, as what the base needs is steps.", show_default="32"),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Size of embeddings, hidden states and feed-forward layers, as in the released code.",
+            show_default="128",
+        ),
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Decoder blocks, as in the released code.", show_default="2")
+    ] = None,
+    heads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Attention heads, as in the released code; must divide the width.", show_default="2"),
+    ] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=0.95,
+            help="Of embeddings and sublayers: with 0.2 the base overfitted within a few epochs at this rate.",
+            show_default="0.5",
+        ),
+    ] = None,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"] | None,
+        typer.Option(
+            help="Of the products in training; auto is bfloat16 on CUDA and float32 on the CPU, where few processors "
+            "multiply bfloat16 natively: those that do train about twice as fast with it, others many times as slowly.",
+            show_default="auto",
+        ),
+    ] = None,
+    sampled_softmax: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Estimate every softmax from so many items, drawn anew for each step, for vocabularies of a million "
+            "and more; without it each softmax is over all items.",
+            show_default="all items",
+        ),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget a run that was interrupted; start anew.")] = False,
+) -> None:
+    """
+    Train the base and one expert per domain; write them as a bundle.
+
+    The state after every epoch lies in OUT.run: the same command, given again after a kill, goes on from there and
+    ends with the same weights. Under `torchrun --nproc-per-node N --no-python` N GPUs train together.
+    """
+    from app.cli.progress import TrainingProgress
+    from models.composite import SHORTEST_ROW
+    from models.data.dataset import load_dataset
+    from models.training import distributed
+    from models.training.devices import resolve_device
+    from models.training.pipeline import RELEASED, PipelineConfig, enough_epochs, forget_run, train_bundle
+
+    defaults = RELEASED if recipe == "released" else PipelineConfig()
+    network = given(
+        defaults.network, width=width, inner_width=width, num_layers=layers, num_heads=heads, dropout=dropout
+    )
+    if network.width % network.num_heads:
+        raise typer.BadParameter(f"--width {network.width} is not a multiple of --heads {network.num_heads}")
+    prepared = load_dataset(dataset)
+    both = {"seed": seed, "batch_size": batch_size, "precision": precision, "schedule": schedule}
+    base = given(defaults.base, max_epochs=epochs, patience=patience, learning_rate=learning_rate, **both)
+    if epochs is None and recipe == "tuned":
+        base = enough_epochs(base, int((prepared.train.lengths >= SHORTEST_ROW).sum()))
+    if experts == "from-scratch":
+        # It learns as much as the base does; the few epochs of the others would end before it has.
+        expert = base
+    else:
+        expert = given(defaults.expert, **both)
+        expert = dataclasses.replace(
+            expert, learning_rate=base.learning_rate * expert.learning_rate / defaults.base.learning_rate
+        )
+    expert = given(expert, max_epochs=expert_epochs, patience=expert_patience, learning_rate=expert_learning_rate)
+    config = PipelineConfig(network, base, expert, experts, sampled_softmax)
+    run_directory = out.parent / f"{out.name}.run"
+    place = resolve_device(device)
+    with distributed.joined(place):
+        console.quiet = not distributed.is_main()
+        if fresh and distributed.is_main():
+            forget_run(run_directory)
+        distributed.wait_for_all()
+        if run_directory.exists():
+            say(f"going on with the run in {run_directory}")
+        with TrainingProgress(console, patience_of=lambda stage: _patience_of(config, stage)) as progress:
+            bundle = train_bundle(prepared, out, config, device=place, run_directory=run_directory, progress=progress)
+    say(f"bundle {bundle.version} written to {out}")
+    if experts != "from-scratch":
+        for domain in _not_adapted(bundle.provenance):
+            say(
+                f"expert {domain} is the base itself: no epoch of adapting ranked its validation items better; rules "
+                "that contrast the two find no difference"
+            )
+
+
+def _not_adapted(provenance: Mapping[str, Any]) -> list[str]:
+    """The domains whose best epoch is epoch 0, the weights that adapting started from."""
+    return [domain for domain, summary in provenance["experts"].items() if summary["best_epoch"] == 0]
+
+
+def _patience_of(config: PipelineConfig, stage: str) -> int:
+    return config.base.patience if stage == "base" else config.expert.patience

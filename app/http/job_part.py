@@ -1,0 +1,109 @@
+"""Jobs inside the API process: what runs beside the routes, from the first request to the last."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+from fastapi import FastAPI
+
+from app.errors import ModelUnavailableError, StoreUnavailableError
+from app.jobs.job_models import BundleModels, Regenerates
+from app.jobs.parts import JobParts, SchemaOutdatedError, check_schema, job_parts
+from app.jobs.worker import WorkerThreads
+from app.runtime.logs import logger
+from app.runtime.readiness import BlockingCheck, Probe
+from app.serving.model_registry import LoadedModel
+from app.settings import Settings
+from app.storage import schema
+
+log = logger(__name__)
+
+IDLE_THREADS_SECONDS = 1.0
+
+
+class SharedModels:
+    """
+    The model that serves, where it is the one asked for: embedded jobs hold no second copy of it.
+
+    Args:
+        active: the model that serves; raises ModelUnavailableError.
+        others: where other models come from.
+    """
+
+    def __init__(self, active: Callable[[], LoadedModel], others: BundleModels) -> None:
+        self._active = active
+        self._others = others
+
+    def regenerator(self, version: str, rule: str) -> Regenerates:
+        """See ``runner.Models``."""
+        with contextlib.suppress(ModelUnavailableError):
+            model = self._active()
+            if (model.bundle.version, model.rule) == (version, rule):
+                return model.job_regenerator
+        return self._others.regenerator(version, rule)
+
+
+class JobService:
+    """
+    The parts that jobs need in an API process and, without Redis, the threads that work on them.
+
+    Args:
+        settings: says where database, queue and files are.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._parts: JobParts | None = None
+        patience_seconds = settings.probe_timeout_seconds
+        self.probes = (
+            Probe("sql", BlockingCheck(self._sql_unreadiness, patience_seconds=patience_seconds)),
+            Probe("queue", BlockingCheck(self._queue_unreadiness, patience_seconds=patience_seconds)),
+        )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Give the routes their parts and let unfinished jobs go on."""
+        self._parts = parts = job_parts(self._settings)
+        app.state.job_parts = parts
+        threads: WorkerThreads | None = None
+        try:
+            if parts.engine.dialect.name == "sqlite":  # nobody else could have migrated it
+                await asyncio.to_thread(schema.upgrade, parts.engine)
+            if parts.embedded:
+                models = SharedModels(lambda: app.state.inference.registry.active(), BundleModels(self._settings))
+                threads = WorkerThreads(parts, self._settings, models)
+            await asyncio.to_thread(self._resume, parts)
+            if threads is not None:
+                threads.start()
+            yield
+        finally:
+            if threads is not None:
+                # The answers under way have had of this time what they needed; idle threads need a moment to notice
+                left = max(app.state.shutdown.seconds_left(), IDLE_THREADS_SECONDS)
+                await asyncio.to_thread(threads.stop, timeout_seconds=left)
+            parts.close()
+
+    def _resume(self, parts: JobParts) -> None:
+        try:
+            check_schema(parts.engine)
+            parts.queue_lost_tasks(all_unbegun=parts.embedded)
+        except (StoreUnavailableError, SchemaOutdatedError) as error:
+            # Readiness says so until it is mended; then the search for lost tasks finds them.
+            log.warning("jobs_not_resumed", reason=str(error))
+
+    def _sql_unreadiness(self) -> str | None:
+        if self._parts is None:
+            return "not started"
+        try:
+            check_schema(self._parts.engine)
+        except (StoreUnavailableError, SchemaOutdatedError) as error:
+            return str(error)
+        return None
+
+    def _queue_unreadiness(self) -> str | None:
+        if self._parts is None:
+            return "not started"
+        self._parts.queue.ping()
+        return None

@@ -1,0 +1,387 @@
+"""Bulk jobs: submit, watch, cancel, remove, download."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+from starlette.responses import StreamingResponse
+
+from app.errors import (
+    IdempotencyConflictError,
+    InvalidBodyError,
+    InvalidCursorError,
+    InvalidSourceError,
+    JobStateError,
+    ModelUnavailableError,
+    NotAcceptableError,
+    QueueFullError,
+    RequestTooLargeError,
+    ResultGoneError,
+    SourceNotAllowedError,
+    SourceNotFoundError,
+    StoreUnavailableError,
+    UnknownJobError,
+    UnsupportedFormatError,
+)
+from app.http.paging import decode_cursor, encode_cursor, preferred
+from app.http.problems import problem_responses
+from app.http.routes.models import inference_of
+from app.http.streams import ClosingStream
+from app.jobs.formats import BadRow
+from app.jobs.intake import Accepted, JobIntake
+from app.jobs.job_bodies import JobBody, JobOptions, JobPage, JobRequest
+from app.jobs.parts import JobParts
+from app.jobs.records import TERMINAL, Job, JobState
+from app.jobs.results import MEDIA_TYPES, ResultFormat, encode_results, read_output_file
+from app.runtime.shutdown import Shutdown
+from app.serving.model_registry import LoadedModel
+from app.settings import Settings
+from models.errors import InputFormatError, UnknownDomainError
+
+router = APIRouter(tags=["jobs"])
+
+BodyT = TypeVar("BodyT", bound=BaseModel)
+
+EVENT_SECONDS = 0.5
+KEEP_ALIVE_EVENTS = 30
+MAX_PAGE = 1000
+_FORMAT_OF: dict[str, ResultFormat] = {media_type: name for name, media_type in MEDIA_TYPES.items()}
+
+
+def _in_a_form(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a field as a form can send it: not null, but left out."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if not kinds:
+        return schema
+    rest = {name: value for name, value in schema.items() if name not in ("anyOf", "default")}
+    return {**rest, "anyOf": kinds}
+
+
+_FORM_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["target_domain", "file"],
+    "properties": {
+        **{name: _in_a_form(schema) for name, schema in JobOptions.model_json_schema()["properties"].items()},
+        "file": {"type": "string", "contentMediaType": "application/octet-stream", "description": "The input."},
+    },
+}
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": JobRequest.model_json_schema(),
+                "example": {"target_domain": "kitchen", "source_uri": "file:///data/in/mixed.ndjson.gz"},
+            },
+            "multipart/form-data": {"schema": _FORM_SCHEMA},
+        },
+    }
+}
+
+
+def _stream_of(*media_types: str) -> dict[str, Any]:
+    return {"description": "A stream.", "content": {kind: {"schema": {"type": "string"}} for kind in media_types}}
+
+
+def parts_of(request: Request) -> JobParts:
+    """The application's job parts."""
+    parts: JobParts = request.app.state.job_parts
+    return parts
+
+
+def shutdown_of(request: Request) -> Shutdown:
+    """The end of the application's process."""
+    shutdown: Shutdown = request.app.state.shutdown
+    return shutdown
+
+
+JobPartsOf = Annotated[JobParts, Depends(parts_of)]
+
+
+@router.post(
+    "/jobs",
+    status_code=202,
+    summary="Submit a bulk job",
+    openapi_extra=_BODY,
+    responses=problem_responses(
+        SourceNotAllowedError,
+        SourceNotFoundError,
+        UnknownDomainError,
+        IdempotencyConflictError,
+        RequestTooLargeError,
+        UnsupportedFormatError,
+        RequestValidationError,
+        InvalidBodyError,
+        InvalidSourceError,
+        InputFormatError,
+        QueueFullError,
+        ModelUnavailableError,
+        StoreUnavailableError,
+    ),
+)
+async def submit_job(
+    request: Request,
+    response: Response,
+    parts: JobPartsOf,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=255,
+            pattern=r"^[\x20-\x7e]+$",
+            description="Sending a key again returns the job of the first time; with another request it is a 409.",
+        ),
+    ] = None,
+) -> JobBody:
+    """
+    Rewrite a whole dataset, given as a URI (JSON) or as an upload (multipart form with the fields of JobOptions).
+
+    The bundle that is active now does all of the job. 202: the job is recorded, and will be done whatever is
+    restarted. The header Idempotent-Replayed says whether the key came before.
+    """
+    model = inference_of(request).registry.active()
+    intake = JobIntake(parts)
+    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        accepted = await _accept_form(request, intake, model, idempotency_key)
+    else:
+        body = _parsed(JobRequest, await _json_body(request))
+        model.bundle.vocabulary.domain_index(body.target_domain)
+        accepted = await run_in_threadpool(
+            intake.accept_uri, body, model_version=model.bundle.version, rule=model.rule, key=idempotency_key
+        )
+    response.headers["Location"] = f"/jobs/{accepted.job.job_id}"
+    response.headers["Idempotent-Replayed"] = "false" if accepted.is_new else "true"
+    return JobBody.of(accepted.job)
+
+
+@router.get(
+    "/jobs",
+    summary="List jobs, newest first",
+    responses=problem_responses(RequestValidationError, InvalidCursorError, StoreUnavailableError),
+)
+def list_jobs(
+    parts: JobPartsOf,
+    state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Jobs on a page.")] = 50,
+    cursor: Annotated[str | None, Query(description="'next' of the page before.")] = None,
+) -> JobPage:
+    """Keyset pages: jobs submitted meanwhile neither shift nor repeat what the next page shows."""
+    before = None if cursor is None else decode_cursor(cursor, 1)[0]
+    found = parts.jobs.page(state=state, before=before, limit=limit + 1)
+    following = encode_cursor([found[limit - 1].job_id]) if len(found) > limit else None
+    return JobPage(jobs=[JobBody.of(job) for job in found[:limit]], next=following)
+
+
+@router.get(
+    "/jobs/{job_id}",
+    summary="One job",
+    responses=problem_responses(UnknownJobError, RequestValidationError, StoreUnavailableError),
+)
+def get_job(job_id: str, parts: JobPartsOf) -> JobBody:
+    """State, progress and counts."""
+    return JobBody.of(parts.jobs.get(job_id))
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    summary="Cancel or remove a job",
+    response_model=JobBody,
+    responses={
+        **problem_responses(UnknownJobError, JobStateError, RequestValidationError, StoreUnavailableError),
+        204: {"description": "Removed."},
+    },
+)
+def delete_job(
+    job_id: str,
+    parts: JobPartsOf,
+    remove: Annotated[
+        bool, Query(description="Remove the job, whatever its state: its record, its files and its counts.")
+    ] = False,
+) -> Response | JobBody:
+    """
+    Cancel: no chunk of the job counts any more once this has been answered, and none of its counts remain.
+
+    Cancelling twice changes nothing; what has succeeded or failed can only be removed.
+    """
+    if remove:
+        parts.jobs.remove(job_id)
+        parts.storage.delete_folder(job_id)
+        return Response(status_code=204)
+    job = parts.jobs.cancel(job_id)
+    parts.storage.delete_folder(job_id)
+    return JobBody.of(job)
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    summary="Follow a job",
+    response_class=StreamingResponse,
+    responses={
+        **problem_responses(UnknownJobError, RequestValidationError, StoreUnavailableError),
+        200: _stream_of("text/event-stream"),
+    },
+)
+async def follow_job(
+    job_id: str, parts: JobPartsOf, shutdown: Annotated[Shutdown, Depends(shutdown_of)]
+) -> StreamingResponse:
+    """
+    Server-sent events: `progress` with the job whenever it has changed, `end` with the job when it has ended.
+
+    A stream without `end` was cut, as by a restart of the service: follow again.
+    """
+    job = await run_in_threadpool(parts.jobs.get, job_id)
+    events = _events(parts, job, shutdown)
+    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+@router.get(
+    "/jobs/{job_id}/result",
+    summary="Download the result",
+    response_class=StreamingResponse,
+    responses={
+        **problem_responses(
+            UnknownJobError,
+            NotAcceptableError,
+            JobStateError,
+            ResultGoneError,
+            RequestValidationError,
+            StoreUnavailableError,
+        ),
+        200: _stream_of(*_FORMAT_OF),
+    },
+)
+def download_result(
+    job_id: str,
+    parts: JobPartsOf,
+    result_format: Annotated[
+        ResultFormat | None, Query(alias="format", description="Without it, the Accept header chooses.")
+    ] = None,
+    accept: Annotated[str | None, Header()] = None,
+) -> StreamingResponse:
+    """
+    The rewritten sequences in the order of the input.
+
+    Parquet and NDJSON: one row per sequence with its counts. CSV and `.inter`: one row per item, with its position
+    from 1 as timestamp.
+    """
+    chosen = result_format or _FORMAT_OF[preferred(accept, list(_FORMAT_OF))]
+    names = parts.jobs.output_names(job_id)
+    tables = (read_output_file(parts.storage.read(f"{job_id}/{name}")) for name in names)
+    return ClosingStream(
+        encode_results(tables, chosen),
+        media_type=MEDIA_TYPES[chosen],
+        headers={"Content-Disposition": f'attachment; filename="{job_id}.{chosen}"'},
+    )
+
+
+@router.get(
+    "/jobs/{job_id}/errors",
+    summary="Download the bad rows",
+    response_class=StreamingResponse,
+    responses={
+        **problem_responses(UnknownJobError, ResultGoneError, RequestValidationError, StoreUnavailableError),
+        200: _stream_of("application/x-ndjson"),
+    },
+)
+def download_errors(job_id: str, parts: JobPartsOf) -> StreamingResponse:
+    """One JSON object per bad row: its line in the input (in Parquet its row), from 1, and the reason."""
+    first = parts.jobs.bad_rows(job_id)
+    return StreamingResponse(_error_lines(parts, job_id, first), media_type="application/x-ndjson")
+
+
+def _error_lines(parts: JobParts, job_id: str, rows: list[BadRow]) -> Iterator[bytes]:
+    """The bad rows from the page *rows* on. No connection waits with the generator for a client that reads slowly."""
+    while rows:
+        yield "".join(f"{json.dumps({'line': row.line, 'reason': row.reason})}\n" for row in rows).encode()
+        rows = parts.jobs.bad_rows(job_id, after=rows[-1].line)
+
+
+async def _accept_form(request: Request, intake: JobIntake, model: LoadedModel, key: str | None) -> Accepted:
+    form = await _form_of(request)
+    try:
+        file = form.get("file")
+        fields = {name: value for name, value in form.multi_items() if name != "file"}
+        if not isinstance(file, UploadFile):
+            missing = {"type": "missing", "loc": ("body", "file"), "msg": "a file is required", "input": None}
+            raise RequestValidationError([missing])
+        options = _parsed(JobOptions, json.dumps(fields, default=str))
+        model.bundle.vocabulary.domain_index(options.target_domain)
+        return await run_in_threadpool(
+            intake.accept_upload,
+            options,
+            file.file,
+            _name_of(file),
+            model_version=model.bundle.version,
+            rule=model.rule,
+            key=key,
+        )
+    finally:
+        await form.close()
+
+
+async def _form_of(request: Request) -> FormData:
+    try:
+        return await request.form(max_files=1, max_fields=len(JobOptions.model_fields))
+    except UnicodeError as error:  # the Content-Type may name any codec of Python's, also one that is none of text
+        raise InvalidBodyError(f"the form is not in the charset that it names: {error}") from error
+
+
+def _name_of(file: UploadFile) -> str:
+    name = file.filename or ""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:  # a charset such as utf-7 can spell half a character
+        raise InvalidBodyError(f"the file's name is no text: {error.reason}") from error
+    return name
+
+
+async def _json_body(request: Request) -> bytes:
+    """The body, held in memory: only uploads may be as large as an input."""
+    settings: Settings = request.app.state.settings
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > settings.max_body_bytes:
+            limit = settings.max_body_bytes
+            raise RequestTooLargeError(f"the body has more than {limit} bytes", limit, "TAESAR_MAX_BODY_BYTES")
+    return bytes(body)
+
+
+def _parsed(kind: type[BodyT], content: bytes | str) -> BodyT:
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False)
+        raise RequestValidationError([{**part, "loc": ("body", *part["loc"])} for part in found]) from error
+
+
+async def _events(parts: JobParts, job: Job, shutdown: Shutdown) -> AsyncIterator[str]:
+    shown: Job | None = None
+    quiet = 0
+    while True:
+        if job != shown:
+            name = "end" if job.state in TERMINAL else "progress"
+            yield f"event: {name}\ndata: {JobBody.of(job).model_dump_json()}\n\n"
+            shown, quiet = job, 0
+        if job.state in TERMINAL:
+            return
+        if await shutdown.begins_within(EVENT_SECONDS):
+            return  # a job takes longer than the server has; its follower asks the next one
+        quiet += 1
+        if quiet % KEEP_ALIVE_EVENTS == 0:
+            yield ": still here\n\n"  # proxies close what stays silent
+        try:
+            job = await run_in_threadpool(parts.jobs.get, job.job_id)
+        except StoreUnavailableError:
+            continue  # a restart of the database does not end the stream
+        except UnknownJobError:
+            yield "event: end\ndata: null\n\n"
+            return

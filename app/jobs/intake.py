@@ -1,0 +1,121 @@
+"""Accepting a job: its input is checked, an upload is kept, the record is made, and only then the work is queued."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from app.errors import IdempotencyConflictError, QueueFullError
+from app.jobs.formats import check_format, format_of
+from app.jobs.job_bodies import JobOptions, JobRequest
+from app.jobs.parts import JobParts
+from app.jobs.queue import Task, TaskKind
+from app.jobs.records import Job, NewJob, new_job_id, printable
+from app.jobs.runner import UPLOAD
+from app.jobs.sources import check_size
+
+DIGEST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A job, and whether this request made it: False when its idempotency key came before."""
+
+    job: Job
+    is_new: bool
+
+
+class JobIntake:
+    """
+    Accepts jobs.
+
+    Args:
+        parts: of ``worker.job_parts``.
+    """
+
+    def __init__(self, parts: JobParts) -> None:
+        self._parts = parts
+
+    def accept_uri(self, request: JobRequest, *, model_version: str, rule: str, key: str | None) -> Accepted:
+        """
+        Accept a job whose input lies at a URI.
+
+        Raises:
+            InvalidSourceError, SourceNotAllowedError, SourceNotFoundError, RequestTooLargeError: see ``SourceRoots``.
+            UnsupportedFormatError, InputFormatError: its beginning is not what it claims to be.
+            IdempotencyConflictError, QueueFullError: see ``JobStore.submit``.
+        """
+        digest = _digest(request.model_dump_json())
+        known = self._parts.jobs.with_key(key, digest)  # first: by now the input may be gone
+        if known is not None:
+            return Accepted(known, is_new=False)
+        with self._parts.roots.open(request.source_uri, self._parts.limits) as file:
+            source_format = format_of(request.source_uri, request.format)
+            check_format(file, source_format, self._parts.limits)
+        new = NewJob(
+            target_domain=request.target_domain,
+            model_version=model_version,
+            rule=rule,
+            on_unknown=request.on_unknown,
+            purpose=request.purpose,
+            source_uri=request.source_uri,
+            source_name=request.source_uri.rsplit("/", 1)[-1],
+            source_format=source_format,
+            request_digest=digest,
+            idempotency_key=key,
+        )
+        return self._submit(new_job_id(), new)
+
+    def accept_upload(
+        self, options: JobOptions, file: BinaryIO, name: str, *, model_version: str, rule: str, key: str | None
+    ) -> Accepted:
+        """
+        Accept a job whose input is *file*, which was uploaded under *name*; it is copied to the job's storage.
+
+        Raises:
+            RequestTooLargeError, UnsupportedFormatError, InputFormatError: the file cannot be used.
+            IdempotencyConflictError, QueueFullError: see ``JobStore.submit``.
+        """
+        source_format = format_of(name, options.format)
+        check_size(file.seek(0, 2), self._parts.limits)
+        file.seek(0)
+        check_format(file, source_format, self._parts.limits)
+        content = hashlib.sha256()
+        while block := file.read(DIGEST_BYTES):
+            content.update(block)
+        file.seek(0)
+        new = NewJob(
+            target_domain=options.target_domain,
+            model_version=model_version,
+            rule=rule,
+            on_unknown=options.on_unknown,
+            purpose=options.purpose,
+            source_uri=None,
+            source_name=printable(name)[:255],
+            source_format=source_format,
+            request_digest=_digest(json.dumps([options.model_dump_json(), source_format, content.hexdigest()])),
+            idempotency_key=key,
+        )
+        job_id = new_job_id()
+        # The file first: a job that is known has its input.
+        self._parts.storage.write_stream(f"{job_id}/{UPLOAD}", file)
+        try:
+            accepted = self._submit(job_id, new)
+        except (IdempotencyConflictError, QueueFullError):  # after others the job may have been recorded all the same
+            self._parts.storage.delete_folder(job_id)
+            raise
+        if not accepted.is_new:
+            self._parts.storage.delete_folder(job_id)
+        return accepted
+
+    def _submit(self, job_id: str, new: NewJob) -> Accepted:
+        job, is_new = self._parts.jobs.submit(job_id, new)
+        if is_new:
+            self._parts.queue.put(Task(TaskKind.CUT, job.job_id))
+        return Accepted(job, is_new)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,158 @@
+"""What clients send and receive about jobs and mappings, as pydantic models with examples."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.jobs.formats import SourceFormat
+from app.jobs.records import Job, JobState, Purpose
+from app.serving.regeneration_bodies import Name, OnUnknown
+
+_JOB_ID = "019a1b2c3d4e5f60718293a4b5c6d7e8"
+_JOB_EXAMPLE: dict[str, Any] = {
+    "job_id": _JOB_ID,
+    "state": "running",
+    "target_domain": "kitchen",
+    "model_version": "4f0c2a9be1d7",
+    "rule": "paper",
+    "on_unknown": "skip",
+    "purpose": "live",
+    "source": "file:///data/in/mixed.ndjson.gz",
+    "format": "ndjson",
+    "created_at": "2026-01-05T10:00:00Z",
+    "started_at": "2026-01-05T10:00:00.120000Z",
+    "finished_at": None,
+    "progress": {"num_chunks": 20, "chunks_done": 7, "share": 0.35},
+    "counts": {
+        "rows_read": 10_240,
+        "rows_bad": 3,
+        "sequences": 3584,
+        "kept": 40_211,
+        "replaced": 37_404,
+        "deleted": 12_870,
+        "unknown": 12,
+        "truncated": 0,
+    },
+    "reason": None,
+}
+
+
+class JobOptions(BaseModel):
+    """What is asked of a job, whatever its input."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    target_domain: Name = Field(description="The domain whose items the result holds.")
+    on_unknown: OnUnknown = Field(
+        "skip",
+        description="Items (or their domains) that the model does not know: 'skip' drops and counts them, 'error' "
+        "makes their row a bad row.",
+    )
+    purpose: Purpose = Field(
+        "live",
+        description="What the sequences are: 'live' histories, answered as POST /regenerate would; or 'training' rows "
+        "of the data set that the bundle was trained on, to train recommenders on, as taesar regenerate would: rule "
+        "anticipate then withholds what the experts recite of rows that they were trained on.",
+    )
+    format: SourceFormat | None = Field(
+        None, description="Of the input; without it, the ending of its name says so (.ndjson, .csv, .inter, .parquet)."
+    )
+
+
+class JobRequest(JobOptions):
+    """A job whose input lies at a URI that the server may read."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={"examples": [{"target_domain": "kitchen", "source_uri": "file:///data/in/mixed.ndjson.gz"}]},
+    )
+
+    source_uri: Annotated[str, Field(min_length=1, max_length=4096)] = Field(
+        description="Under one of the places that TAESAR_INPUT_ROOTS allows."
+    )
+
+
+class JobProgress(BaseModel):
+    """How far a job is."""
+
+    num_chunks: int | None = Field(description="Parts of the input; null until it has been read to its end.")
+    chunks_done: int
+    share: float | None = Field(description="chunks_done / num_chunks, in [0, 1].")
+
+
+class JobCounts(BaseModel):
+    """What was read, and what became of it so far; sequences counts the rows of the result."""
+
+    rows_read: int = Field(description="Lines or rows of the input.")
+    rows_bad: int = Field(
+        description="Those of rows_read that are left out; GET /jobs/{id}/errors lists them, a user who is left out "
+        "with all rows once."
+    )
+    sequences: int
+    kept: int
+    replaced: int
+    deleted: int
+    unknown: int
+    truncated: int
+
+
+class JobBody(BaseModel):
+    """A job."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_JOB_EXAMPLE]})
+
+    job_id: str
+    state: JobState
+    target_domain: str
+    model_version: str = Field(description="The bundle that was active when the job was submitted; it does all of it.")
+    rule: str
+    on_unknown: str
+    purpose: str
+    source: str = Field(description="The input's URI, or the name of the uploaded file.")
+    format: str
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    progress: JobProgress
+    counts: JobCounts
+    reason: str | None = Field(description="Why it failed; while its input is read, why the last attempt to do so did.")
+
+    @classmethod
+    def of(cls, job: Job) -> JobBody:
+        """The job as clients see it."""
+        share = None if not job.num_chunks else job.chunks_done / job.num_chunks
+        return cls(
+            job_id=job.job_id,
+            state=job.state,
+            target_domain=job.target_domain,
+            model_version=job.model_version,
+            rule=job.rule,
+            on_unknown=job.on_unknown,
+            purpose=job.purpose,
+            source=job.source_uri or job.source_name,
+            format=job.source_format,
+            created_at=_instant(job.created_at_ms),
+            started_at=None if job.started_at_ms is None else _instant(job.started_at_ms),
+            finished_at=None if job.finished_at_ms is None else _instant(job.finished_at_ms),
+            progress=JobProgress(num_chunks=job.num_chunks, chunks_done=job.chunks_done, share=share),
+            counts=JobCounts(**{name: getattr(job, name) for name in JobCounts.model_fields}),
+            reason=job.reason,
+        )
+
+
+class JobPage(BaseModel):
+    """Jobs, newest first."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"jobs": [_JOB_EXAMPLE], "next": None}]})
+
+    jobs: list[JobBody]
+    next: str | None = Field(description="Cursor of the next page; null on the last.")
+
+
+def _instant(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -1,0 +1,98 @@
+"""Everything that jobs need, composed from the settings; in API and workers alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import dramatiq
+from sqlalchemy import Engine
+
+from app.jobs.chunks import ChunkStore
+from app.jobs.formats import SourceLimits
+from app.jobs.job_store import JobStore
+from app.jobs.queue import TaskQueue, embedded_broker, redis_broker
+from app.jobs.records import JobLimits
+from app.jobs.sources import SourceRoots
+from app.runtime.logs import logger
+from app.settings import Settings
+from app.storage import schema
+from app.storage.database import now_ms, open_engine
+from app.storage.job_files import Storage
+
+log = logger(__name__)
+
+
+class SchemaOutdatedError(Exception):
+    """The database's schema is not the one that this code was written for."""
+
+
+@dataclass(frozen=True)
+class JobParts:
+    """Everything that jobs need, in API and workers alike; nothing is connected before it is used."""
+
+    engine: Engine
+    jobs: JobStore
+    chunks: ChunkStore
+    queue: TaskQueue
+    storage: Storage
+    roots: SourceRoots
+    limits: SourceLimits
+    embedded: bool
+    requeue_ms: int
+
+    def queue_lost_tasks(self, *, all_unbegun: bool = False) -> int:
+        """
+        Queue what unfinished jobs need and no queue holds; how many tasks. See ``ChunkStore.lost_tasks``.
+
+        *all_unbegun* says that no other process works on jobs and this one has not begun: everything is lost.
+        """
+        older_than_ms = now_ms() + 1 if all_unbegun else max(0, now_ms() - self.requeue_ms)
+        empty = all_unbegun or self.queue.is_empty()
+        tasks = self.chunks.lost_tasks(older_than_ms=older_than_ms, queue_is_empty=empty)
+        for task in tasks:
+            self.queue.put(task)
+        if tasks:
+            log.info("lost_tasks_queued", num_tasks=len(tasks))
+        return len(tasks)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.queue.broker.close()
+        self.engine.dispose()
+
+
+def job_parts(settings: Settings) -> JobParts:
+    """Compose what jobs need; makes the data folder, touches nothing else."""
+    if settings.database_url is None or settings.storage is None:
+        settings.data.mkdir(parents=True, exist_ok=True)
+    engine = open_engine(settings.database())
+    limits = JobLimits(
+        max_unfinished_jobs=settings.max_unfinished_jobs,
+        max_chunk_attempts=settings.max_chunk_attempts,
+        max_bad_row_share=settings.max_bad_row_share,
+    )
+    url = settings.redis_url
+    broker: dramatiq.Broker = embedded_broker() if url is None else redis_broker(url.get_secret_value())
+    return JobParts(
+        engine=engine,
+        jobs=JobStore(engine, limits),
+        chunks=ChunkStore(engine, limits),
+        queue=TaskQueue(broker),
+        storage=Storage(settings.job_storage()),
+        roots=SourceRoots(settings.input_roots),
+        limits=SourceLimits(
+            max_bytes=settings.max_input_bytes,
+            max_expanded_bytes=settings.max_expanded_bytes,
+            max_items=settings.max_items_per_sequence,
+        ),
+        embedded=url is None,
+        requeue_ms=round(settings.requeue_seconds * 1000),
+    )
+
+
+def check_schema(engine: Engine) -> None:
+    """Raise SchemaOutdatedError unless the database's schema is this code's."""
+    if not schema.is_current(engine):
+        raise SchemaOutdatedError(
+            f"the database's schema is not at revision {schema.newest_revision()}: run `taesar migrate`"
+        )

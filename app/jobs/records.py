@@ -1,0 +1,180 @@
+"""
+Jobs as SQL holds them: records, states and counts. ``store`` is the clients' side, ``chunks`` the workers'.
+
+    queued -> running -> succeeded | failed | cancelled
+
+Order of locks, which keeps transactions from deadlocking: one job's row, then its chunks, then dictionaries.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any, Literal
+
+from sqlalchemy import Connection, delete, select, update
+
+from app.errors import UnknownJobError
+from app.jobs.formats import SourceFormat
+from app.mappings.mapping_store import DictionaryKey, drop
+from app.storage.database import now_ms
+from app.storage.tables import chunks, jobs
+
+MAX_REASON = 500
+
+Purpose = Literal["live", "training"]
+"""What a job's sequences are: histories to answer after, or the rows that the bundle was trained on."""
+
+
+class JobState(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+ACTIVE = tuple(sorted(state for state in JobState if state not in TERMINAL))
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """
+    What a client asks for.
+
+    Args:
+        source_uri: the input, or None when it was uploaded to the job's storage.
+        request_digest: hash of everything that makes the request what it is, uploaded content included.
+    """
+
+    target_domain: str
+    model_version: str
+    rule: str
+    on_unknown: str
+    purpose: Purpose
+    source_uri: str | None
+    source_name: str
+    source_format: SourceFormat
+    request_digest: str
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as SQL holds it; see ``app.storage.tables`` for what is not said by the names."""
+
+    job_id: str
+    state: JobState
+    target_domain: str
+    model_version: str
+    rule: str
+    on_unknown: str
+    purpose: Purpose
+    source_uri: str | None
+    source_name: str
+    source_format: SourceFormat
+    created_at_ms: int
+    started_at_ms: int | None
+    finished_at_ms: int | None
+    pruned_at_ms: int | None
+    num_chunks: int | None
+    chunks_done: int
+    rows_read: int
+    rows_bad: int
+    sequences: int
+    kept: int
+    replaced: int
+    deleted: int
+    unknown: int
+    truncated: int
+    reason: str | None
+
+    @property
+    def dictionary(self) -> DictionaryKey:
+        """The key of the job's own dictionary."""
+        return DictionaryKey(self.target_domain, self.model_version, self.rule, self.job_id)
+
+
+@dataclass(frozen=True)
+class ChunkCounts:
+    """What became of the items of a chunk's sequences."""
+
+    sequences: int = 0
+    kept: int = 0
+    replaced: int = 0
+    deleted: int = 0
+    unknown: int = 0
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
+class JobLimits:
+    """The settings of the same names."""
+
+    max_unfinished_jobs: int
+    max_chunk_attempts: int
+    max_bad_row_share: float
+
+
+def new_job_id() -> str:
+    """32 hexadecimal digits that begin with the present instant, so ids sort by age."""
+    return f"{now_ms():012x}{secrets.token_hex(10)}"
+
+
+def created_at_ms_of(job_id: str) -> int | None:
+    """The instant that ``new_job_id`` wrote into *job_id*; None when it is no job id."""
+    try:
+        return int(job_id[:12], 16) if len(job_id) == 32 and int(job_id, 16) >= 0 else None
+    except ValueError:
+        return None
+
+
+_COUNTS = tuple(field.name for field in fields(ChunkCounts))
+_JOB_COLUMNS = tuple(jobs.c[field.name] for field in fields(Job))
+
+
+def _job(row: Any) -> Job:
+    values = dict(row._mapping)
+    return Job(**{**values, "state": JobState(values["state"])})
+
+
+def find_job(connection: Connection, job_id: str, *, lock: bool = False) -> Job | None:
+    """The job or None; *lock* holds its row until the transaction ends."""
+    if created_at_ms_of(job_id) is None:  # never asked of the database, which may refuse such text (NUL)
+        return None
+    statement = select(*_JOB_COLUMNS).where(jobs.c.job_id == job_id)
+    row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
+    return None if row is None else _job(row)
+
+
+def get_job(connection: Connection, job_id: str, *, lock: bool = False) -> Job:
+    """``find_job`` that raises UnknownJobError."""
+    job = find_job(connection, job_id, lock=lock)
+    if job is None:
+        raise UnknownJobError(job_id)
+    return job
+
+
+def end_job(connection: Connection, job: Job, state: JobState, reason: str | None) -> None:
+    """
+    Give a job whose row is locked its last state; its counts and chunks go, its bad rows stay to be read.
+
+    Not for success: ``ChunkStore.finish`` keeps what this removes.
+    """
+    assert state in (JobState.FAILED, JobState.CANCELLED)
+    drop(connection, job_id=job.job_id)
+    connection.execute(delete(chunks).where(chunks.c.job_id == job.job_id))
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.job_id == job.job_id)
+        .values(state=state, finished_at_ms=now_ms(), reason=None if reason is None else printable(reason))
+    )
+
+
+def printable(text: str) -> str:
+    """PostgreSQL refuses NUL in text; a reason or a name is one short line."""
+    return "".join(c if c.isprintable() else " " for c in text)[:MAX_REASON]

@@ -1,0 +1,139 @@
+"""
+The worker: what jobs need, composed from the settings; the threads that take tasks; the search for lost ones.
+
+``taesar worker`` is one process whose threads share one model. Without Redis the API process runs the same threads on
+a queue of its own (embedded mode): the same code, nothing to install.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+
+from dramatiq.worker import Worker
+
+from app.errors import StoreUnavailableError
+from app.jobs.job_models import BundleModels, ModelSource
+from app.jobs.parts import JobParts, check_schema, job_parts
+from app.jobs.queue import declare_actors
+from app.jobs.runner import JobRunner
+from app.runtime.logs import configure_logging, logger
+from app.runtime.shutdown import SPARE_SECONDS, end_within
+from app.settings import Settings
+
+log = logger(__name__)
+
+SWEEP_SECONDS = 10.0
+# The search usually takes milliseconds; nothing is lost when it is cut off.
+SWEEP_JOIN_SECONDS = 2.0
+
+
+class NoQueueError(Exception):
+    """A worker without Redis would have nothing to work on."""
+
+
+class WorkerThreads:
+    """
+    Threads that take tasks from the queue, and one that looks for lost tasks.
+
+    Args:
+        parts: of ``job_parts``.
+        settings: number of threads, chunk size.
+        models: where models come from.
+    """
+
+    def __init__(self, parts: JobParts, settings: Settings, models: ModelSource) -> None:
+        self._parts = parts
+        self._runner = JobRunner(
+            parts.chunks,
+            parts.queue,
+            parts.storage,
+            roots=parts.roots,
+            limits=parts.limits,
+            chunk_sequences=settings.chunk_sequences,
+            computing=settings.worker_threads,
+            models=models,
+        )
+        declare_actors(parts.queue.broker, self._runner.run)
+        # An idle thread looks up this often; in memory that costs nothing, and the API stops that much sooner.
+        timeout_ms = 100 if parts.embedded else 1000
+        # One thread more than compute: it cuts inputs, reads and writes while the others hold the model.
+        num_threads = settings.worker_threads + 1
+        self._worker = Worker(parts.queue.broker, worker_threads=num_threads, worker_timeout=timeout_ms)
+        # As many tasks as threads: a chunk held in reserve would wait here while another worker is idle.
+        self._worker.queue_prefetch = num_threads
+        self._sweeper = _Repeating(self._sweep, min(SWEEP_SECONDS, settings.requeue_seconds / 4))
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._worker.start()
+        self._sweeper.start()
+
+    def stop(self, *, timeout_seconds: float) -> None:
+        """Take no more tasks and wait for those begun; what does not end in time is delivered again, elsewhere."""
+        self._sweeper.stop()
+        self._worker.stop(timeout=round(timeout_seconds * 1000))
+        self._sweeper.join(SWEEP_JOIN_SECONDS)
+
+    def _sweep(self) -> None:
+        self._runner.renew()  # first: what this process works on is not lost, however long it takes
+        self._parts.queue_lost_tasks()
+
+
+class _Repeating:
+    """Calls a function every so many seconds in a thread of its own; a database that is down only delays it."""
+
+    def __init__(self, call: Callable[[], object], seconds: float) -> None:
+        self._call = call
+        self._seconds = seconds
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lost-tasks", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Call no more."""
+        self._stopped.set()
+
+    def join(self, seconds: float) -> None:
+        """Wait for a call that was begun, but not for ever: it may be stuck in the database."""
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._seconds):
+            try:
+                self._call()
+            except StoreUnavailableError as error:
+                log.warning("lost_tasks_unknown", reason=str(error))
+            except Exception:  # jobs may hang without this thread; nothing may end it
+                log.exception("lost_tasks_failed")
+
+
+def run_worker(settings: Settings) -> None:
+    """
+    Work until SIGTERM or SIGINT, then finish the chunks that were begun and return.
+
+    A chunk that is stuck is not waited for: the process ends in time, and the chunk is delivered again, elsewhere.
+
+    Raises:
+        SchemaOutdatedError: `taesar migrate` has not run.
+        NoQueueError: TAESAR_REDIS_URL is not set.
+    """
+    if settings.redis_url is None:
+        raise NoQueueError("TAESAR_REDIS_URL is not set: without Redis the API process works on jobs itself")
+    configure_logging(settings.log_level)
+    parts = job_parts(settings)
+    check_schema(parts.engine)
+    threads = WorkerThreads(parts, settings, BundleModels(settings))
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    threads.start()
+    log.info("worker_started", threads=settings.worker_threads)
+    stopping.wait()
+    end_within(settings.shutdown_seconds + SPARE_SECONDS)
+    threads.stop(timeout_seconds=settings.shutdown_seconds)
+    parts.close()
+    log.info("worker_stopped")

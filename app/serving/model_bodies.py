@@ -1,0 +1,50 @@
+"""What clients receive about models, as pydantic models with examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.decoding.rules import Rule
+
+
+class Domain(BaseModel):
+    """One domain of a model."""
+
+    name: str
+    num_items: int
+
+
+class Model(BaseModel):
+    """A bundle in memory."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "version": "4f0c2a9be1d7",
+                    "active": True,
+                    "rule": "anticipate",
+                    "max_items": 128,
+                    "domains": [{"name": "food", "num_items": 6752}, {"name": "kitchen", "num_items": 8675}],
+                    "provenance": {"seed": 2025},
+                }
+            ]
+        }
+    )
+
+    version: str = Field(description="Hash of the bundle's content.")
+    active: bool = Field(description="Whether POST /regenerate is answered by it.")
+    rule: Rule
+    max_items: int = Field(description="Items of a sequence that it reads, counted from the end.")
+    domains: list[Domain]
+    provenance: dict[str, Any] = Field(description="How it was trained.")
+
+
+class Models(BaseModel):
+    """What can serve."""
+
+    active: str | None = Field(description="The version that serves; null when none is.")
+    loaded: list[Model] = Field(description="In memory, most recently active first.")
+    available: list[str] = Field(description="Versions in the bundle folder that activation would load.")

@@ -1,0 +1,269 @@
+"""
+Online inference: schemas -> tokens -> batcher -> models -> schemas, and the registry of loaded bundles.
+
+The batcher's thread gives each batch to the model's process and waits for it. Every row in the queue carries the model
+that was active when its request came, so a switch never drops or mixes requests: the old model answers what it
+accepted, then is forgotten and its process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from app.errors import (
+    MAX_LISTED_PARTS,
+    InvalidPart,
+    RequestTooLargeError,
+    UnknownSequenceItemsError,
+)
+from app.runtime.logs import logger
+from app.runtime.metrics import Metrics
+from app.serving.batching import Batcher
+from app.serving.model_registry import LoadedModel, ModelRegistry
+from app.serving.regeneration_bodies import (
+    Item,
+    MixedSequence,
+    RegeneratedSequence,
+    RegenerateRequest,
+    RegenerateResponse,
+    Step,
+)
+from app.settings import Settings
+from models.data.dataset import TOKENS, TokenArray
+from models.decoding.contrastive import DELETED
+from models.decoding.regenerator import Regenerated
+from models.errors import VocabularyError
+from models.network.packing import padded_length
+from models.vocabulary import Vocabulary
+
+log = logger(__name__)
+
+
+@dataclass(frozen=True)
+class BatchKey:
+    """What the rows of one call share."""
+
+    model: LoadedModel
+    target: str
+
+
+@dataclass(frozen=True)
+class ReadSequence:
+    """
+    What the model reads of one submitted sequence.
+
+    Args:
+        token_ids: int64, the last known items, at most as many as the model reads.
+        positions: the index of each token in the submitted items.
+        unknown_positions: indices of items that the model does not know.
+        num_truncated: known items before the first token.
+    """
+
+    token_ids: TokenArray
+    positions: tuple[int, ...]
+    unknown_positions: tuple[int, ...]
+    num_truncated: int
+
+
+RegenerationBatcher = Batcher[BatchKey, TokenArray, Regenerated]
+
+
+def run_batch(key: BatchKey, token_ids: Sequence[TokenArray]) -> list[Regenerated]:
+    """One call of the model; the batcher's ``process``."""
+    return key.model.regenerator.regenerate(token_ids, key.target)
+
+
+class Inference:
+    """
+    Answer POST /regenerate.
+
+    Args:
+        registry: says which model serves.
+        batcher: runs it.
+        settings: the limits.
+        metrics: counts decisions.
+    """
+
+    def __init__(
+        self, registry: ModelRegistry, batcher: RegenerationBatcher, *, settings: Settings, metrics: Metrics
+    ) -> None:
+        self.registry = registry
+        self._batcher = batcher
+        self._settings = settings
+        self._metrics = metrics
+
+    async def regenerate(self, request: RegenerateRequest) -> RegenerateResponse:
+        """
+        Rewrite every sequence of *request*; a sequence's answer does not depend on its company.
+
+        Raises:
+            RequestTooLargeError: more sequences or items, in one or in all, than the settings permit.
+            ModelUnavailableError: no model is active.
+            UnknownDomainError: the target is none of the model's domains.
+            UnknownSequenceItemsError: ``on_unknown`` is "error" and there are some.
+            ModelProcessDiedError: the model's process ended over this request's batch, twice.
+            QueueFullError, ShuttingDownError, ModelThreadDiedError: from the batcher.
+        """
+        self._check_limits(request)
+        model = self.registry.active()
+        vocabulary = model.bundle.vocabulary
+        vocabulary.domain_index(request.target_domain)
+        # Beside the event loop: a request at its limits must not hold up the others
+        encoded = await asyncio.to_thread(encode_all, request, vocabulary, model.regenerator.max_items)
+        results = await self._run(BatchKey(model, request.target_domain), encoded)
+        if request.explain:  # a tenth of a second at the limits; without, a few milliseconds
+            answers = await asyncio.to_thread(answer_all, request, encoded, results, vocabulary)
+        else:
+            answers = answer_all(request, encoded, results, vocabulary)
+        for answer in answers:
+            self._metrics.observe_sequence(
+                kept=answer.kept,
+                replaced=answer.replaced,
+                deleted=answer.deleted,
+                unknown=answer.unknown,
+                truncated=answer.truncated,
+            )
+        return RegenerateResponse(
+            target_domain=request.target_domain, model_version=model.bundle.version, sequences=answers
+        )
+
+    async def unreadiness(self) -> str | None:
+        """Why the model's thread cannot work, or None."""
+        return None if self._batcher.death is None else f"the model's thread ended: {self._batcher.death!r}"
+
+    def _check_limits(self, request: RegenerateRequest) -> None:
+        limit = self._settings.max_sequences_per_request
+        if len(request.sequences) > limit:
+            raise RequestTooLargeError(f"{len(request.sequences)} sequences", limit, "TAESAR_MAX_SEQUENCES_PER_REQUEST")
+        limit = self._settings.max_items_per_sequence
+        for index, sequence in enumerate(request.sequences):
+            if len(sequence.items) > limit:
+                raise RequestTooLargeError(
+                    f"sequence {index} has {len(sequence.items)} items", limit, "TAESAR_MAX_ITEMS_PER_SEQUENCE"
+                )
+        limit = self._settings.max_items_per_request
+        total = sum(len(sequence.items) for sequence in request.sequences)
+        if total > limit:
+            raise RequestTooLargeError(f"{total} items in all sequences", limit, "TAESAR_MAX_ITEMS_PER_REQUEST")
+
+    async def _run(self, key: BatchKey, encoded: Sequence[ReadSequence]) -> list[Regenerated | None]:
+        """Results in order; None for a sequence of which nothing is known: there is nothing to compute."""
+        rows = [index for index, read in enumerate(encoded) if len(read.token_ids)]
+        results: list[Regenerated | None] = [None] * len(encoded)
+        if rows:
+            tokens = [encoded[index].token_ids for index in rows]
+            found = await self._batcher.submit(key, tokens, [padded_length(len(row)) for row in tokens])
+            for index, result in zip(rows, found, strict=True):
+                results[index] = result
+        return results
+
+
+def encode_all(request: RegenerateRequest, vocabulary: Vocabulary, max_items: int) -> list[ReadSequence]:
+    """
+    Every sequence of *request* as the model reads it.
+
+    Raises:
+        UnknownSequenceItemsError: ``on_unknown`` is "error" and there are unknown items.
+    """
+    encoded = [encode(sequence, vocabulary, max_items) for sequence in request.sequences]
+    if request.on_unknown == "error":
+        _refuse_unknown(request.sequences, encoded)
+    return encoded
+
+
+def encode(sequence: MixedSequence, vocabulary: Vocabulary, max_items: int) -> ReadSequence:
+    """The last *max_items* known items of *sequence* as tokens, and what was left out."""
+    token_ids: list[int] = []
+    positions: list[int] = []
+    unknown: list[int] = []
+    for position, item in enumerate(sequence.items):
+        try:
+            token_ids.append(vocabulary.token_id(item.domain, item.item_id))
+            positions.append(position)
+        except VocabularyError:
+            unknown.append(position)
+    return ReadSequence(
+        token_ids=np.asarray(token_ids[-max_items:], dtype=TOKENS),
+        positions=tuple(positions[-max_items:]),
+        unknown_positions=tuple(unknown),
+        num_truncated=max(0, len(token_ids) - max_items),
+    )
+
+
+def _refuse_unknown(sequences: Sequence[MixedSequence], encoded: Sequence[ReadSequence]) -> None:
+    total = sum(len(read.unknown_positions) for read in encoded)
+    if not total:
+        return
+    parts = (
+        InvalidPart(
+            ("body", "sequences", row, "items", position),
+            f"sequence {row}, position {position}: unknown item {sequence.items[position].item_id!r} "
+            f"of domain {sequence.items[position].domain!r}",
+        )
+        for row, (sequence, read) in enumerate(zip(sequences, encoded, strict=True))
+        for position in read.unknown_positions
+    )
+    raise UnknownSequenceItemsError(list(islice(parts, MAX_LISTED_PARTS)), total)
+
+
+def answer_all(
+    request: RegenerateRequest,
+    encoded: Sequence[ReadSequence],
+    results: Sequence[Regenerated | None],
+    vocabulary: Vocabulary,
+) -> list[RegeneratedSequence]:
+    """The answer to every sequence of *request*; a result is None where nothing of it is known."""
+    return [
+        _answer(sequence, read, result, vocabulary, explain=request.explain)
+        for sequence, read, result in zip(request.sequences, encoded, results, strict=True)
+    ]
+
+
+def _answer(
+    sequence: MixedSequence, read: ReadSequence, result: Regenerated | None, vocabulary: Vocabulary, *, explain: bool
+) -> RegeneratedSequence:
+    answer = RegeneratedSequence(
+        user_id=sequence.user_id,
+        items=[] if result is None else vocabulary.item_ids_of(result.token_ids),
+        kept=0 if result is None else result.kept,
+        replaced=0 if result is None else result.replaced,
+        deleted=0 if result is None else result.deleted,
+        unknown=len(read.unknown_positions),
+        truncated=read.num_truncated,
+    )
+    if explain:
+        # Assigned, not passed: the route leaves out what was not set, so "steps" is there only when asked for
+        answer.steps = [] if result is None else _steps(sequence.items, read, result, vocabulary)
+    return answer
+
+
+def _steps(items: Sequence[Item], read: ReadSequence, result: Regenerated, vocabulary: Vocabulary) -> list[Step]:
+    steps = result.steps
+    columns = (steps.positions, steps.replacements, steps.alpha, steps.beta, steps.score, steps.margin)
+    described = []
+    for row, replacement, alpha, beta, score, margin in zip(*(column.tolist() for column in columns), strict=True):
+        position = read.positions[row]
+        deleted = replacement == DELETED
+        described.append(
+            Step(
+                position=position,
+                source=items[position],
+                action="deleted" if deleted else "replaced",
+                item_id=None if deleted else vocabulary.item_ids_of([replacement])[0],
+                alpha=_finite(alpha),
+                beta=_finite(beta),
+                score=_finite(score),
+                margin=_finite(margin),
+            )
+        )
+    return described
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

@@ -1,0 +1,138 @@
+"""Opening the database, SQLite or PostgreSQL, and the two kinds of transaction on it."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    create_engine,
+    event,
+    make_url,
+)
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from app.errors import StoreUnavailableError
+
+SQLITE_LOCK_TIMEOUT_SECONDS = 60
+
+
+# A server or a network that has gone silent must end in an error, not in a thread that waits for ever: 5 s to connect;
+# 30 s for what was sent to be acknowledged, or for a sign of life while an answer is computed. What the URL says of
+# these goes first. A server that is frozen while its kernel acknowledges is noticed by none of them but the first.
+POSTGRESQL_PATIENCE = {
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+
+# Of one statement that only reads, a block of a stream included: they take milliseconds, so this one waits for a lock,
+# and its client has gone. Statements that write may take long: a merge, a migration, a job's rows removed.
+READ_SECONDS = 30
+
+
+_IMMEDIATE = "taesar_immediate"
+
+
+def now_ms() -> int:
+    """The present instant in milliseconds since 1970 (UTC)."""
+    return time.time_ns() // 1_000_000
+
+
+def open_engine(database_url: str, *, pool_size: int = 10) -> Engine:
+    """
+    Connect to the database of *database_url* (``sqlite:///path`` or ``postgresql://...``).
+
+    SQLite runs in WAL mode: readers never wait for the writer, and a second writer waits up to 60 s. PostgreSQL
+    connections are checked before use, so a restarted server costs one reconnect and no error; one that has gone silent
+    is given up (``POSTGRESQL_PATIENCE``).
+    """
+    url = make_url(database_url)
+    if url.get_backend_name() == "sqlite":
+        engine = create_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=4 * pool_size,
+            connect_args={"timeout": SQLITE_LOCK_TIMEOUT_SECONDS, "check_same_thread": False},
+        )
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    patience = {name: value for name, value in POSTGRESQL_PATIENCE.items() if name not in url.query}
+    return create_engine(
+        url, pool_size=pool_size, max_overflow=4 * pool_size, pool_pre_ping=True, connect_args=patience
+    )
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """
+    A transaction that changes nothing; on PostgreSQL a statement of it ends after READ_SECONDS.
+
+    Raises:
+        StoreUnavailableError: the database does not answer, or not in time.
+    """
+    with _store_errors(), engine.connect() as connection, connection.begin():
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{READ_SECONDS}s'")
+        yield connection
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """
+    A transaction that commits when the block ends and rolls back when it raises.
+
+    On SQLite it takes the write lock at once: upgrading a read transaction later fails instead of waiting.
+
+    Raises:
+        StoreUnavailableError: the database does not answer; whether the transaction took effect is then unknown.
+    """
+    with _store_errors(), engine.connect().execution_options(**{_IMMEDIATE: True}) as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+        reason = type(error.__cause__ or error).__name__
+        raise StoreUnavailableError(f"the database does not answer: {reason}") from error
+
+
+def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:
+    dbapi_connection.isolation_level = None  # the driver's own implicit BEGIN would come too late for IMMEDIATE
+    _switch_to_wal(dbapi_connection)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
+        dbapi_connection.execute(f"PRAGMA {pragma}")
+
+
+def _switch_to_wal(dbapi_connection: sqlite3.Connection) -> None:
+    """Set WAL mode. SQLite refuses the switch at once while another connection makes it, whatever the lock timeout."""
+    deadline = time.monotonic() + SQLITE_LOCK_TIMEOUT_SECONDS
+    while True:
+        try:
+            dbapi_connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    immediate = connection.get_execution_options().get(_IMMEDIATE, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")

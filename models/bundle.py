@@ -1,0 +1,278 @@
+"""
+The bundle: one folder that holds everything regeneration needs, without pickle.
+
+    manifest.json         format version, network configuration, domains, provenance, SHA-256 of each other file
+    vocabulary.parquet    token_id, domain, item_id
+    base.safetensors      the base decoder, theta_M
+    expert-00.safetensors one expert per domain, in domain order, theta_d
+
+A bundle is written beside its destination and renamed into place, so a folder with a manifest is whole. Its version
+is a hash of its content: equal weights, vocabulary and configuration have equal versions, whatever the clock says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
+
+from models.data.dataset import sha256_of
+from models.errors import (
+    BundleCorruptError,
+    BundleMismatchError,
+    BundleMissingFileError,
+    BundleVersionError,
+    DatasetFormatError,
+)
+from models.files import check_replaceable, replacing
+from models.network.decoder import Decoder, DecoderConfig
+from models.vocabulary import Vocabulary
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+VOCABULARY = "vocabulary.parquet"
+BASE = "base.safetensors"
+EXPERT_FILE = re.compile(r"expert-\d{2,}\.safetensors")
+VERSION_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class BundleDescription:
+    """
+    All of a bundle but its networks.
+
+    Args:
+        directory: where it lies.
+        version: hash of its content, 12 hex digits.
+        vocabulary: every item that the networks know.
+        config: the size that base and experts share.
+        provenance: how it was trained, as ``save_bundle`` was told.
+    """
+
+    directory: Path
+    version: str
+    vocabulary: Vocabulary
+    config: DecoderConfig
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Bundle(BundleDescription):
+    """
+    A loaded bundle, networks in evaluation mode.
+
+    Args:
+        base: theta_M.
+        experts: theta_d, one per domain in the vocabulary's order.
+    """
+
+    base: Decoder
+    experts: tuple[Decoder, ...]
+
+    def expert(self, domain: str) -> Decoder:
+        """The expert of *domain*; raises UnknownDomainError."""
+        return self.experts[self.vocabulary.domain_index(domain)]
+
+
+def save_bundle(
+    directory: Path,
+    *,
+    vocabulary: Vocabulary,
+    base: Decoder,
+    experts: Sequence[Decoder],
+    provenance: Mapping[str, Any],
+) -> Bundle:
+    """
+    Write a bundle folder; nothing is left behind when it fails.
+
+    Args:
+        directory: the folder to write; an existing bundle there is replaced, any other content is refused.
+        vocabulary: the items, in the token order of the networks' tables.
+        base: the base decoder.
+        experts: one decoder per domain of the vocabulary, same configuration as the base.
+        provenance: JSON-able record of dataset, options and metrics.
+
+    Raises:
+        OutputExistsError: *directory* holds something that is not a bundle.
+        BundleMismatchError: networks and vocabulary do not belong together.
+    """
+    _check_together(vocabulary, base.config, [base, *experts], where=str(directory))
+    if len(experts) != len(vocabulary.domains):
+        raise BundleMismatchError(f"{directory}: {len(experts)} experts for {len(vocabulary.domains)} domains")
+    check_destination(directory)
+    with replacing(directory) as staging:
+        vocabulary.save(staging / VOCABULARY)
+        names = [BASE, *(expert_file(index) for index in range(len(experts)))]
+        for name, network in zip(names, [base, *experts], strict=True):
+            tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
+            save_file(tensors, staging / name)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "decoder": dataclasses.asdict(base.config),
+            "domains": list(vocabulary.domains),
+            "vocabulary_fingerprint": vocabulary.fingerprint,
+            "files": {name: sha256_of(staging / name) for name in [VOCABULARY, *names]},
+            "provenance": provenance,
+        }
+        (staging / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return load_bundle(directory, device=base.item_embeddings_VD.device)
+
+
+def check_destination(directory: Path) -> None:
+    """
+    Whether a bundle may be written to *directory*; ask before hours of training.
+
+    Raises:
+        OutputExistsError: it holds something that is not a bundle.
+    """
+    fixed = frozenset({MANIFEST, VOCABULARY, BASE})
+    check_replaceable(
+        directory,
+        what="a bundle",
+        required=frozenset({MANIFEST, VOCABULARY}),
+        ours=lambda name: name in fixed or EXPERT_FILE.fullmatch(name) is not None,
+    )
+
+
+def load_bundle(directory: Path, device: torch.device | str = "cpu") -> Bundle:
+    """
+    Load and check a bundle.
+
+    Raises:
+        BundleMissingFileError: the manifest or a file that it lists is not there.
+        BundleVersionError: written in a newer format.
+        BundleCorruptError: a hash differs or a file cannot be parsed.
+        BundleMismatchError: vocabulary, configuration and tensors disagree.
+    """
+    manifest = _read_manifest(directory)
+    _check_files(directory, manifest, manifest["files"])
+    described = _description(directory, manifest)
+    config, num_experts = described.config, len(described.vocabulary.domains)
+    base = _load_decoder(directory / BASE, config, device)
+    experts = tuple(_load_decoder(directory / expert_file(index), config, device) for index in range(num_experts))
+    _check_together(described.vocabulary, config, [base, *experts], where=str(directory))
+    return Bundle(**vars(described), base=base, experts=experts)
+
+
+def describe_bundle(directory: Path) -> BundleDescription:
+    """
+    Read all but the networks, whose files are not looked at.
+
+    Raises:
+        BundleError: as ``load_bundle`` for the manifest and the vocabulary.
+    """
+    manifest = _read_manifest(directory)
+    _check_files(directory, manifest, [VOCABULARY])
+    return _description(directory, manifest)
+
+
+def _check_files(directory: Path, manifest: Mapping[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        path = directory / name
+        if not path.is_file():
+            raise BundleMissingFileError(f"{path}: listed in the manifest but missing")
+        if sha256_of(path) != manifest["files"][name]:
+            raise BundleCorruptError(f"{path}: its SHA-256 differs from the manifest's; truncated or edited")
+
+
+def _description(directory: Path, manifest: Mapping[str, Any]) -> BundleDescription:
+    try:
+        vocabulary = Vocabulary.load(directory / VOCABULARY)
+    except DatasetFormatError as error:
+        raise BundleCorruptError(str(error)) from error
+    try:
+        config = DecoderConfig(**manifest["decoder"])
+    except (TypeError, ValueError) as error:
+        raise BundleMismatchError(f"{directory / MANIFEST}: not a decoder configuration: {error}") from error
+    if list(vocabulary.domains) != manifest["domains"] or vocabulary.fingerprint != manifest["vocabulary_fingerprint"]:
+        raise BundleMismatchError(f"{directory / VOCABULARY}: its domains or items are not the manifest's")
+    return BundleDescription(directory, _version_of(manifest), vocabulary, config, manifest["provenance"])
+
+
+def read_version(directory: Path) -> str:
+    """
+    The version that ``load_bundle`` would report, from the manifest alone: no tensor is read, no hash checked.
+
+    Raises:
+        BundleError: as ``load_bundle`` for the manifest.
+    """
+    return _version_of(_read_manifest(directory))
+
+
+def expert_file(domain_index: int) -> str:
+    """Name of an expert's file inside a bundle."""
+    return f"expert-{domain_index:02d}.safetensors"
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise BundleMissingFileError(f"{path}: not found; not a bundle folder")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleCorruptError(f"{path}: not readable as JSON: {error}") from error
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if not isinstance(version, int):
+        raise BundleCorruptError(f"{path}: has no format version; not a bundle manifest")
+    if version > FORMAT_VERSION:
+        raise BundleVersionError(f"{path}: format version {version}; this code reads up to {FORMAT_VERSION}")
+    missing = {"decoder", "domains", "vocabulary_fingerprint", "files", "provenance"} - set(manifest)
+    if missing:
+        raise BundleCorruptError(f"{path}: lacks {', '.join(sorted(missing))}")
+    if not isinstance(manifest["domains"], list) or not isinstance(manifest["files"], dict):
+        raise BundleCorruptError(f"{path}: its domains are not a list or its files not a table")
+    expected = {VOCABULARY, BASE, *(expert_file(index) for index in range(len(manifest["domains"])))}
+    if set(manifest["files"]) != expected:
+        raise BundleMismatchError(f"{path}: lists {sorted(manifest['files'])}, expected {sorted(expected)}")
+    return dict(manifest)
+
+
+class _WithoutInitialisation(TorchFunctionMode):
+    """Leaves ``torch.nn.init`` out: on meta tensors it has nothing to fill, and imports 800 modules to do so."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if kwargs else args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def _load_decoder(path: Path, config: DecoderConfig, device: torch.device | str) -> Decoder:
+    try:
+        state = load_file(path, device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise BundleCorruptError(f"{path}: not a safetensors file: {error}") from error
+    with torch.device("meta"), _WithoutInitialisation():
+        decoder = Decoder(config)
+    try:
+        decoder.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise BundleMismatchError(f"{path}: its tensors are not those of the configured decoder: {error}") from error
+    return decoder.eval().requires_grad_(False)
+
+
+def _check_together(vocabulary: Vocabulary, config: DecoderConfig, networks: Sequence[Decoder], *, where: str) -> None:
+    if config.num_items != vocabulary.num_items:
+        raise BundleMismatchError(
+            f"{where}: the network has {config.num_items} items, the vocabulary {vocabulary.num_items}"
+        )
+    if any(network.config != config for network in networks):
+        raise BundleMismatchError(f"{where}: base and experts differ in configuration")
+
+
+def _version_of(manifest: Mapping[str, Any]) -> str:
+    keys = ("format_version", "decoder", "domains", "vocabulary_fingerprint", "files")
+    content = {key: manifest[key] for key in keys}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:VERSION_LENGTH]

@@ -1,0 +1,172 @@
+"""
+Rule ``anticipate``: what the target expert expects next stands in for the source items that made it expect it.
+
+A *run* is a stretch of neighbouring source items. The target expert theta_T reads the history up to and including the
+run's last item, and the run's last m = min(RUN_ITEMS, length of the run) items are replaced by the m most probable
+target items under p = softmax(h . e_x), x in the target domain, that the row does not hold yet, the most probable one
+last; the run's earlier items are deleted.
+
+Ours, not the paper's. Its rules ask at a source item what the decoders expect *instead* of it, from the history before
+it: the item itself, the freshest thing known, is never read, neighbouring items get the same answer, and most answers
+repeat a neighbour and collapse. Here the run is read whole, its answers differ, and they say what the other domains
+tell about the target: in training rows they stand before the item that they announce, so a recommender learns to take
+the hint, and the same hint is there in a live history.
+
+The expert recites rows that it was trained on: it ranks the item that really came next among its ten best several
+times as often as in rows that it has not seen, and a recommender trained on such hints would trust them too much. So
+in training rows the item that really came next is no candidate for the run before it (*withheld*), and source items
+after the last target item are deleted: there is nothing after them to learn from.
+
+Shapes: R = runs, D = width, X = items of the target domain, K = candidates kept per run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from models.data.dataset import TokenArray
+from models.decoding.contrastive import View, log_softmax, logits_in_blocks
+from models.vocabulary import TokenRange
+
+# Items that a run leaves behind at most. One says less than the run knew; with ten, rows are mostly predictions.
+RUN_ITEMS = 3
+
+
+@dataclass(frozen=True)
+class SourceRun:
+    """
+    Neighbouring source items of one sequence, first..last (0-based positions, both inclusive).
+
+    ``following`` is the target item right after them, or 0 at the end of the sequence.
+    """
+
+    first: int
+    last: int
+    following: int
+
+    @property
+    def num_hints(self) -> int:
+        """Items that take the run's place."""
+        return min(RUN_ITEMS, self.last - self.first + 1)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The expert's most probable target items at R positions, best first, both fields [R, K]."""
+
+    token_ids_RK: npt.NDArray[np.int64]
+    log_probabilities_RK: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Hint:
+    """One replacement: where, what, its log-probability, and its lead over the best candidate left over."""
+
+    position: int
+    token_id: int
+    log_probability: float
+    margin: float
+
+
+def runs(history: TokenArray, target_range: TokenRange) -> list[SourceRun]:
+    """
+    The runs of a sequence, in order.
+
+    >>> [(run.first, run.last, run.following) for run in runs(np.asarray([9, 1, 8, 9, 2, 8]), TokenRange(1, 5))]
+    [(0, 0, 1), (2, 3, 2), (5, 5, 0)]
+    """
+    source_T = (history < target_range.first) | (history > target_range.last)
+    edges = np.diff(np.concatenate([[0], source_T.astype(np.int8), [0]]))
+    starts, stops = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    return [
+        SourceRun(int(start), int(stop) - 1, int(history[stop]) if stop < len(history) else 0)
+        for start, stop in zip(starts, stops, strict=True)
+    ]
+
+
+def expected_items(view: View, target_range: TokenRange, count: int) -> Expected:
+    """
+    The *count* most probable items of the target domain (all of them where it has fewer) at each of R positions.
+
+    Args:
+        view: the target expert's hidden states [R, D] at the runs' last items, and its item table.
+        target_range: the target domain's tokens.
+        count: K.
+    """
+    count = min(count, len(target_range))
+    tokens, values = [np.zeros((0, count), dtype=np.int64)], [np.zeros((0, count), dtype=np.float32)]
+    for logits_CX in logits_in_blocks(View(view.hidden_ND, view.table_VD[target_range.columns])):
+        best_CK, column_CK = _best(log_softmax(logits_CX), count)
+        tokens.append((column_CK + target_range.first).cpu().numpy())
+        values.append(best_CK.cpu().numpy())
+    token_ids_RK, log_probabilities_RK = np.concatenate(tokens), np.concatenate(values)
+    # The best come first, but equals in any order; the lowest token is first among them, as everywhere.
+    has_equals_R = (log_probabilities_RK[:, 1:] == log_probabilities_RK[:, :-1]).any(axis=1)
+    order_SK = np.lexsort((token_ids_RK[has_equals_R], -log_probabilities_RK[has_equals_R]), axis=1)
+    for values_RK in (token_ids_RK, log_probabilities_RK):
+        values_RK[has_equals_R] = np.take_along_axis(values_RK[has_equals_R], order_SK, axis=1)
+    return Expected(token_ids_RK, log_probabilities_RK)
+
+
+def _best(values_CX: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """
+    The *count* largest values and their columns; of equals at the last place the lowest columns are taken.
+
+    Which of them topk takes depends on how many are asked for, and so, here, on the other sequences of the call.
+    """
+    # One more than wanted: where it equals the last one wanted, more share that place than it has room for.
+    best_CK, column_CK = values_CX.topk(min(count + 1, values_CX.shape[1]), dim=1)
+    tied_C = (best_CK[:, count:] == best_CK[:, count - 1 : count]).any(dim=1)
+    best_CK, column_CK = best_CK[:, :count], column_CK[:, :count]
+    if tied_C.any():
+        ordered = values_CX[tied_C].sort(dim=1, descending=True, stable=True)
+        best_CK[tied_C], column_CK[tied_C] = ordered.values[:, :count], ordered.indices[:, :count]
+    return best_CK, column_CK
+
+
+def candidates_needed(histories: Sequence[TokenArray]) -> int:
+    """K that always suffices: a run's hints, what the longest row may hold already, one withheld, one runner-up."""
+    return RUN_ITEMS + max((len(history) for history in histories), default=0) + 2
+
+
+def hints(
+    history: TokenArray,
+    runs_of_history: Sequence[SourceRun],
+    expected: Expected,
+    first_row: int,
+    *,
+    training_row: bool,
+) -> Iterator[Hint]:
+    """
+    The replacements of one sequence; every source item without one is deleted.
+
+    Args:
+        history: the mixed sequence.
+        runs_of_history: its runs.
+        expected: what the expert expects at the end of many sequences' runs.
+        first_row: row of *expected* that belongs to the first of *runs_of_history*.
+        training_row: the expert was trained on this sequence: see *withheld* at the top.
+    """
+    held: set[int] = set()
+    read = 0
+    for row, run in enumerate(runs_of_history, start=first_row):
+        held.update(int(token) for token in history[read : run.first])
+        read = run.last + 1
+        if training_row and not run.following:
+            return
+        refused = held | {run.following} if training_row else held
+        listed = (
+            (int(token), float(value))
+            for token, value in zip(expected.token_ids_RK[row], expected.log_probabilities_RK[row], strict=True)
+            if int(token) not in refused
+        )
+        chosen = [pair for pair, _ in zip(listed, range(run.num_hints + 1), strict=False)]
+        for rank, (token, value) in enumerate(chosen[: run.num_hints]):
+            rest = chosen[run.num_hints :]
+            yield Hint(run.last - rank, token, value, value - rest[0][1] if rest else float("inf"))
+            held.add(token)

@@ -1,0 +1,390 @@
+"""
+Train recommenders on the arms and rank the held-out items; every (recommender, arm, seed) is one cached cell.
+
+Equal budgets. An epoch is, for every arm, as many optimiser steps as one pass over the *original* arm's rows takes;
+each arm draws its batches from its own endless stream of shuffled passes. So arms of more rows take no more steps per
+epoch, validate as often per step, and stop by the same rule: ``TrainingConfig.patience`` epochs without a better
+validation NDCG@10, ``max_epochs`` at most. The same seed means the same initial weights wherever the shapes agree.
+
+Ranking. Full, over the target's items, ties pessimistic, twice by the same scores (``Ranks``): among all items, and
+among those that the user has not had. Validation takes the first. A user whose history is empty says nothing to a
+sequential model and is ranked by popularity in the arm's rows.
+
+A cell's key is a hash of everything its ranks depend on: rows, held-out items, recommender, configuration, seed, kind
+of device and version of torch. A finished cell is read back, an interrupted one goes on from its last finished epoch.
+
+Shapes: N = held-out rows, B = batch, T = positions, X = candidates, L = items seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.data.dataset import pad_right
+from models.errors import DatasetFormatError
+from models.evaluation.arms import Arm, ArmName, Queries, RowName
+from models.ranking_metrics import ndcg_at_k, pessimistic_ranks, ranks_without
+from models.recommenders.multidomain import MultiDomainConfig
+from models.recommenders.popularity import Popularity
+from models.recommenders.recommender import Recommender, RecommenderConfig, Scorer
+from models.recommenders.registry import COUNTED, MULTI_DOMAIN, TRAINED
+from models.training.batches import epoch_generator
+from models.training.loop import Progress, TrainingConfig, fit
+from models.vocabulary import PADDING
+
+# Part of every cell's key: raise it when a change moves results, so that stale cells are not read.
+CELL_VERSION = 4
+RANKING_ROWS = 256
+# Scores held at once while ranking, in elements (64 MB).
+RANKING_ELEMENTS = 1 << 24
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """
+    What the cells of one grid share.
+
+    Args:
+        training: schedule; its seed is replaced by each cell's.
+        recommender: hyper-parameters.
+        multi_domain: hyper-parameters that only multi-domain recommenders have.
+        schedules: by name, the whole schedule of each recommender that does not take ``training``.
+    """
+
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    recommender: RecommenderConfig = dataclasses.field(default_factory=RecommenderConfig)
+    multi_domain: MultiDomainConfig = dataclasses.field(default_factory=MultiDomainConfig)
+    schedules: Mapping[str, TrainingConfig] = dataclasses.field(default_factory=dict)
+
+    def training_of(self, recommender: str) -> TrainingConfig:
+        """The schedule of one recommender."""
+        return self.schedules.get(recommender, self.training)
+
+
+RankingName = Literal["all", "unseen"]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """
+    Pessimistic ranks [N] of the held-out items, in the order of the arm's queries.
+
+    Args:
+        all: among all of the target's items, as the paper ranks.
+        unseen: without the target's items that the user had before (``Queries.seen``), as a shop ranks what is bought
+            once.
+    """
+
+    all: tuple[int, ...]
+    unseen: tuple[int, ...]
+
+    def among(self, ranking: RankingName) -> tuple[int, ...]:
+        """The ranks of one ranking."""
+        return self.all if ranking == "all" else self.unseen
+
+
+@dataclass(frozen=True)
+class Cell:
+    """
+    One recommender, trained on one arm with one seed, and where it ranks every test item.
+
+    Args:
+        ranks: of the test rows.
+        served_ranks: the same after regenerated histories, by the same weights; None where the arm has none.
+        validation_ndcg_at_10: of the weights that ranked them; None for counted recommenders.
+        best_epoch: epoch of those weights; 0 is the untrained model.
+        epochs: epochs trained.
+        steps_per_epoch: optimiser steps of one epoch.
+        num_parameters: trained weights.
+        seconds: wall time of training, validation and ranking, over all runs that an interrupted cell took.
+        device: kind of device.
+    """
+
+    key: str
+    recommender: str
+    arm: RowName
+    seed: int
+    ranks: Ranks
+    served_ranks: Ranks | None
+    validation_ndcg_at_10: float | None
+    best_epoch: int
+    epochs: int
+    steps_per_epoch: int
+    num_parameters: int
+    seconds: float
+    device: str
+    torch_version: str
+
+
+class RowObjective:
+    """
+    Next-item training of one recommender on one arm's rows (an ``Objective`` of ``training.fit``).
+
+    Args:
+        recommender: the untrained model; its class decides what a batch is.
+        arm: rows, candidates and validation rows.
+        steps_per_epoch: optimiser steps that make an epoch, whatever the number of rows.
+        batch_size: rows per step.
+        seed: of the shuffles.
+    """
+
+    def __init__(
+        self, recommender: Recommender[Any], arm: Arm, *, steps_per_epoch: int, batch_size: int, seed: int
+    ) -> None:
+        self.name = recommender.name
+        self.fingerprint = arm.fingerprint
+        self.arm = arm
+        self.steps_per_epoch = steps_per_epoch
+        self.batches_per_pass = recommender.num_batches(arm.rows, batch_size)
+        self.validation = _with_history(arm.validation)
+
+        @lru_cache(maxsize=1)  # the pass at hand; neighbouring epochs share one
+        def batches_of_pass(number: int) -> list[Any]:
+            return list(recommender.batches(arm.rows, batch_size, epoch_generator(seed, f"{self.name} pass", number)))
+
+        self._batches_of_pass = batches_of_pass
+
+    def num_batches(self) -> int:
+        """Steps per epoch."""
+        return self.steps_per_epoch
+
+    def batches(self, epoch: int) -> Iterator[Any]:
+        """Steps ``(epoch - 1) * n`` to ``epoch * n`` of the endless stream; a function of seed and epoch alone."""
+        for step in range((epoch - 1) * self.steps_per_epoch, epoch * self.steps_per_epoch):
+            number, index = divmod(step, self.batches_per_pass)
+            yield self._batches_of_pass(number)[index]
+
+    def loss(self, module: Recommender[Any], batch: Any) -> Tensor:
+        """The recommender's own."""
+        return module.loss(batch)
+
+    def validate(self, module: Recommender[Any]) -> float | None:
+        """NDCG@10 over the validation rows with a history; None if there are none."""
+        if not len(self.validation):
+            return None
+        ranks = rank_queries(module, self.validation, self.arm, module.device)
+        return float(ndcg_at_k(torch.tensor(ranks.all), 10).mean())
+
+
+@dataclass(frozen=True)
+class Grid:
+    """
+    The cells of one evaluation and where finished ones are kept.
+
+    Args:
+        arms: the arms to run, ``original`` first: it sets the number of steps.
+        config: schedule and hyper-parameters.
+        directory: folder of finished cells; may be shared by evaluations.
+        device: where to train.
+    """
+
+    arms: tuple[Arm, ...]
+    config: EvaluationConfig
+    directory: Path
+    device: torch.device
+
+    @cached_property
+    def original(self) -> Arm:
+        """The arm that sets the budget."""
+        assert self.arms[0].name == "original"
+        return self.arms[0]
+
+    def key(self, recommender: str, arm: Arm, seed: int) -> str:
+        """Content hash of one cell."""
+        content: dict[str, Any] = {
+            "version": CELL_VERSION,
+            "recommender": recommender,
+            "arm": arm.fingerprint,
+            "budget": self.original.fingerprint,
+            # The schedule that this recommender takes, wherever it was written; those of others change nothing.
+            "config": {
+                "training": dataclasses.asdict(self.config.training_of(recommender)),
+                "recommender": dataclasses.asdict(self.config.recommender),
+            },
+            "seed": seed,
+            "device": self.device.type,
+            "torch": torch.__version__,
+        }
+        if recommender in MULTI_DOMAIN:
+            content["config"]["multi_domain"] = dataclasses.asdict(self.config.multi_domain)
+            content["domains"] = [(domain.first, domain.last) for domain in arm.domains]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+    def finished(self, recommender: str, arm: Arm, seed: int) -> Cell | None:
+        """
+        The cell from disk, or None where it has not been run.
+
+        Raises:
+            DatasetFormatError: its file is damaged.
+        """
+        path = self._cell_file(self.key(recommender, arm, seed))
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            # Two arms of equal content share one cell; each reads it under its own name.
+            served = content["served_ranks"]
+            content |= {"ranks": _ranks_read(content["ranks"])}
+            content |= {"served_ranks": None if served is None else _ranks_read(served)}
+            return Cell(**{**content, "arm": arm.name})
+        except (ValueError, KeyError, TypeError) as error:
+            raise DatasetFormatError(f"{path}: a damaged cell ({error}); delete it to compute it anew") from error
+
+    def run(self, recommender: str, arm: Arm, seed: int, progress: Progress | None = None) -> Cell:
+        """One cell: from disk where it is finished, trained (or trained on) and written otherwise."""
+        done = self.finished(recommender, arm, seed)
+        if done is not None:
+            return done
+        key = self.key(recommender, arm, seed)
+        resume_file = self.directory / f"{key}.safetensors"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        train = self._counted if recommender in COUNTED else self._trained
+        cell = train(key, recommender, arm, seed, resume_file, progress)
+        staging = self._cell_file(key).with_suffix(".partial")
+        staging.write_text(json.dumps(dataclasses.asdict(cell)), encoding="utf-8")
+        staging.replace(self._cell_file(key))
+        resume_file.unlink(missing_ok=True)
+        return cell
+
+    def _cell_file(self, key: str) -> Path:
+        return self.directory / f"{key}.json"
+
+    def _counted(
+        self, key: str, recommender: str, arm: Arm, seed: int, resume_file: Path, progress: Progress | None
+    ) -> Cell:
+        del resume_file, progress  # counting takes a moment and needs neither
+        started = time.perf_counter()
+        scorer = COUNTED[recommender].build(arm.rows, arm.num_items, self.config.recommender)
+        return untrained_cell(scorer, arm, self.device, key=key, recommender=recommender, seed=seed, started=started)
+
+    def _trained(
+        self, key: str, recommender: str, arm: Arm, seed: int, resume_file: Path, progress: Progress | None
+    ) -> Cell:
+        config = dataclasses.replace(self.config.training_of(recommender), seed=seed)
+        module = build_seeded(recommender, arm, self.config, seed).to(self.device)
+        objective = RowObjective(
+            module,
+            arm,
+            steps_per_epoch=module.num_batches(self.original.rows, config.batch_size),
+            batch_size=config.batch_size,
+            seed=seed,
+        )
+        started = time.perf_counter()
+        result = fit(module, objective, config, resume_file=resume_file, progress=progress)
+        ranks = rank_queries(module, arm.test, arm, self.device)
+        served_ranks = _served_ranks(module, arm, self.device)
+        ranking_seconds = time.perf_counter() - started - sum(report.seconds for report in result.epochs)
+        return Cell(
+            key=key,
+            recommender=recommender,
+            arm=arm.name,
+            seed=seed,
+            ranks=ranks,
+            served_ranks=served_ranks,
+            validation_ndcg_at_10=result.best_metric,
+            best_epoch=result.best_epoch,
+            epochs=result.epochs[-1].epoch,
+            steps_per_epoch=objective.steps_per_epoch,
+            num_parameters=sum(parameter.numel() for parameter in module.parameters()),
+            # Epochs found in a resume file count with the seconds they took.
+            seconds=round(sum(report.seconds for report in result.epochs) + max(0.0, ranking_seconds), 3),
+            device=self.device.type,
+            torch_version=torch.__version__,
+        )
+
+
+def untrained_cell(
+    scorer: Scorer, arm: Arm, device: torch.device, *, key: str, recommender: str, seed: int, started: float
+) -> Cell:
+    """The cell of a scorer that took no training steps; *started* is what ``time.perf_counter`` said before it."""
+    return Cell(
+        key=key,
+        recommender=recommender,
+        arm=arm.name,
+        seed=seed,
+        ranks=rank_queries(scorer, arm.test, arm, device),
+        served_ranks=_served_ranks(scorer, arm, device),
+        validation_ndcg_at_10=None,
+        best_epoch=0,
+        epochs=0,
+        steps_per_epoch=0,
+        num_parameters=0,
+        seconds=round(time.perf_counter() - started, 3),
+        device=device.type,
+        torch_version=torch.__version__,
+    )
+
+
+def as_served(cell: Cell) -> Cell:
+    """The line of the results that tells the ranks after regenerated histories."""
+    assert cell.served_ranks is not None
+    return dataclasses.replace(cell, arm="served", ranks=cell.served_ranks, served_ranks=None)
+
+
+def runs_on(recommender: str, arm: ArmName) -> bool:
+    """Whether there is such a cell: multi-domain recommenders need mixed rows, the others take any."""
+    return recommender not in MULTI_DOMAIN or arm == "mixed"
+
+
+def build_seeded(recommender: str, arm: Arm, config: EvaluationConfig, seed: int) -> Recommender[Any]:
+    """An untrained recommender, its weights a function of *seed* and shapes alone; global random state is untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if recommender in MULTI_DOMAIN:
+            return MULTI_DOMAIN[recommender].build(arm.domains, config.recommender, config.multi_domain)
+        return TRAINED[recommender].build(arm.rows, arm.num_items, config.recommender)
+
+
+@torch.inference_mode()
+def rank_queries(scorer: Scorer, queries: Queries, arm: Arm, device: torch.device) -> Ranks:
+    """
+    Rank every held-out item of *queries* among the arm's candidates.
+
+    Histories of similar length share a batch. Empty ones are ranked by popularity in the arm's rows.
+
+    Raises:
+        ValueError: a score is NaN.
+    """
+    order = np.argsort(queries.histories.lengths, kind="stable")
+    num_empty = int((queries.histories.lengths == 0).sum())
+    popularity = Popularity.build(arm.rows, arm.num_items, RecommenderConfig())
+    rows = max(1, min(RANKING_ROWS, RANKING_ELEMENTS // len(arm.candidates)))
+    ranks_N, unseen_ranks_N = np.zeros((2, len(queries)), dtype=np.int64)
+    for chosen, model in ((order[:num_empty], popularity), (order[num_empty:], scorer)):
+        for start in range(0, len(chosen), rows):
+            members = chosen[start : start + rows]
+            item_ids_BT = pad_right([queries.histories[int(row)] for row in members]).to(device)
+            columns_B = torch.from_numpy(queries.targets[members].astype(np.int64)) - arm.candidates.first
+            columns_B = columns_B.to(device)
+            seen_BL = pad_right([queries.seen[int(row)] for row in members]).to(device)
+            seen_columns_BL = torch.where(seen_BL == PADDING, -1, seen_BL - arm.candidates.first)
+            scores_BX = model.scores(item_ids_BT, arm.candidates)
+            ranks_B = pessimistic_ranks(scores_BX, columns_B)
+            ranks_N[members] = ranks_B.cpu().numpy()
+            unseen_ranks_N[members] = ranks_without(ranks_B, scores_BX, columns_B, seen_columns_BL).cpu().numpy()
+    return Ranks(tuple(ranks_N.tolist()), tuple(unseen_ranks_N.tolist()))
+
+
+def _served_ranks(scorer: Scorer, arm: Arm, device: torch.device) -> Ranks | None:
+    return None if arm.served is None else rank_queries(scorer, arm.served, arm, device)
+
+
+def _ranks_read(content: Mapping[str, Any]) -> Ranks:
+    return Ranks(tuple(content["all"]), tuple(content["unseen"]))
+
+
+def _with_history(queries: Queries) -> Queries:
+    """Early stopping follows the users of the main table only: those with a target item in their history."""
+    return queries.at(np.flatnonzero(queries.num_target_items > 0))

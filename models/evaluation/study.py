@@ -1,0 +1,290 @@
+"""
+One evaluation from end to end: a dataset, a target and a grid in, a report out.
+
+    1. build the arms (``models.evaluation.arms``);
+    2. run every cell that is not cached (``models.evaluation.cells``), baselines and counted recommenders first;
+    3. state the results (``models.evaluation.summary``), audit for leaks (``models.evaluation.leak_audit``);
+    4. describe rows and mapping (``models.evaluation.statistics``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from models.bundle import Bundle
+from models.composite import MAPPING, check_trained_on
+from models.data.dataset import Dataset
+from models.errors import ConfigurationError
+from models.evaluation.arms import (
+    COMPOSITE_ARMS,
+    Arm,
+    ArmName,
+    Composite,
+    RowName,
+    build_arm,
+    load_composite,
+    with_served,
+)
+from models.evaluation.cells import Cell, EvaluationConfig, Grid, RankingName, as_served, runs_on, untrained_cell
+from models.evaluation.leak_audit import LeakAudit, leak_audits
+from models.evaluation.served import BASE_DECODER, TARGET_EXPERT, DecoderScorer, served_histories
+from models.evaluation.statistics import (
+    Correspondence,
+    ProjectedItems,
+    RowStatistics,
+    composite_statistics,
+    correspondence,
+    project_items,
+    top_mappings,
+)
+from models.evaluation.summary import Results, summarise
+from models.recommenders.registry import COUNTED
+from models.training.loop import Progress
+
+# Of bootstrap, samples and projections: the same report from the same cells.
+ANALYSIS_SEED = 2025
+
+
+HistoryName = Literal["target", "regenerated"]
+HISTORY_NAMES: tuple[HistoryName, ...] = get_args(HistoryName)
+
+
+@dataclass(frozen=True)
+class Study:
+    """
+    What to evaluate.
+
+    Args:
+        target: domain whose items are ranked.
+        recommenders: names of ``models.recommenders.registry``; multi-domain ones run on arm ``mixed`` alone.
+        arms: arms to compare; ``original`` is always run, as it sets the budget.
+        seeds: one cell each for every trained recommender; counted ones need no seed.
+        composite: folder of the composite dataset; needed by arms duplicated and regenerated.
+        histories: "target" ranks after the target's items alone; "regenerated" ranks arm ``regenerated`` a second time
+            after regenerated histories (line ``served``) and needs the bundle.
+        ranking: "all" ranks among all of the target's items; "unseen" leaves out what the user had before. Cells keep
+            both, so asking for the other one trains nothing.
+        config: schedule and hyper-parameters.
+        cells: folder of finished cells.
+        device: where to train.
+    """
+
+    target: str
+    recommenders: tuple[str, ...]
+    arms: tuple[ArmName, ...]
+    seeds: tuple[int, ...]
+    composite: Path | None
+    histories: tuple[HistoryName, ...]
+    ranking: RankingName
+    config: EvaluationConfig
+    cells: Path
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a reader needs to repeat the evaluation; ``composite`` is the composite's own summary, if there is one."""
+
+    command: str
+    dataset: str
+    dataset_fingerprint: str
+    target: str
+    ranking: RankingName
+    configuration: Mapping[str, Any]
+    composite: Mapping[str, Any] | None
+    cells_computed: int
+    cells_reused: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is reported about one target."""
+
+    provenance: Provenance
+    results: Results
+    audits: tuple[LeakAudit, ...]
+    statistics: tuple[RowStatistics, ...]
+    correspondences: tuple[Correspondence, ...]
+    projections: tuple[ProjectedItems, ...]
+
+
+@dataclass(frozen=True)
+class CellReport:
+    """One cell is about to run (``cell`` is None) or is there; ``reused``: it was read back."""
+
+    number: int
+    total: int
+    recommender: str
+    arm: RowName
+    seed: int
+    cell: Cell | None
+    reused: bool
+
+
+def run_study(
+    dataset: Dataset,
+    study: Study,
+    *,
+    command: str,
+    bundle: Bundle | None = None,
+    progress: Progress | None = None,
+    on_cell: Callable[[CellReport], None] | None = None,
+) -> Report:
+    """
+    Run the grid and report it; calling again computes only the cells that changed or are missing.
+
+    Args:
+        dataset: the prepared dataset.
+        study: what to run.
+        command: how this run was started, for the report.
+        bundle: what the composite was made with. With it the report has base decoder and target expert on mixed
+            histories, regenerated histories if they are asked for, and figure 4.
+        progress: receiver of training reports.
+        on_cell: called before and after every cell.
+
+    Raises:
+        ConfigurationError: an arm needs a composite and there is none, a recommender has no arm to run on, or
+            regenerated histories are asked for without arm ``regenerated`` or without a bundle, or the composite was
+            made by another bundle.
+        BundleMismatchError: the bundle was trained on another dataset or another split of it.
+        DatasetFormatError: the composite belongs to another dataset or target.
+        UnknownDomainError: no such target.
+    """
+    started = time.perf_counter()
+    if bundle is not None:
+        check_trained_on(bundle, dataset)
+    composite = None if study.composite is None else load_composite(study.composite, dataset, study.target)
+    if composite is not None and bundle is not None and bundle.version != composite.summary["bundle_version"]:
+        raise ConfigurationError(
+            f"{study.composite} was made by bundle {composite.summary['bundle_version']}, not by {bundle.version}"
+        )
+    wanted: tuple[ArmName, ...] = ("original", *(arm for arm in study.arms if arm != "original"))
+    if composite is None and set(wanted) & set(COMPOSITE_ARMS):
+        raise ConfigurationError(
+            f"arms {', '.join(COMPOSITE_ARMS)} need --composite, or --bundle to make one; --arms original needs neither"
+        )
+    idle = [name for name in study.recommenders if not any(runs_on(name, arm) for arm in wanted)]
+    if idle:
+        raise ConfigurationError(f"{', '.join(idle)} can only train on mixed rows: add arm mixed")
+    arms = tuple(build_arm(dataset, study.target, name, composite) for name in wanted)
+    if "regenerated" in study.histories:
+        arms = _with_served(dataset, study, arms, composite, bundle)
+    grid = Grid(arms, study.config, study.cells, study.device)
+    cells, reused = _run_cells(grid, study, progress, on_cell or _unheard)
+    computed = len(cells) - reused
+    audits = () if composite is None else leak_audits(dataset, study.target, composite)
+    hits = sorted({user for audit in audits for user in audit.hit_users})
+    cells += [as_served(cell) for cell in cells if cell.served_ranks is not None]
+    cells += _decoder_cells(dataset, study, bundle)
+    results = summarise(cells, arms[0].test, ranking=study.ranking, leak_hits=hits, seed=ANALYSIS_SEED)
+    item_table_VD = None if bundle is None else bundle.base.item_embeddings_VD
+    correspondences, projections = _mapping_views(dataset, study.target, composite, item_table_VD)
+    return Report(
+        provenance=Provenance(
+            command=command,
+            dataset=dataset.directory.resolve().name,
+            dataset_fingerprint=dataset.fingerprint,
+            target=study.target,
+            ranking=study.ranking,
+            configuration=dataclasses.asdict(study.config) | {"seeds": list(study.seeds)},
+            composite=None if composite is None else dict(composite.summary),
+            cells_computed=computed,
+            cells_reused=reused,
+            seconds=round(time.perf_counter() - started, 1),
+        ),
+        results=results,
+        audits=audits,
+        statistics=() if composite is None else composite_statistics(dataset, study.target, composite),
+        correspondences=correspondences,
+        projections=projections,
+    )
+
+
+def _run_cells(
+    grid: Grid, study: Study, progress: Progress | None, on_cell: Callable[[CellReport], None]
+) -> tuple[list[Cell], int]:
+    todo = [
+        (recommender, arm, seed)
+        for recommender in study.recommenders
+        for arm in grid.arms
+        if runs_on(recommender, arm.name)
+        for seed in (study.seeds[:1] if recommender in COUNTED else study.seeds)
+    ]
+    cells, reused = [], 0
+    for number, (recommender, arm, seed) in enumerate(todo, start=1):
+        before = grid.finished(recommender, arm, seed)
+        if before is None:
+            on_cell(CellReport(number, len(todo), recommender, arm.name, seed, None, reused=False))
+        cell = before or grid.run(recommender, arm, seed, progress)
+        on_cell(CellReport(number, len(todo), recommender, arm.name, seed, cell, reused=before is not None))
+        reused += before is not None
+        cells.append(cell)
+    return cells, reused
+
+
+def _with_served(
+    dataset: Dataset, study: Study, arms: tuple[Arm, ...], composite: Composite | None, bundle: Bundle | None
+) -> tuple[Arm, ...]:
+    if composite is None or not any(arm.name == "regenerated" for arm in arms):
+        raise ConfigurationError("regenerated histories are for recommenders of arm regenerated: add it")
+    if bundle is None:
+        raise ConfigurationError(
+            f"regenerated histories need bundle {composite.summary['bundle_version']}, which made the composite"
+        )
+    mixed = build_arm(dataset, study.target, "mixed", None)
+    histories = served_histories(bundle, composite.summary["rule"], mixed.test, study.target)
+    domain = dataset.vocabulary.token_range(study.target)
+    return tuple(with_served(arm, histories, domain) if arm.name == "regenerated" else arm for arm in arms)
+
+
+def _decoder_cells(dataset: Dataset, study: Study, bundle: Bundle | None) -> list[Cell]:
+    """What the bundle's own decoders make of mixed histories; seconds each, so not kept."""
+    if bundle is None:
+        return []
+    arm = build_arm(dataset, study.target, "mixed", None)
+    decoders = {BASE_DECODER: bundle.base, TARGET_EXPERT: bundle.expert(study.target)}
+    return [
+        untrained_cell(
+            DecoderScorer(decoder),
+            arm,
+            study.device,
+            key=f"{bundle.version} {name}",
+            recommender=name,
+            seed=study.seeds[0],
+            started=time.perf_counter(),
+        )
+        for name, decoder in decoders.items()
+    ]
+
+
+def _unheard(report: CellReport) -> None:
+    del report
+
+
+def _mapping_views(
+    dataset: Dataset, target: str, composite: Composite | None, item_table_VD: Tensor | None
+) -> tuple[tuple[Correspondence, ...], tuple[ProjectedItems, ...]]:
+    if composite is None or item_table_VD is None:
+        return (), ()
+    table_VD = item_table_VD.detach().cpu()
+    mapping = pl.read_parquet(composite.directory / MAPPING)
+    correspondences: list[Correspondence] = []
+    projections: list[ProjectedItems] = []
+    for source in dataset.vocabulary.domains:
+        top = top_mappings(mapping, dataset.vocabulary, source, target)
+        judged = correspondence(top, table_VD, dataset.vocabulary, source, target, seed=ANALYSIS_SEED)
+        if judged is None:
+            continue
+        correspondences.append(judged)
+        projections += project_items(top, table_VD, dataset.vocabulary, source, target, seed=ANALYSIS_SEED)
+    return tuple(correspondences), tuple(projections)

@@ -1,0 +1,56 @@
+"""Stage 1, first half: the base decoder theta_M, next-item prediction over all items of all domains (eq. 7-8)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+
+from models.data.dataset import Dataset
+from models.network.decoder import Decoder, DecoderConfig
+from models.network.losses import next_item_targets
+from models.training.loop import Progress, TrainingConfig, TrainingResult, fit
+from models.training.objective import PredictionObjective, held_out_rows, trainable_sequences
+from models.vocabulary import TokenRange
+
+
+def train_base(
+    dataset: Dataset,
+    decoder_config: DecoderConfig,
+    config: TrainingConfig,
+    *,
+    device: torch.device,
+    sampled_softmax: int | None = None,
+    resume_file: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[Decoder, TrainingResult]:
+    """
+    Train the base on the mixed training sequences.
+
+    loss = - mean over positions t of log softmax_x(h_t . e_x)[s_{t+1}], x over every item of every domain. The epoch
+    with the best NDCG@10 on validation items, ranked among all items, is kept. *sampled_softmax* estimates the softmax
+    from so many items (``losses.sampled_cross_entropy``).
+    """
+    all_items = TokenRange(1, dataset.vocabulary.num_items)
+    fingerprint = f"{dataset.fingerprint} {json.dumps(dataclasses.asdict(decoder_config), sort_keys=True)}"
+    objective = PredictionObjective(
+        name="base",
+        # Another network on the same data is another run, and so is another loss.
+        fingerprint=fingerprint if sampled_softmax is None else f"{fingerprint} sampled {sampled_softmax}",
+        sequences=trainable_sequences(dataset.train),
+        targets_of=next_item_targets,
+        candidates=all_items,
+        validation=held_out_rows(dataset.train, dataset.validation, all_items),
+        max_length=decoder_config.max_length,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        sampled_softmax=sampled_softmax,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        base = Decoder(decoder_config)
+    base = base.to(device)
+    result = fit(base, objective, config, resume_file=resume_file, progress=progress)
+    return base, result

@@ -1,0 +1,112 @@
+"""
+Stage 1, second half: one expert theta_d per domain, adapted from the base by Domain-Specific Prediction (eq. 9-11).
+
+Differs from the released code in: the epoch kept is the best by validation NDCG@10 (the released code trains 20
+epochs and keeps the last, by which its experts had lost up to a third of their NDCG@10).
+
+The paper's table 3 leaves out one half at a time:
+
+``from-scratch``
+    w/o DSA: nothing of the base. The weights of each expert are drawn anew, the prediction stays domain-specific.
+``single-domain``
+    DSA w/o DSP: from the base, but on the sequences without foreign items, predicting the next item at every one. The
+    released code's disabled branch takes the softmax over all items; ours stays within the domain, so that the loss
+    differs by its rows and positions alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save
+
+from models.data.dataset import Dataset, Sequences, TokenArray
+from models.network.decoder import Decoder
+from models.network.losses import domain_specific_targets, next_item_targets
+from models.training.batches import epoch_generator
+from models.training.loop import Progress, TrainingConfig, TrainingResult, fit
+from models.training.objective import PredictionObjective, held_out_rows, trainable_sequences
+from models.vocabulary import TokenRange
+
+Experts = Literal["adapted", "from-scratch", "single-domain"]
+
+
+def train_expert(
+    dataset: Dataset,
+    base: Decoder,
+    domain: str,
+    config: TrainingConfig,
+    *,
+    experts: Experts,
+    sampled_softmax: int | None = None,
+    resume_file: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[Decoder, TrainingResult]:
+    """
+    Adapt a copy of *base* to *domain*; the base is left as it is.
+
+    The input is the full mixed sequence; at every item of the domain but the last, predict the next item of the
+    domain, softmax over the domain's items only; all weights train. Validation ranks the domain's validation items
+    among the domain's items, with mixed histories, which is what decoding feeds an expert, however it was trained.
+
+    Args:
+        experts: ``adapted`` as just said, or an ablation of it; see the top of this file. From scratch only the
+            configuration of *base* is used.
+        sampled_softmax: estimate the softmax from so many of the domain's items, if it has more.
+
+    Raises:
+        UnknownDomainError: the dataset has no such domain.
+    """
+    candidates = dataset.vocabulary.token_range(domain)
+    name = f"expert {domain}"
+    expert = _untrained(base, config.seed, name) if experts == "from-scratch" else copy.deepcopy(base)
+    rows = _without_foreign(dataset.train, candidates) if experts == "single-domain" else dataset.train
+    # The same weights under another dropout or number of heads are another run, too.
+    fingerprint = f"{dataset.fingerprint} {dataclasses.asdict(base.config)} {_weights_hash(expert)}"
+    if sampled_softmax is not None:
+        fingerprint += f" sampled {sampled_softmax}"
+    objective = PredictionObjective(
+        name=name,
+        fingerprint=fingerprint if experts == "adapted" else f"{fingerprint} {experts}",
+        sequences=trainable_sequences(rows),
+        targets_of=(
+            next_item_targets
+            if experts == "single-domain"
+            else partial(domain_specific_targets, token_range=candidates)
+        ),
+        candidates=candidates,
+        validation=held_out_rows(dataset.train, dataset.validation, candidates),
+        max_length=base.config.max_length,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        sampled_softmax=sampled_softmax,
+    )
+    expert.requires_grad_(True)
+    result = fit(expert, objective, config, resume_file=resume_file, progress=progress)
+    return expert, result
+
+
+def _untrained(base: Decoder, seed: int, name: str) -> Decoder:
+    """A decoder of the base's size; other weights for every expert, and none of the base's."""
+    with torch.random.fork_rng(devices=[]):
+        # Epoch 0 has no batches, so its generator is free.
+        torch.manual_seed(int(epoch_generator(seed, name, 0).integers(1 << 63)))
+        expert = Decoder(base.config)
+    return expert.to(base.item_embeddings_VD.device)
+
+
+def _without_foreign(sequences: Sequences, candidates: TokenRange) -> Iterator[TokenArray]:
+    """Each sequence's items of the domain, in order."""
+    return (tokens[(tokens >= candidates.first) & (tokens <= candidates.last)] for tokens in sequences)
+
+
+def _weights_hash(start: Decoder) -> str:
+    """An expert resumes only from a file that started from the same weights."""
+    return hashlib.sha256(save({key: value.cpu() for key, value in start.state_dict().items()})).hexdigest()

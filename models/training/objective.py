@@ -1,0 +1,209 @@
+"""
+Training a decoder to predict items on mixed sequences: what the base and the experts have in common.
+
+They differ in which positions predict what (``losses.next_item_targets`` or ``losses.domain_specific_targets``) and
+in the candidates of the softmax and of the ranking (all items, or one domain's).
+
+Shapes: B = sequences, T = positions, N = rows, D = width, X = candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.data.dataset import Sequences, TokenArray, pad_right
+from models.network.decoder import Decoder
+from models.network.losses import NO_TARGET, linear_cross_entropy, sampled_cross_entropy
+from models.network.negatives import Negatives, PopularitySampler
+from models.ranking_metrics import ndcg_at_k, pessimistic_ranks
+from models.training import distributed
+from models.training.batches import epoch_generator, length_bucketed_batches
+from models.vocabulary import TokenRange
+
+VALIDATION_BATCH = 256
+# Sequences whose predicted positions are counted at once.
+COUNTED_ROWS = 1024
+# Scores held at once while ranking, in elements (32 MB).
+RANKING_ELEMENTS = 1 << 23
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """
+    Rows to rank: each history and the item that followed it.
+
+    Args:
+        histories: non-empty token sequences, one per row.
+        targets: the token to rank, one per row, inside the candidates it will be ranked among.
+    """
+
+    histories: Sequence[TokenArray]
+    targets: TokenArray
+
+
+class PredictionBatch(NamedTuple):
+    """
+    One process's part of one step.
+
+    Args:
+        token_ids_BT: whole sequences, padded on the right with 0.
+        negatives: of the step, in a sampled softmax.
+        weight: predicted positions in these sequences over the mean of a step. As a step's sequences are of similar
+            lengths, some predict a hundred positions and some thousands; weighting their mean losses alike would make
+            those of short sequences count most.
+    """
+
+    token_ids_BT: Tensor
+    negatives: Negatives | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class PredictionObjective:
+    """
+    Predict items on mixed training sequences (an ``Objective`` of ``training.fit``).
+
+    Args:
+        name: stage name.
+        fingerprint: of the data.
+        sequences: training sequences; those without two items ask nothing and are left out.
+        targets_of: [B, T] whole padded sequences -> [B, T-1] target tokens, 0 where a position asks nothing.
+        candidates: tokens of the softmax and of the ranking.
+        validation: rows that early stopping ranks.
+        max_length: most positions that the decoder takes.
+        batch_size: rows per step.
+        seed: of the shuffles and of negatives.
+        sampled_softmax: how many negatives to draw for each step, all its positions sharing them; None, or as many as
+            there are candidates, takes the softmax over all. Validation ranks among all candidates in any case.
+    """
+
+    name: str
+    fingerprint: str
+    sequences: Sequence[TokenArray]
+    targets_of: Callable[[Tensor], Tensor]
+    candidates: TokenRange
+    validation: HeldOut
+    max_length: int
+    batch_size: int
+    seed: int
+    sampled_softmax: int | None = None
+
+    def num_batches(self) -> int:
+        """Steps per epoch."""
+        return -(-len(self.sequences) // self.batch_size)
+
+    def batches(self, epoch: int) -> Iterator[PredictionBatch]:
+        """
+        Similar lengths together; each process gets rows of its own of every batch.
+
+        Every position that an epoch predicts counts the same, whichever sequences share its step.
+        """
+        generator = epoch_generator(self.seed, self.name, epoch)
+        # Of their own, so that the shuffles are the same with any number of negatives.
+        negatives_generator = epoch_generator(self.seed, f"{self.name} negatives", epoch)
+        num_processes, rank = distributed.num_processes(), distributed.rank()
+        for rows in length_bucketed_batches(self._lengths_U, self.batch_size, generator):
+            negatives = self._sampler.draw(negatives_generator) if self._sampler else None
+            own_rows = rows[rank::num_processes]
+            if len(own_rows):
+                weight = float(self._asked_U[own_rows].sum() / self._mean_asked)
+                yield PredictionBatch(self._padded(own_rows), negatives, weight)
+            else:
+                # Fewer rows than processes: the same steps on some row, of which nothing counts.
+                yield PredictionBatch(self._padded(rows[:1]), negatives, weight=0.0)
+
+    def loss(self, module: Decoder, batch: PredictionBatch) -> Tensor:
+        """Mean cross-entropy over the positions that ask something, within the candidates, times the batch's weight."""
+        device = module.item_embeddings_VD.device
+        token_ids_BT = batch.token_ids_BT.to(device, non_blocking=True)
+        targets_BT = self.targets_of(token_ids_BT)
+        hidden_BTD = module(token_ids_BT[:, :-1])
+        asks_BT = targets_BT != NO_TARGET
+        asked = hidden_BTD[asks_BT], module.item_embeddings_VD, targets_BT[asks_BT]
+        if batch.negatives is None:
+            return batch.weight * linear_cross_entropy(*asked, candidates=self.candidates.columns)
+        token_ids_S, log_weights_S = (tensor.to(device, non_blocking=True) for tensor in batch.negatives)
+        return batch.weight * sampled_cross_entropy(*asked, Negatives(token_ids_S, log_weights_S))
+
+    def validate(self, module: Decoder) -> float | None:
+        """Mean NDCG@10 over the validation rows; None if there are none."""
+        if not len(self.validation.targets):
+            return None
+        ranks_N = rank_held_out(module, self.validation, self.candidates)
+        return float(ndcg_at_k(ranks_N, 10).mean())
+
+    @cached_property
+    def _sampler(self) -> PopularitySampler | None:
+        if self.sampled_softmax is None or self.sampled_softmax >= len(self.candidates):
+            return None
+        return PopularitySampler.of(self.sequences, self.candidates, self.sampled_softmax)
+
+    def _padded(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        """The sequences at *rows*, each with one item more than the decoder's positions: the last is only a target."""
+        longest = min(int(self._lengths_U[rows].max()), self.max_length + 1)
+        return pad_right((self.sequences[row] for row in rows), longest)
+
+    @cached_property
+    def _lengths_U(self) -> npt.NDArray[np.int64]:
+        return np.asarray([len(sequence) for sequence in self.sequences], dtype=np.int64)
+
+    @cached_property
+    def _asked_U(self) -> npt.NDArray[np.int64]:
+        """How many positions each sequence predicts."""
+        numbers = np.arange(len(self.sequences))
+        blocks = (numbers[start : start + COUNTED_ROWS] for start in range(0, len(numbers), COUNTED_ROWS))
+        counts = [(self.targets_of(self._padded(rows)) != NO_TARGET).sum(dim=1).numpy() for rows in blocks]
+        return np.concatenate(counts)
+
+    @cached_property
+    def _mean_asked(self) -> float:
+        """Predicted positions of a step, on average; above 0, as a domain may ask for none."""
+        return max(1, int(self._asked_U.sum())) / self.num_batches()
+
+
+def trainable_sequences(sequences: Iterable[TokenArray]) -> list[TokenArray]:
+    """The sequences of at least two items: shorter ones have nothing to predict."""
+    return [sequence for sequence in sequences if len(sequence) >= 2]
+
+
+def held_out_rows(train: Sequences, targets_U: TokenArray, candidates: TokenRange) -> HeldOut:
+    """The users whose held-out item is a candidate and whose history is not empty."""
+    chosen = np.flatnonzero((targets_U >= candidates.first) & (targets_U <= candidates.last) & (train.lengths > 0))
+    return HeldOut([train[int(user)] for user in chosen], targets_U[chosen])
+
+
+@torch.inference_mode()
+def last_hidden_states(decoder: Decoder, histories: Sequence[TokenArray]) -> Tensor:
+    """Hidden state [N, D] after the last item of every history (its last ``max_length`` items are read)."""
+    device = decoder.item_embeddings_VD.device
+    lengths = np.asarray([min(len(history), decoder.config.max_length) for history in histories], dtype=np.int64)
+    order: npt.NDArray[np.int64] = np.argsort(lengths, kind="stable")
+    hidden_ND = torch.empty(len(histories), decoder.config.width, device=device)
+    for start in range(0, len(order), VALIDATION_BATCH):
+        rows = order[start : start + VALIDATION_BATCH]
+        token_ids_BT = pad_right((histories[row] for row in rows), int(lengths[rows].max())).to(device)
+        hidden_BTD = decoder(token_ids_BT)
+        hidden_ND[rows] = hidden_BTD[torch.arange(len(rows)), torch.from_numpy(lengths[rows] - 1).to(device)]
+    return hidden_ND
+
+
+@torch.inference_mode()
+def rank_held_out(decoder: Decoder, held_out: HeldOut, candidates: TokenRange) -> Tensor:
+    """Pessimistic rank [N] of every held-out item among the candidates, on the CPU."""
+    hidden_ND = last_hidden_states(decoder, held_out.histories)
+    table_XD = decoder.item_embeddings_VD[candidates.columns]
+    columns_N = torch.from_numpy(held_out.targets.astype(np.int64)).to(hidden_ND.device) - candidates.first
+    rows = max(1, RANKING_ELEMENTS // len(candidates))
+    ranks = [
+        pessimistic_ranks(hidden_ND[start : start + rows] @ table_XD.T, columns_N[start : start + rows])
+        for start in range(0, len(hidden_ND), rows)
+    ]
+    return torch.cat(ranks).cpu()

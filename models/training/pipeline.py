@@ -1,0 +1,174 @@
+"""Stage 1 as a whole: a prepared dataset in, a bundle out, resumable at every epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.bundle import Bundle, check_destination, load_bundle, save_bundle
+from models.data.dataset import Dataset
+from models.network.decoder import Decoder, DecoderConfig
+from models.training import distributed
+from models.training.base import train_base
+from models.training.experts import Experts, train_expert
+from models.training.loop import PARTIAL_SUFFIX, RESUME_SUFFIX, Progress, TrainingConfig, TrainingResult
+
+# Chosen on validation items (docs/experiments.md, "A better bundle"): many small steps and a rate that falls to 0.
+BASE_TRAINING = TrainingConfig(learning_rate=1e-3, batch_size=32, max_epochs=14, schedule="linear")
+# From the base's weights a gentler and shorter course; each of its few epochs may be the best.
+EXPERT_TRAINING = TrainingConfig(learning_rate=5e-4, batch_size=32, max_epochs=5, patience=5, schedule="linear")
+# What the base needs of steps, however few sequences make an epoch: with 1,500 users it is best after about 1,000.
+LEAST_STEPS = 3000
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Size and regularisation of base and experts; see ``DecoderConfig`` for each field."""
+
+    width: int = 128
+    inner_width: int = 128
+    num_layers: int = 2
+    num_heads: int = 2
+    dropout: float = 0.5
+    attention_dropout: float = 0.2
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """
+    How to train base and experts.
+
+    Args:
+        network: size and regularisation.
+        base: schedule of the base.
+        expert: schedule of each expert; one from scratch wants the base's.
+        experts: how experts come to be; see ``models.training.experts``.
+        sampled_softmax: estimate every softmax from so many items per step; None takes all of them.
+    """
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    base: TrainingConfig = BASE_TRAINING
+    expert: TrainingConfig = EXPERT_TRAINING
+    experts: Experts = "adapted"
+    sampled_softmax: int | None = None
+
+
+# As the released code trains, but for the experts' early stopping: it keeps the last of their 20 epochs.
+RELEASED = PipelineConfig(
+    network=NetworkConfig(dropout=0.2),
+    base=TrainingConfig(),
+    expert=TrainingConfig(max_epochs=20, patience=5),
+)
+
+
+def enough_epochs(training: TrainingConfig, num_sequences: int) -> TrainingConfig:
+    """
+    *training* with as many epochs as make ``LEAST_STEPS`` steps, if it has fewer.
+
+    >>> enough_epochs(TrainingConfig(batch_size=32, max_epochs=14), num_sequences=1600).max_epochs
+    60
+    """
+    steps = max(1, -(-num_sequences // training.batch_size))
+    return dataclasses.replace(training, max_epochs=max(training.max_epochs, -(-LEAST_STEPS // steps)))
+
+
+def train_bundle(
+    dataset: Dataset,
+    out: Path,
+    config: PipelineConfig,
+    *,
+    device: torch.device,
+    run_directory: Path,
+    progress: Progress | None = None,
+) -> Bundle:
+    """
+    Train the base, then an expert per domain, and write the bundle to *out*.
+
+    After every epoch the state lies in *run_directory*; calling again with the same arguments after a kill goes on
+    from there and ends with the same weights. The folder is removed once the bundle is written. Of several processes
+    (``models.training.distributed``) the main one writes; all return the bundle.
+
+    Raises:
+        ResumeMismatchError: *run_directory* belongs to another dataset or configuration.
+        OutputExistsError: *out* holds something that is not a bundle.
+    """
+    check_destination(out)
+    started = time.perf_counter()
+    decoder_config = DecoderConfig(
+        num_items=dataset.vocabulary.num_items,
+        max_length=dataset.manifest["config"]["max_length"],
+        **dataclasses.asdict(config.network),
+    )
+    base, base_result = train_base(
+        dataset,
+        decoder_config,
+        config.base,
+        device=device,
+        sampled_softmax=config.sampled_softmax,
+        resume_file=run_directory / f"base{RESUME_SUFFIX}",
+        progress=progress,
+    )
+    experts: list[Decoder] = []
+    results: dict[str, TrainingResult] = {}
+    for index, domain in enumerate(dataset.vocabulary.domains):
+        resume_file = run_directory / f"expert-{index:02d}{RESUME_SUFFIX}"
+        expert, results[domain] = train_expert(
+            dataset,
+            base,
+            domain,
+            config.expert,
+            experts=config.experts,
+            sampled_softmax=config.sampled_softmax,
+            resume_file=resume_file,
+            progress=progress,
+        )
+        experts.append(expert)
+    # Where every stage was finished before a kill, nothing else makes the main process wait until all have read them.
+    distributed.wait_for_all()
+    if not distributed.is_main():
+        distributed.wait_for_all()
+        return load_bundle(out, device=device)
+    provenance = {
+        "dataset_fingerprint": dataset.fingerprint,
+        "config": dataclasses.asdict(config),
+        "base": _summary(base_result),
+        "experts": {domain: _summary(result) for domain, result in results.items()},
+        "device": str(device),
+        "processes": distributed.num_processes(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    bundle = save_bundle(out, vocabulary=dataset.vocabulary, base=base, experts=experts, provenance=provenance)
+    forget_run(run_directory)
+    distributed.wait_for_all()
+    return bundle
+
+
+def forget_run(run_directory: Path) -> None:
+    """Delete the resume files of an unfinished or finished run, and the folder if nothing else is in it."""
+    for pattern in ("base.*", "expert-*.*"):
+        for path in run_directory.glob(pattern):
+            if path.suffix in {RESUME_SUFFIX, PARTIAL_SUFFIX}:
+                path.unlink()
+    if run_directory.is_dir() and not any(run_directory.iterdir()):
+        run_directory.rmdir()
+
+
+def _summary(result: TrainingResult) -> dict[str, Any]:
+    """What the manifest keeps of one stage; NaN (the loss of epoch 0) becomes null, as JSON has none."""
+    epochs = [
+        {
+            "epoch": report.epoch,
+            "loss": None if report.epoch == 0 else round(report.loss, 6),
+            "validation_ndcg_at_10": report.metric,
+        }
+        for report in result.epochs
+    ]
+    return {"best_epoch": result.best_epoch, "best_validation_ndcg_at_10": result.best_metric, "epochs": epochs}

@@ -1,0 +1,134 @@
+"""`taesar evaluate` as a user types it: a report, cells kept, and refusals that name the option."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from app.cli.evaluate import ARMS, HISTORIES, MULTI_DOMAIN, RECOMMENDERS, evaluate
+from models.bundle import save_bundle
+from models.data.dataset import Dataset
+from models.errors import ConfigurationError
+from models.evaluation.arms import ARM_NAMES
+from models.evaluation.study import HISTORY_NAMES
+from models.network.decoder import Decoder, DecoderConfig
+from models.recommenders import registry
+
+CONFIG = "[training]\nmax_epochs = 1\nbatch_size = 16\n[recommender]\nwidth = 16\ninner_width = 16\n"
+
+command = typer.Typer()
+command.command()(evaluate)
+
+
+def run(dataset: Dataset, out: Path, *options: str):
+    arguments = [str(dataset.directory), "--target", "food", "--out", str(out), "--device", "cpu", *options]
+    return CliRunner().invoke(command, arguments)
+
+
+@pytest.fixture
+def bundle_folder(dataset: Dataset, tmp_path: Path) -> Path:
+    """Random decoders over the dataset's items."""
+    config = DecoderConfig(num_items=dataset.vocabulary.num_items, width=16, inner_width=16, init_std=0.3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        networks = [Decoder(config).eval() for _ in range(1 + len(dataset.vocabulary.domains))]
+    save_bundle(
+        tmp_path / "bundle",
+        vocabulary=dataset.vocabulary,
+        base=networks[0],
+        experts=networks[1:],
+        provenance={"dataset_fingerprint": dataset.fingerprint},
+    )
+    return tmp_path / "bundle"
+
+
+def test_a_bundle_becomes_a_report_and_a_second_run_reads_its_cells_back(dataset, bundle_folder, tmp_path):
+    """Regenerates, trains, ranks, writes three files; the repetition computes nothing."""
+    (tmp_path / "config.toml").write_text(CONFIG)
+    options = ("--bundle", str(bundle_folder), "--config", str(tmp_path / "config.toml"), "--seeds", "2")
+    first = run(dataset, tmp_path / "report", *options, "--recommender", "sasrec,markov")
+    second = run(dataset, tmp_path / "report", *options, "--recommender", "sasrec,markov")
+
+    assert first.exit_code == 0, first.output
+    assert "cell 1/9: sasrec, original, seed 2025: done" in first.output
+    assert second.output.count("read back") == 9
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["provenance"]["cells_reused"] == 9
+    assert report["provenance"]["composite"]["rule"] == "anticipate"
+    assert report["projections"]
+    trained = {score["arm"] for score in report["results"]["scores"] if score["recommender"] == "sasrec"}
+    assert trained == {"original", "duplicated", "regenerated"}
+    decoders = {score["arm"] for score in report["results"]["scores"] if score["recommender"] == "target expert"}
+    assert decoders == {"mixed"}
+
+
+def test_arms_without_regeneration_need_neither_bundle_nor_composite(dataset, tmp_path):
+    """original and mixed alone."""
+    (tmp_path / "config.toml").write_text(CONFIG)
+    done = run(
+        dataset, tmp_path / "report", "--arms", "mixed", "--seeds", "1", "--config", str(tmp_path / "config.toml"),
+        "--recommender", "sasrec",
+    )  # fmt: skip
+
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+def test_multi_domain_recommenders_run_on_mixed_rows_beside_the_others_on_every_arm(dataset, tmp_path):
+    """One cell each, next to two of SASRec, all over the same test users."""
+    (tmp_path / "config.toml").write_text(CONFIG + "[multi_domain]\nsyncrec_num_experts = 2\n")
+    done = run(
+        dataset, tmp_path / "report", "--arms", "original,mixed", "--seeds", "1",
+        "--config", str(tmp_path / "config.toml"), "--recommender", "sasrec,abxi,cgrec,syncrec",
+    )  # fmt: skip
+
+    assert done.exit_code == 0, done.output
+    results = json.loads((tmp_path / "report" / "report.json").read_text())["results"]
+    assert [(run["recommender"], run["arm"]) for run in results["runs"]] == [
+        ("sasrec", "original"), ("sasrec", "mixed"), ("abxi", "mixed"), ("cgrec", "mixed"), ("syncrec", "mixed"),
+    ]  # fmt: skip
+    assert len({score["users"] for score in results["scores"] if score["group"] == "1 or more"}) == 1
+    assert len({run["steps_per_epoch"] for run in results["runs"]}) == 1
+
+
+def test_a_multi_domain_recommender_without_mixed_rows_is_refused(dataset, tmp_path):
+    """The error names it and the arm it needs."""
+    done = run(dataset, tmp_path / "report", "--arms", "original", "--recommender", "sasrec,abxi")
+
+    assert isinstance(done.exception, ConfigurationError)
+    assert "abxi can only train on mixed rows: add arm mixed" in str(done.exception)
+    assert not (tmp_path / "report").exists()
+
+
+def test_arms_with_regeneration_and_nothing_to_regenerate_from_are_refused(dataset, tmp_path):
+    """The error says what is missing, before anything is trained."""
+    done = run(dataset, tmp_path / "report")
+
+    assert isinstance(done.exception, ConfigurationError)
+    assert "composite" in str(done.exception)
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--recommender", "sasrec,bert"), ("--arms", "orginal"), ("--recommender", ","), ("--seeds", "0")],
+)
+def test_an_unknown_name_is_refused_with_the_names_there_are(option, value, dataset, tmp_path):
+    """Exit code 2 and the option in the message."""
+    done = run(dataset, tmp_path / "report", option, value)
+
+    assert done.exit_code == 2
+    assert option in done.output
+
+
+def test_the_command_offers_what_the_models_have():
+    """Names are written twice so that --help loads no torch; this keeps them equal."""
+    assert RECOMMENDERS == registry.NAMES
+    assert tuple(registry.MULTI_DOMAIN) == MULTI_DOMAIN
+    assert ARMS == ARM_NAMES
+    assert HISTORIES == HISTORY_NAMES

@@ -1,0 +1,62 @@
+"""The queue on a real Redis: tasks of killed workers come back soon, and a Redis that is down loses no request."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import dramatiq.worker
+
+from app.jobs.queue import HEARTBEAT_TIMEOUT_MS, Task, TaskKind, TaskQueue, declare_actors, redis_broker
+
+# Takes tasks and never ends one; says on its output that it has begun.
+HANGING_WORKER = """
+import sys, time
+from dramatiq.worker import Worker
+from app.jobs.queue import TaskQueue, declare_actors, redis_broker
+
+def hang(task):
+    print("begun", flush=True)
+    time.sleep(3600)
+
+queue = TaskQueue(redis_broker(sys.argv[1]))
+declare_actors(queue.broker, hang)
+Worker(queue.broker, worker_threads=1).start()
+time.sleep(3600)
+"""
+
+
+def test_a_killed_workers_task_comes_back_within_twenty_seconds(redis_server):
+    """15 s without a heartbeat, and a moment; dramatiq's defaults took over 200 s."""
+    queue = TaskQueue(redis_broker(redis_server.url))
+    task = Task(TaskKind.CHUNK, "a" * 32, 7)
+    queue.put(task)
+    with subprocess.Popen([sys.executable, "-c", HANGING_WORKER, redis_server.url], stdout=subprocess.PIPE) as hanging:
+        assert hanging.stdout.readline() == b"begun\n"
+        was_empty = queue.is_empty()
+        hanging.kill()
+    killed = time.monotonic()
+    found, arrived = [], threading.Event()
+
+    def run(delivered):
+        found.append((delivered, time.monotonic() - killed))
+        arrived.set()
+
+    declare_actors(queue.broker, run)
+    worker = dramatiq.worker.Worker(queue.broker, worker_threads=1)
+    worker.start()
+    arrived.wait(60)
+    worker.stop()
+    queue.broker.close()
+
+    [(delivered, seconds)] = found
+    assert was_empty
+    assert delivered == task
+    assert seconds < HEARTBEAT_TIMEOUT_MS / 1000 + 5, f"redelivered after {seconds:.1f} s"
+
+
+def test_a_queue_without_redis_neither_raises_nor_claims_to_be_empty(redis_server):
+    queue = TaskQueue(redis_broker("redis://127.0.0.1:1/0"))
+    queue.put(Task(TaskKind.CUT, "a" * 32))
+
+    assert not queue.is_empty()

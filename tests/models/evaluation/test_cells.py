@@ -1,0 +1,416 @@
+"""Cells: equal budgets, honest ranking, reuse by content, and going on after a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.data.dataset import Sequences
+from models.errors import DatasetFormatError
+from models.evaluation.arms import ARM_NAMES, Arm, build_arm, held_out_queries, load_composite, with_served
+from models.evaluation.cells import EvaluationConfig, Grid, RowObjective, build_seeded, rank_queries
+from models.ranking_metrics import per_row_metrics
+from models.recommenders.multidomain import MultiDomainConfig
+from models.recommenders.recommender import RecommenderConfig
+from models.recommenders.registry import MULTI_DOMAIN, TRAINED
+from models.training.loop import TrainingConfig, fit
+from models.vocabulary import TokenRange
+
+TARGET = "food"
+CPU = torch.device("cpu")
+SMALL = EvaluationConfig(
+    training=TrainingConfig(learning_rate=3e-3, batch_size=16, max_epochs=3, patience=10),
+    recommender=RecommenderConfig(width=16, inner_width=16, gru4rec_hidden_width=16),
+)
+
+
+@pytest.fixture(scope="module")
+def arms(dataset, composite_folder) -> dict[str, Arm]:
+    composite = load_composite(composite_folder, dataset, TARGET)
+    return {name: build_arm(dataset, TARGET, name, composite) for name in ARM_NAMES}
+
+
+def grid_of(arms: dict[str, Arm], folder: Path, config: EvaluationConfig = SMALL) -> Grid:
+    return Grid(tuple(arms.values()), config, folder, CPU)
+
+
+class Epochs:
+    """Remembers what ``fit`` reports; raises after *most* epochs, as a kill between epochs would end it."""
+
+    def __init__(self, most: int | None = None) -> None:
+        self.most = most
+        self.steps = 0
+        self.epochs: list[int] = []
+
+    def on_step(self, report):
+        self.steps += 1
+
+    def on_epoch(self, report):
+        if self.most is not None and report.epoch >= self.most:
+            raise KeyboardInterrupt
+        self.epochs.append(report.epoch)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_arm_takes_as_many_steps_per_epoch_as_one_pass_over_the_original_rows(name, arms, tmp_path):
+    """The composite has more rows and no more steps."""
+    grid = grid_of(arms, tmp_path)
+    steps = {}
+    for arm in arms.values():
+        counter = Epochs()
+        cell = grid.run(name, arm, 1, counter)
+        assert counter.steps == cell.epochs * cell.steps_per_epoch > 0
+        steps[arm.name] = cell.steps_per_epoch
+
+    module = build_seeded(name, arms["original"], SMALL, 1)
+    assert set(steps.values()) == {module.num_batches(arms["original"].rows, 16)}
+
+
+@pytest.mark.parametrize("name", MULTI_DOMAIN)
+def test_a_multi_domain_recommender_takes_the_steps_of_every_other(name, arms, tmp_path):
+    """Mixed rows, and per epoch the steps of one pass over the original rows."""
+    grid = grid_of(arms, tmp_path)
+    cell = grid.run(name, arms["mixed"], 1)
+
+    assert cell.steps_per_epoch == grid.run("sasrec", arms["mixed"], 1).steps_per_epoch
+    assert cell.epochs == SMALL.training.max_epochs
+    assert len(cell.ranks.all) == len(arms["mixed"].test)
+    assert max(cell.ranks.all) <= len(arms["mixed"].candidates)
+    assert cell.validation_ndcg_at_10 > 0
+
+
+def test_the_key_of_a_multi_domain_cell_holds_its_own_hyper_parameters_and_the_domains(arms, tmp_path):
+    """Both change its ranks, and those of no other recommender."""
+    mixed = arms["mixed"]
+    domains = (TokenRange(1, mixed.candidates.first), TokenRange(mixed.candidates.first + 1, mixed.num_items))
+    grid = grid_of(arms, tmp_path)
+    sharper = grid_of(
+        arms, tmp_path, dataclasses.replace(SMALL, multi_domain=MultiDomainConfig(weight_temperature=0.05))
+    )
+    regrouped = dataclasses.replace(mixed, domains=domains)
+
+    for name in MULTI_DOMAIN:
+        keys = {grid.key(name, mixed, 1), sharper.key(name, mixed, 1), grid.key(name, regrouped, 1)}
+        assert len(keys) == 3
+    assert grid.key("sasrec", mixed, 1) == sharper.key("sasrec", mixed, 1) == grid.key("sasrec", regrouped, 1)
+
+
+def test_an_arm_of_more_rows_sees_all_of_them_over_its_passes(arms):
+    """Epochs of fixed length walk an endless stream of whole passes: two original-sized epochs cover the composite."""
+    arm = arms["regenerated"]
+    module = build_seeded("sasrec", arm, SMALL, 1)
+    objective = RowObjective(module, arm, steps_per_epoch=1, batch_size=16, seed=1)
+    per_pass = objective.batches_per_pass
+    tokens = [sum(len(b.targets_N) for b in objective.batches(epoch)) for epoch in range(1, 2 * per_pass + 1)]
+
+    assert per_pass > 1
+    assert sum(tokens[:per_pass]) == sum(tokens[per_pass:]) == int((arm.rows.lengths - 1).sum())
+
+
+def test_epochs_are_a_function_of_seed_and_number_alone(arms):
+    """Asked out of order, or by another objective, an epoch holds the same batches."""
+    arm = arms["duplicated"]
+    module = build_seeded("sasrec", arm, SMALL, 1)
+    first, second = (RowObjective(module, arm, steps_per_epoch=3, batch_size=16, seed=1) for _ in range(2))
+    in_order = [[b.targets_N.tolist() for b in first.batches(epoch)] for epoch in (1, 2, 3)]
+
+    assert [[b.targets_N.tolist() for b in second.batches(epoch)] for epoch in (3, 2, 1)] == in_order[::-1]
+    assert in_order[0] != in_order[1]
+
+
+@pytest.mark.parametrize("name", ["sasrec", "gcegnn"])
+def test_equal_seeds_start_from_equal_weights_in_every_arm_of_one_vocabulary(name, arms):
+    """Arms differ in rows, not in luck; and global random state is left alone."""
+    before = torch.get_rng_state()
+    weights = [
+        dict(build_seeded(name, arms[arm], SMALL, 7).named_parameters())
+        for arm in ("original", "duplicated", "regenerated")
+    ]
+    other = dict(build_seeded(name, arms["original"], SMALL, 8).named_parameters())
+
+    assert torch.equal(torch.get_rng_state(), before)
+    for key, value in weights[0].items():
+        assert torch.equal(value, weights[1][key])
+        assert torch.equal(value, weights[2][key])
+    assert any(not torch.equal(value, other[key]) for key, value in weights[0].items())
+
+
+def test_a_finished_cell_is_read_back_and_a_changed_one_is_computed_anew(arms, tmp_path):
+    """The key follows content: seed, hyper-parameters, rows, held-out items."""
+    grid = grid_of(arms, tmp_path)
+    cell = grid.run("sasrec", arms["original"], 1)
+    again = Epochs()
+
+    assert grid.run("sasrec", arms["original"], 1, again) == cell
+    assert again.epochs == []
+    assert grid.finished("sasrec", arms["original"], 2) is None
+    assert grid.finished("sasrec", arms["regenerated"], 1) is None
+    wider = dataclasses.replace(SMALL, recommender=dataclasses.replace(SMALL.recommender, width=8))
+    assert grid_of(arms, tmp_path, wider).finished("sasrec", arms["original"], 1) is None
+    held_out = dataclasses.replace(arms["original"].test, targets=arms["original"].test.targets[::-1].copy())
+    changed = dataclasses.replace(arms["original"], test=held_out)
+    assert Grid((changed,), SMALL, tmp_path, CPU).finished("sasrec", changed, 1) is None
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("name", "arm_name"), [*((name, "regenerated") for name in TRAINED), *((name, "mixed") for name in MULTI_DOMAIN)]
+)
+def test_a_cell_that_was_interrupted_ends_with_the_same_ranks(name, arm_name, arms, tmp_path):
+    """Killed after two epochs and called again: equal to the cell that was never stopped."""
+    arm = arms[arm_name]
+    whole = grid_of(arms, tmp_path / "whole").run(name, arm, 3)
+    stopped = grid_of(arms, tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run(name, arm, 3, Epochs(most=2))
+    assert stopped.finished(name, arm, 3) is None
+    resumed = stopped.run(name, arm, 3)
+
+    ignored = {"seconds": 0.0}
+    assert dataclasses.replace(resumed, **ignored) == dataclasses.replace(whole, **ignored)
+
+
+@pytest.mark.parametrize("name", MULTI_DOMAIN)
+def test_all_that_training_changes_survives_an_interruption(name, arms, tmp_path):
+    """Killed after 14 of 21 steps: weights, domain weights and what counts the steps equal the unbroken run's."""
+    nobody = arms["mixed"].validation.at(np.zeros(0, dtype=np.int64))
+    arm = dataclasses.replace(arms["mixed"], validation=nobody)  # so that the last epoch's state is kept
+
+    def train(file: Path, most: int | None = None):
+        module = build_seeded(name, arm, SMALL, 3)
+        objective = RowObjective(module, arm, steps_per_epoch=7, batch_size=16, seed=3)
+        fit(module, objective, SMALL.training, resume_file=file, progress=Epochs(most))
+        return module.state_dict()
+
+    whole = train(tmp_path / "whole.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped.safetensors", most=2)
+    resumed = train(tmp_path / "stopped.safetensors")
+
+    assert resumed.keys() == whole.keys()
+    assert [key for key, value in resumed.items() if not torch.equal(value, whole[key])] == []
+
+
+def test_a_schedule_of_its_own_changes_the_key_of_its_recommender_alone(arms, tmp_path):
+    """Finished cells outlive an edit that is not about them, and two spellings of one schedule share a cell."""
+    slow = dataclasses.replace(SMALL.training, learning_rate=1e-4)
+    plain = grid_of(arms, tmp_path)
+    own = grid_of(arms, tmp_path, dataclasses.replace(SMALL, schedules={"gru4rec": slow}))
+    everywhere = grid_of(arms, tmp_path, dataclasses.replace(SMALL, training=slow))
+    arm = arms["regenerated"]
+
+    assert own.key("sasrec", arm, 1) == plain.key("sasrec", arm, 1) != everywhere.key("sasrec", arm, 1)
+    assert own.key("gru4rec", arm, 1) == everywhere.key("gru4rec", arm, 1) != plain.key("gru4rec", arm, 1)
+
+
+def test_the_key_of_a_cell_is_the_hash_of_what_its_ranks_depend_on(arms, tmp_path):
+    """Spelled out, as cells on disk are found by it: another spelling would compute all of them anew."""
+    content = {
+        "version": 4,
+        "recommender": "sasrec",
+        "arm": arms["regenerated"].fingerprint,
+        "budget": arms["original"].fingerprint,
+        "config": {
+            "training": dataclasses.asdict(SMALL.training),
+            "recommender": dataclasses.asdict(SMALL.recommender),
+        },
+        "seed": 7,
+        "device": "cpu",
+        "torch": torch.__version__,
+    }
+    expected = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+    assert grid_of(arms, tmp_path).key("sasrec", arms["regenerated"], 7) == expected
+
+
+def test_a_recommender_trains_by_its_own_schedule(arms, tmp_path):
+    """Half the batch size and one epoch: the cell equals one of a grid where everything has that schedule."""
+    short = dataclasses.replace(SMALL.training, batch_size=8, max_epochs=1)
+    own = grid_of(arms, tmp_path / "own", dataclasses.replace(SMALL, schedules={"sasrec": short}))
+    everywhere = grid_of(arms, tmp_path / "everywhere", dataclasses.replace(SMALL, training=short))
+    first, second = (grid.run("sasrec", arms["original"], 1) for grid in (own, everywhere))
+    usual = own.run("gru4rec", arms["original"], 1)
+
+    assert first.epochs == 1 < usual.epochs
+    assert first.steps_per_epoch > usual.steps_per_epoch
+    assert dataclasses.replace(first, seconds=0) == dataclasses.replace(second, seconds=0)
+
+
+def test_a_damaged_cell_file_never_passes_for_a_result(arms, tmp_path):
+    """Cells are replaced whole, so a truncated one means a damaged disk: an error, not a number."""
+    grid = grid_of(arms, tmp_path)
+    cell = grid.run("markov", arms["original"], 1)
+    path = tmp_path / f"{cell.key}.json"
+    path.write_text(path.read_text()[:-20])
+
+    with pytest.raises(DatasetFormatError, match=cell.key):
+        grid.finished("markov", arms["original"], 1)
+
+
+class Oracle:
+    """Scores the answer highest; it is told the answers in the order of the histories' text."""
+
+    def __init__(self, queries, *, shuffle_seed: int | None = None) -> None:
+        targets = queries.targets.copy()
+        if shuffle_seed is not None:
+            np.random.default_rng(shuffle_seed).shuffle(targets)
+        self.answers = {
+            tuple(queries.histories[row].tolist()): int(target) for row, target in enumerate(targets.tolist())
+        }
+
+    def scores(self, item_ids_BT, candidates):
+        scores = torch.zeros(len(item_ids_BT), len(candidates))
+        for row, items in enumerate(item_ids_BT.tolist()):
+            answer = self.answers[tuple(item for item in items if item)]
+            scores[row, answer - candidates.first] = 1.0
+        return scores
+
+
+class Constant:
+    def scores(self, item_ids_BT, candidates):
+        return torch.zeros(len(item_ids_BT), len(candidates))
+
+
+def with_history(arm: Arm):
+    queries = arm.test
+    assert (queries.num_target_items > 0).all()
+    histories = [tuple(history.tolist()) for history in queries.histories]
+    assert len(set(histories)) == len(histories)
+    return queries
+
+
+def test_a_scorer_that_knows_the_label_scores_one_and_a_constant_scores_zero(arms):
+    """Through the whole ranking: batching, sorting by length, candidate columns."""
+    for name in ("original", "mixed"):
+        queries = with_history(arms[name])
+        knowing = rank_queries(Oracle(queries), queries, arms[name], CPU)
+        constant = rank_queries(Constant(), queries, arms[name], CPU)
+
+        assert set(knowing.all) == set(knowing.unseen) == {1}
+        assert set(constant.all) == {len(arms[name].candidates)}
+        assert constant.unseen == tuple(len(arms[name].candidates) - len(seen) for seen in queries.seen)
+
+
+def test_random_scores_rank_the_held_out_items_at_chance(arms):
+    """HR@10 among X items is 10 / X, within five standard errors over 100 draws."""
+    queries = with_history(arms["original"])
+
+    class Random:
+        def __init__(self, seed):
+            self.generator = torch.Generator().manual_seed(seed)
+
+        def scores(self, item_ids_BT, candidates):
+            return torch.rand(len(item_ids_BT), len(candidates), generator=self.generator)
+
+    hits = [
+        per_row_metrics(torch.tensor(rank_queries(Random(seed), queries, arms["original"], CPU).all))[:, 0].mean()
+        for seed in range(100)
+    ]
+    chance = 10 / len(arms["original"].candidates)
+    rows = 100 * len(queries)
+
+    assert abs(float(torch.stack(hits).mean()) - chance) < 5 * (chance * (1 - chance) / rows) ** 0.5
+
+
+def test_shuffled_labels_score_at_chance(arms):
+    """A scorer that knows other users' labels is right as often as two users' labels agree by chance."""
+    queries = with_history(arms["original"])
+    shuffles = 200
+    ranks = [
+        rank_queries(Oracle(queries, shuffle_seed=seed), queries, arms["original"], CPU).all for seed in range(shuffles)
+    ]
+    right = float(np.mean(np.stack(ranks) == 1))
+    label_shares = np.unique(queries.targets, return_counts=True)[1] / len(queries)
+    chance = float((label_shares**2).sum())
+
+    assert abs(right - chance) < 5 * (chance * (1 - chance) / (shuffles * len(queries))) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["original", "mixed"])
+def test_the_unseen_ranking_leaves_out_what_the_user_had_and_nothing_else(arms, name):
+    """By masking whole score rows, against random scores with many ties."""
+    arm, queries = arms[name], with_history(arms[name])
+    generator = np.random.default_rng(5)
+    scores_of = {
+        tuple(history.tolist()): generator.integers(0, 9, len(arm.candidates)).astype(np.float32)
+        for history in queries.histories
+    }
+
+    class Given:
+        def scores(self, item_ids_BT, candidates):
+            histories = [tuple(item for item in items if item) for items in item_ids_BT.tolist()]
+            return torch.from_numpy(np.stack([scores_of[history] for history in histories]))
+
+    expected = []
+    for history, target in zip(queries.histories, queries.targets.tolist(), strict=True):
+        scores_X = scores_of[tuple(history.tolist())]
+        had = {item for item in history.tolist() if item in range(arm.candidates.first, arm.candidates.last + 1)}
+        rivals = [
+            arm.candidates.first + x
+            for x in range(len(scores_X))
+            if scores_X[x] >= scores_X[target - arm.candidates.first]
+        ]
+        expected.append(len([item for item in rivals if item == target or item not in had]))
+
+    assert list(rank_queries(Given(), queries, arm, CPU).unseen) == expected
+
+
+def test_an_item_that_regeneration_put_into_a_history_is_not_one_that_the_user_had(arms, dataset):
+    arm = arms["regenerated"]
+    domain = dataset.vocabulary.token_range(TARGET)
+    everything = Sequences.from_lists([list(range(domain.first, domain.last + 1))] * len(arm.test))
+
+    served = with_served(arm, everything, domain).served
+
+    assert [seen.tolist() for seen in served.seen] == [seen.tolist() for seen in arm.test.seen]
+
+
+def test_the_held_out_item_takes_part_even_where_the_user_had_it_before():
+    """A repeat purchase is a right answer, not one to leave out."""
+    before, held_out = Sequences.from_lists([[7, 2, 7, 8, 7], [9]]), np.asarray([7, 8], dtype=np.int32)
+    queries = held_out_queries(before, held_out, TokenRange(7, 9), TokenRange(7, 9))
+
+    assert queries.histories[0].tolist() == [1, 1, 2, 1]
+    assert [seen.tolist() for seen in queries.seen] == [[2], [3]]
+
+
+def test_an_empty_history_is_ranked_by_popularity_in_the_arms_rows(arms):
+    """A sequential model has nothing to say there; it is not asked."""
+    arm = arms["original"]
+    queries = arm.test
+    nothing = type(queries)(
+        queries.users,
+        type(queries.histories)(np.zeros(0, np.int32), np.zeros(len(queries) + 1, np.int64)),
+        queries.targets,
+        Sequences.from_lists([[]] * len(queries)),
+        np.zeros(len(queries), np.int64),
+    )
+    counts = np.bincount(arm.rows.token_ids, minlength=arm.num_items + 1)
+
+    class Unasked:
+        def scores(self, item_ids_BT, candidates):
+            raise AssertionError("asked about an empty history")
+
+    ranks = rank_queries(Unasked(), nothing, arm, CPU)
+
+    assert list(ranks.all) == [int((counts[1:] >= counts[target]).sum()) for target in queries.targets]
+
+
+def test_a_recommender_learns_the_next_item_that_the_data_hold(arms, tmp_path):
+    """On data whose next item follows from the last, training beats popularity by far."""
+    config = dataclasses.replace(
+        SMALL, training=TrainingConfig(learning_rate=1e-2, batch_size=16, max_epochs=40, patience=40)
+    )
+    grid = grid_of(arms, tmp_path, config)
+    ndcg = {
+        name: float(per_row_metrics(torch.tensor(grid.run(name, arms["original"], 1).ranks.all))[:, 1].mean())
+        for name in ("sasrec", "popularity")
+    }
+
+    assert ndcg["sasrec"] > ndcg["popularity"] + 0.1

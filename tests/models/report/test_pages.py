@@ -1,0 +1,384 @@
+"""From cells to the three forms of the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from models.data.dataset import Sequences
+from models.errors import BundleMismatchError, ConfigurationError
+from models.evaluation.arms import Queries
+from models.evaluation.bootstrap import Interval
+from models.evaluation.cells import Cell, EvaluationConfig, Ranks
+from models.evaluation.configuration import load_config
+from models.evaluation.study import Study, run_study
+from models.evaluation.summary import GROUPS, MAIN, summarise
+from models.ranking_metrics import METRICS, per_row_metrics
+from models.recommenders.recommender import RecommenderConfig
+from models.recommenders.registry import TRAINED
+from models.report import charts as plots
+from models.report.pages import markdown, write_report
+from models.training.loop import TrainingConfig
+
+SMALL = EvaluationConfig(
+    training=TrainingConfig(learning_rate=3e-3, batch_size=16, max_epochs=1, patience=10),
+    recommender=RecommenderConfig(width=16, inner_width=16),
+)
+
+
+def cell(arm: str, seed: int, ranks: list[int], recommender: str = "sasrec") -> Cell:
+    both = Ranks(tuple(ranks), tuple(ranks))
+    return Cell("key", recommender, arm, seed, both, None, 0.1, 3, 13, 5, 100, 2.0, "cpu", torch.__version__)
+
+
+def queries(num_target_items: list[int]) -> Queries:
+    size = len(num_target_items)
+    return Queries(
+        np.arange(size) * 10,
+        Sequences.from_lists([[1]] * size),
+        np.ones(size, dtype=np.int32),
+        Sequences.from_lists([[]] * size),
+        np.asarray(num_target_items),
+    )
+
+
+def ndcg(rank: int) -> float:
+    return float(per_row_metrics(torch.tensor([rank]))[0, 1])
+
+
+def test_means_groups_and_differences_by_arithmetic():
+    """Two seeds, five users, one without target items: it counts in its group only."""
+    cells = [
+        cell("original", 1, [1, 2, 3, 30, 1]),
+        cell("original", 2, [1, 1, 3, 30, 1]),
+        cell("regenerated", 1, [2, 1, 1, 30, 1]),
+        cell("regenerated", 2, [1, 1, 1, 12, 1]),
+    ]
+    results = summarise(cells, queries([1, 2, 3, 6, 0]), ranking="all", leak_hits=(), seed=0)
+    main = {score.arm: score for score in results.scores if score.group == MAIN.name}
+    seeds = [np.mean([ndcg(r) for r in one.ranks.all[:4]]) for one in cells]
+
+    assert main["original"].users == 4
+    assert main["original"].means["NDCG@10"] == pytest.approx(np.mean(seeds[:2]))
+    assert main["original"].deviations["NDCG@10"] == pytest.approx(np.std(seeds[:2], ddof=1))
+    sizes = {score.group: score.users for score in results.scores if score.arm == "original"}
+    assert sizes == {MAIN.name: 4, "0": 1, "1-2": 2, "3-5": 1, "6 or more": 1}
+    (compared,) = [c for c in results.comparisons if c.metric == "NDCG@10"]
+    assert (compared.arm, compared.baseline, compared.users) == ("regenerated", "original", 4)
+    assert compared.interval.mean == pytest.approx(np.mean(seeds[2:]) - np.mean(seeds[:2]))
+    assert compared.per_seed == pytest.approx([seeds[2] - seeds[0], seeds[3] - seeds[1]])
+    assert compared.interval.low <= compared.interval.mean <= compared.interval.high
+    assert results.broken_checks == ()
+
+
+def test_a_trained_recommender_is_compared_with_the_counted_ones_on_the_original_rows():
+    """Every seed against the one counted cell; counted recommenders are not compared with each other."""
+    floor = dataclasses.replace(cell("original", 1, [4, 4]), recommender="markov")
+    cells = [cell("original", 1, [1, 4]), cell("original", 2, [4, 4]), floor]
+    compared = summarise(cells, queries([1, 1]), ranking="all", leak_hits=(), seed=0).comparisons
+    by_metric = {c.metric: c for c in compared}
+
+    assert {(c.recommender, c.baseline_recommender, c.arm, c.baseline) for c in compared} == {
+        ("sasrec", "markov", "original", "original")
+    }
+    assert by_metric["MRR@10"].per_seed == pytest.approx(((1 - 1 / 4) / 2, 0))
+    assert by_metric["MRR@10"].interval.mean == pytest.approx((1 - 1 / 4) / 4)
+
+
+def test_differences_pair_the_same_seeds_whatever_the_order_of_the_cells():
+    """Seed 1 is compared with seed 1; a seed that only one arm has is left out."""
+    cells = [
+        cell("original", 2, [5, 5]),
+        cell("original", 1, [1, 1]),
+        cell("regenerated", 1, [1, 1]),
+        cell("regenerated", 3, [9, 9]),
+    ]
+    results = summarise(cells, queries([1, 1]), ranking="all", leak_hits=(), seed=0)
+
+    assert [c.per_seed for c in results.comparisons] == [(0.0,)] * len(METRICS)
+
+
+def test_comparisons_are_repeated_without_the_users_that_the_audit_hit():
+    """The user hit (position 10 in the dataset) made all the gain."""
+    cells = [cell("original", 1, [5, 50, 5]), cell("regenerated", 1, [5, 1, 5])]
+    results = summarise(cells, queries([1, 1, 1]), ranking="all", leak_hits=(10,), seed=0)
+    by_reading = {c.without_leak_hits: c for c in results.comparisons if c.metric == "NDCG@10"}
+
+    assert by_reading[False].interval.mean == pytest.approx(1 / 3)
+    assert by_reading[True].interval.mean == 0
+    assert by_reading[True].users == 2
+
+
+def test_regenerated_histories_are_compared_with_every_other_way_to_serve_users_whom_the_target_hardly_knows():
+    """Two of three users have at most two target items; a line without seeds stands for every seed."""
+    cells = [
+        cell("original", 1, [20, 5, 5]),
+        cell("original", 2, [20, 5, 5]),
+        cell("served", 1, [1, 5, 20]),
+        cell("served", 2, [5, 20, 20]),
+        cell("mixed", 1, [9, 9, 9], "base decoder"),
+    ]
+    results = summarise(cells, queries([0, 2, 3]), ranking="all", leak_hits=(), seed=0)
+    hits = {c.baseline_recommender: c for c in results.comparisons if c.group == "0-2" and c.metric == "HR@10"}
+
+    assert hits["sasrec"].per_seed == (0.5, 0.0)
+    assert hits["base decoder"].per_seed == (0.0, -0.5)
+    assert {c.users for c in hits.values()} == {2}
+
+
+def test_regenerated_histories_need_the_bundle_that_made_the_composite(report, dataset):
+    """Without it, or without arm regenerated, nothing is trained."""
+    study, _ = report
+    with pytest.raises(ConfigurationError, match="need bundle"):
+        run_study(dataset, study, command="no bundle")
+    with pytest.raises(ConfigurationError, match="arm regenerated"):
+        run_study(dataset, replace(study, arms=("mixed",)), command="no arm")
+
+
+def test_a_bundle_that_did_not_make_the_composite_is_refused(report, dataset, matching_bundle):
+    """Its decoders and item vectors would stand in the report as if they had."""
+    study, _ = report
+    retrained = replace(matching_bundle, version="another")
+    with pytest.raises(ConfigurationError, match="not by another"):
+        run_study(dataset, replace(study, histories=("target",)), command="another bundle", bundle=retrained)
+
+
+def test_a_bundle_of_another_dataset_ranks_nothing(report, dataset, bundle):
+    """It may have been trained on what is held out here, and its decoders are lines of the report."""
+    study, _ = report
+    with pytest.raises(BundleMismatchError, match="not trained on dataset"):
+        run_study(dataset, replace(study, histories=("target",)), command="another bundle", bundle=bundle)
+
+
+def test_groups_share_out_every_history_length():
+    """Each number of target items belongs to exactly one group; the main table takes all but none."""
+    counts = np.arange(50)
+
+    assert (sum(group.members(counts).astype(int) for group in GROUPS) == 1).all()
+    assert MAIN.members(counts).tolist() == [False] + [True] * 49
+
+
+@pytest.fixture(scope="module")
+def report(dataset, composite_folder, matching_bundle, tmp_path_factory):
+    study = Study(
+        target="food",
+        recommenders=("sasrec", "popularity"),
+        arms=("duplicated", "regenerated", "mixed"),
+        seeds=(1, 2),
+        composite=composite_folder,
+        histories=("target", "regenerated"),
+        ranking="all",
+        config=SMALL,
+        cells=tmp_path_factory.mktemp("cells"),
+        device=torch.device("cpu"),
+    )
+    return study, run_study(
+        dataset,
+        study,
+        command="taesar evaluate <X> | & more",
+        bundle=matching_bundle,
+    )
+
+
+def test_a_study_runs_the_whole_grid_then_reads_it_back(report, dataset, matching_bundle):
+    """4 arms x (2 seeds of SASRec + 1 of popularity); the second time nothing is computed and all numbers agree."""
+    study, first = report
+    seen = []
+    second = run_study(dataset, study, command="again", bundle=matching_bundle, on_cell=seen.append)
+
+    assert (first.provenance.cells_computed, first.provenance.cells_reused) == (12, 0)
+    assert (second.provenance.cells_computed, second.provenance.cells_reused) == (0, 12)
+    assert all(one.reused for one in seen)
+    assert second.results == first.results
+    assert second.audits == first.audits
+
+
+def test_the_other_ranking_is_read_from_the_same_cells(report, dataset, matching_bundle):
+    """Nobody ranks worse among fewer items, and somebody of these users ranks better."""
+    study, first = report
+    again = run_study(dataset, replace(study, ranking="unseen"), command="again", bundle=matching_bundle)
+    before, after = (
+        {(s.recommender, s.arm): s.means["MRR@20"] for s in one.results.scores if s.group == MAIN.name}
+        for one in (first, again)
+    )
+
+    assert again.provenance.cells_computed == 0
+    assert all(after[line] >= before[line] for line in before)
+    assert sum(after.values()) > sum(before.values())
+    assert "had not had before" in markdown(again)
+    assert "had not had before" not in markdown(first)
+
+
+def test_the_json_form_holds_everything(report, tmp_path):
+    """Command, fingerprint, configuration, cells, intervals, audit, statistics, mapping."""
+    _, content = report
+    write_report(content, tmp_path)
+    written = json.loads((tmp_path / "report.json").read_text())
+
+    assert written == json.loads(json.dumps(asdict(content)))
+    assert written["provenance"]["command"] == "taesar evaluate <X> | & more"
+    assert {audit["split"] for audit in written["audits"]} == {"validation", "test"}
+    in_main = [c for c in written["results"]["comparisons"] if c["group"] == MAIN.name]
+    assert {c["baseline"] for c in in_main} == {"original", "duplicated"}
+    assert {c["arm"] for c in in_main} >= {"regenerated", "served"}
+    assert written["projections"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
+
+
+def test_the_html_form_is_one_well_formed_page_that_loads_nothing(report, tmp_path):
+    """Every plot parses as XML; no script, link or address outside the page; text is escaped."""
+    _, content = report
+    write_report(content, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+
+    drawn = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(drawn) >= 8
+    for one in drawn:
+        ElementTree.fromstring(one)
+        assert "nan" not in one
+    assert "taesar evaluate &lt;X&gt;" in page
+    assert not re.search(r"<script|<link|src=|href=", page)
+    for table in (
+        "Ranking of the test items",
+        "Differences",
+        "Leak audit",
+        "Training rows before and after",
+        "Mapping",
+    ):
+        assert table in page
+
+
+def test_the_markdown_form_has_whole_tables(report, tmp_path):
+    """Every row of a table has as many cells as its header."""
+    _, content = report
+    write_report(content, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("| ")]
+
+    assert len(tables) == 7
+    for rows in tables:
+        assert len({row.count("|") for row in rows}) == 1
+
+
+def test_what_has_one_seed_is_shown_without_a_deviation(report, tmp_path):
+    """Popularity is counted once; a deviation of 0 would say that it never moves."""
+    _, content = report
+    write_report(content, tmp_path)
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    counted = next(line for line in lines if line.startswith("| popularity | original |"))
+    trained = next(line for line in lines if line.startswith("| sasrec | original |"))
+
+    assert ("±" in trained, "±" in counted) == (True, False)
+
+
+def test_inconsistent_metrics_are_shouted(report, tmp_path):
+    """The page says so where a reader begins."""
+    _, content = report
+    broken = dataclasses.replace(content, results=dataclasses.replace(content.results, broken_checks=("sasrec: x",)))
+    write_report(broken, tmp_path)
+
+    for name in ("report.md", "report.html"):
+        assert "INCONSISTENT METRICS: sasrec: x" in (tmp_path / name).read_text()
+
+
+@pytest.mark.parametrize(
+    "drawing",
+    [
+        plots.line_chart("t", [plots.Series("a", [0, 1, 1000]), plots.Series("b", [])], x_label="x", y_label="y"),
+        plots.line_chart("t", [plots.Series("a", [1024, 32, 0])], x_label="x", y_label="y", log_y=True),
+        plots.line_chart("t", [], x_label="x", y_label="y"),
+        plots.bar_chart("t & u", ["<a>", "b"], [plots.Series("s", [0.0, 0.0], [0.0, 0.0])], y_label="y"),
+        plots.bar_chart("t", ["a", "b"], [plots.Series("s", [math.nan, 1.0], [0.0, 0.1])], y_label="y"),
+        plots.bar_chart("t", ["a"], [plots.Series("s", [math.nan])], y_label="y"),
+        plots.interval_chart("t", [("a", Interval(0.0, 0.0, 0.0)), ("b", Interval(1, 0.5, 2))], x_label="x"),
+        plots.interval_chart("t", [], x_label="x"),
+        plots.scatter("t", [(0.0, 0.0)], [(0.0, 0.0)], [(0, 0)], names=("a", "b")),
+    ],
+)
+def test_plots_of_any_data_are_valid_xml_inside_their_frame(drawing):
+    """Empty, constant and zero data included; no coordinate is NaN or lies outside the picture."""
+    root = ElementTree.fromstring(drawing)
+    _, _, width, height = (float(value) for value in root.attrib["viewBox"].split())
+
+    for element in root.iter():
+        for key in ("x", "x1", "x2", "cx"):
+            assert 0 <= float(element.attrib.get(key, 0)) <= width
+        for key in ("y", "y1", "y2", "cy"):
+            assert 0 <= float(element.attrib.get(key, 0)) <= height
+
+
+def test_the_documented_configuration_is_the_default(tmp_path):
+    """examples/evaluation.toml names every key with its default value, and nothing else."""
+    path = Path(__file__).parents[3] / "examples" / "evaluation.toml"
+    keys = set(re.findall(r"^(\w+) =", path.read_text(), re.MULTILINE))
+
+    assert load_config(path) == EvaluationConfig()
+    defaults = asdict(EvaluationConfig())
+    assert keys == {*defaults["training"], *defaults["recommender"], *defaults["multi_domain"]} - {"seed"}
+    (tmp_path / "some.toml").write_text("[recommender]\nwidth = 64\ndropout = 0\n")
+    assert load_config(tmp_path / "some.toml").recommender == RecommenderConfig(width=64, dropout=0)
+
+
+def test_the_tuned_configuration_can_be_read():
+    """A rate that falls, or an average in place of it."""
+    config = load_config(Path(__file__).parents[3] / "examples" / "tuned.toml")
+
+    schedules = {name: config.training_of(name) for name in TRAINED}
+    assert {name for name, one in schedules.items() if one.schedule == "constant"} == {"gru4rec"}
+    assert {name for name, one in schedules.items() if one.average_decay > 0} == {"gru4rec"}
+    assert config.recommender.dropout == 0.5
+
+
+def test_a_table_of_a_recommender_overrides_the_schedule_of_that_one_alone(tmp_path):
+    """A key comes from the recommender's own table, else from [training], else it is the default."""
+    (tmp_path / "c.toml").write_text(
+        "[training.gru4rec]\nlearning_rate = 1e-3\npatience = 4\n[training]\npatience = 7\nbatch_size = 32\n"
+    )
+    config = load_config(tmp_path / "c.toml")
+
+    assert config.training_of("gru4rec") == TrainingConfig(learning_rate=1e-3, patience=4, batch_size=32)
+    assert config.training_of("sasrec") == config.training == TrainingConfig(patience=7, batch_size=32)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("width = [", "not a readable TOML"),
+        ("[model]\nwidth = 3", "unknown table 'model'"),
+        ("[recommender]\nwidht = 3", "unknown key recommender.widht"),
+        ("[training]\nseed = 3", "unknown key training.seed"),
+        ('[recommender]\nwidth = "wide"', "recommender.width = 'wide' is not of type int"),
+        ("[training]\npatience = true", "training.patience = True is not of type int"),
+        ('[training]\nprecision = "half"', "training.precision = 'half' is none of 'auto'"),
+        ("[recommender]\nnum_heads = 3", "recommender: width = 128 is not a multiple of num_heads = 3"),
+        ("[recommender]\ngcegnn_window = 0", "gcegnn_window = 0 is less than 1"),
+        ("[recommender]\ncl4srec_crop = 1.5", "cl4srec_crop = 1.5 is not in [0, 1]"),
+        ("[recommender]\ncl4srec_temperature = 0", "cl4srec_temperature = 0 is not above 0"),
+        ("[recommender]\ndropout = 1", "dropout = 1 is not in [0, 1)"),
+        ("[training]\nbatch_size = 0", "training: batch_size 0 is less than 1"),
+        ("[training.gru4rec]\nlearning_rate = -1", "training.gru4rec: learning_rate -1 is not above 0"),
+        ("training = 3", "training is not a table"),
+        ("[training.gru5rec]\npatience = 3", "unknown recommender training.gru5rec"),
+        ("[training.popularity]\npatience = 3", "unknown recommender training.popularity"),
+        ("[training]\ngru4rec = 3", "unknown key training.gru4rec"),
+        ("[training.gru4rec]\nwidth = 3", "unknown key training.gru4rec.width"),
+        ('[training.gru4rec]\npatience = "long"', "training.gru4rec.patience = 'long' is not of type int"),
+        ("[recommender.gru4rec]\nwidth = 3", "unknown key recommender.gru4rec"),
+        ("[schedules.gru4rec]\npatience = 3", "unknown table 'schedules'"),
+    ],
+)
+def test_a_configuration_that_asks_for_what_cannot_be_is_refused_by_name(text, message, tmp_path):
+    """The message names the table, key or value."""
+    (tmp_path / "bad.toml").write_text(text)
+
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        load_config(tmp_path / "bad.toml")

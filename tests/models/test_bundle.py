@@ -1,0 +1,194 @@
+"""The bundle: round trip, and one clear refusal for every way it can be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.bundle import BASE, MANIFEST, VOCABULARY, Bundle, load_bundle, save_bundle
+from models.data.dataset import sha256_of
+from models.errors import (
+    BundleCorruptError,
+    BundleError,
+    BundleMismatchError,
+    BundleMissingFileError,
+    BundleVersionError,
+    OutputExistsError,
+)
+from models.vocabulary import Vocabulary
+from tests.conftest import random_decoder
+
+
+@pytest.fixture
+def copied(bundle: Bundle, tmp_path: Path) -> Path:
+    """A copy of the bundle that a test may damage."""
+    shutil.copytree(bundle.directory, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def edit_manifest(directory: Path, **changes: Any) -> None:
+    manifest = json.loads((directory / MANIFEST).read_text())
+    (directory / MANIFEST).write_text(json.dumps({**manifest, **changes}))
+
+
+def rehash(directory: Path) -> None:
+    files = json.loads((directory / MANIFEST).read_text())["files"]
+    edit_manifest(directory, files={name: sha256_of(directory / name) for name in files})
+
+
+def test_a_saved_bundle_loads_with_equal_content(bundle: Bundle) -> None:
+    loaded = load_bundle(bundle.directory)
+    assert (loaded.version, loaded.vocabulary, loaded.config) == (bundle.version, bundle.vocabulary, bundle.config)
+    for ours, theirs in zip([loaded.base, *loaded.experts], [bundle.base, *bundle.experts], strict=True):
+        for name, tensor in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[name], tensor)
+    assert not loaded.base.training
+    assert loaded.provenance == {"dataset": "random"}
+
+
+def test_the_version_follows_content_not_time(bundle: Bundle, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    def version(seed: int, note: str) -> str:
+        networks = [random_decoder(vocabulary.num_items, seed + index) for index in range(4)]
+        return save_bundle(
+            tmp_path / f"{seed}{note}",
+            vocabulary=vocabulary,
+            base=networks[0],
+            experts=networks[1:],
+            provenance={"note": note},
+        ).version
+
+    assert version(0, "a") == version(0, "b") == bundle.version
+    assert version(1, "a") != bundle.version
+
+
+def test_saving_over_a_bundle_replaces_it(bundle: Bundle, copied: Path) -> None:
+    parts = {"vocabulary": bundle.vocabulary, "base": bundle.base, "experts": bundle.experts}
+    assert save_bundle(copied, provenance={"again": True}, **parts).provenance == {"again": True}
+    assert [path.name for path in copied.parent.iterdir()] == ["copy"]
+
+
+@pytest.mark.parametrize("foreign", [["notes.txt"], ["manifest.json", "precious.js"], ["manifest.json"]])
+def test_saving_over_other_files_is_refused(bundle: Bundle, tmp_path: Path, foreign: list[str]) -> None:
+    """A manifest.json alone does not make a folder ours."""
+    for name in foreign:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(OutputExistsError, match="is not a bundle"):
+        save_bundle(tmp_path, vocabulary=bundle.vocabulary, base=bundle.base, experts=bundle.experts, provenance={})
+    assert sorted(path.name for path in tmp_path.iterdir()) == foreign
+
+
+def test_missing_folder_and_missing_file_are_named(copied: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleMissingFileError, match=r"nowhere/manifest\.json: not found"):
+        load_bundle(tmp_path / "nowhere")
+    (copied / "expert-01.safetensors").unlink()
+    with pytest.raises(BundleMissingFileError, match=r"expert-01\.safetensors: listed in the manifest but missing"):
+        load_bundle(copied)
+
+
+def test_a_truncated_file_is_named(copied: Path) -> None:
+    path = copied / BASE
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(BundleCorruptError, match=r"base\.safetensors: its SHA-256 differs"):
+        load_bundle(copied)
+
+
+def test_a_truncated_file_with_a_matching_hash_is_still_refused(copied: Path) -> None:
+    path = copied / BASE
+    path.write_bytes(path.read_bytes()[:-10])
+    rehash(copied)
+    with pytest.raises(BundleCorruptError, match=r"base\.safetensors: not a safetensors file"):
+        load_bundle(copied)
+
+
+@pytest.mark.parametrize("text", ["not json", "[]", '{"hello": 1}', '{"format_version": 1}'])
+def test_a_foreign_manifest_is_refused(copied: Path, text: str) -> None:
+    (copied / MANIFEST).write_text(text)
+    with pytest.raises(BundleCorruptError, match=r"manifest\.json"):
+        load_bundle(copied)
+
+
+@pytest.mark.parametrize("change", [{"domains": 3}, {"files": ["base.safetensors"]}])
+def test_a_manifest_with_parts_of_another_kind_is_refused(copied: Path, change: dict[str, Any]) -> None:
+    edit_manifest(copied, **change)
+    with pytest.raises(BundleCorruptError, match="its domains are not a list or its files not a table"):
+        load_bundle(copied)
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        7,
+        [],
+        {"num_items": "many"},
+        {"num_items": 60, "num_heads": 0},
+        {"num_items": 60, "dropout": 5},
+        {"num_items": 60, "attention_dropout": "a"},
+        {"num_items": 60, "init_std": -1.0},
+        {"num_items": 60, "layer_norm_epsilon": "x"},
+    ],
+)
+def test_a_decoder_configuration_of_another_kind_is_refused(copied: Path, decoder: object) -> None:
+    edit_manifest(copied, decoder=decoder)
+    with pytest.raises(BundleMismatchError, match="not a decoder configuration"):
+        load_bundle(copied)
+
+
+def test_a_newer_format_is_refused(copied: Path) -> None:
+    edit_manifest(copied, format_version=2)
+    with pytest.raises(BundleVersionError, match="format version 2; this code reads up to 1"):
+        load_bundle(copied)
+
+
+def test_a_foreign_vocabulary_is_refused(copied: Path) -> None:
+    Vocabulary(("books", "food", "kitchen"), (("x",), ("y",), ("z",))).save(copied / VOCABULARY)
+    rehash(copied)
+    with pytest.raises(BundleMismatchError, match=r"vocabulary\.parquet: its domains or items are not the manifest's"):
+        load_bundle(copied)
+
+
+def test_an_unreadable_vocabulary_is_refused(copied: Path) -> None:
+    (copied / VOCABULARY).write_bytes(b"PAR1 no")
+    rehash(copied)
+    with pytest.raises(BundleCorruptError, match=r"vocabulary\.parquet"):
+        load_bundle(copied)
+
+
+@pytest.mark.parametrize("change", [{"width": 32}, {"num_layers": 3}, {"num_items": 59}])
+def test_tensors_of_another_shape_are_refused(copied: Path, change: dict[str, int]) -> None:
+    decoder = json.loads((copied / MANIFEST).read_text())["decoder"]
+    edit_manifest(copied, decoder={**decoder, **change})
+    with pytest.raises(BundleMismatchError, match="tensors are not those of the configured decoder"):
+        load_bundle(copied)
+
+
+def test_an_unknown_network_option_is_refused(copied: Path) -> None:
+    edit_manifest(copied, decoder={"num_items": 60, "colour": "red"})
+    with pytest.raises(BundleMismatchError, match="not a decoder configuration"):
+        load_bundle(copied)
+
+
+def test_a_missing_tensor_is_refused(copied: Path) -> None:
+    tensors = load_file(copied / BASE)
+    tensors.pop("input_norm.weight")
+    save_file(tensors, copied / BASE)
+    rehash(copied)
+    with pytest.raises(BundleMismatchError, match=r"input_norm\.weight"):
+        load_bundle(copied)
+
+
+def test_too_few_experts_are_refused(bundle: Bundle, copied: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleMismatchError, match="2 experts for 3 domains"):
+        save_bundle(
+            tmp_path / "two", vocabulary=bundle.vocabulary, base=bundle.base, experts=bundle.experts[:2], provenance={}
+        )
+    files = json.loads((copied / MANIFEST).read_text())["files"]
+    files.pop("expert-02.safetensors")
+    edit_manifest(copied, files=files)
+    with pytest.raises(BundleError, match="expected"):
+        load_bundle(copied)

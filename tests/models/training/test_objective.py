@@ -1,0 +1,65 @@
+"""Training a decoder on mixed sequences: what a step's loss adds to the epoch's."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.data.dataset import TOKENS, pad_right
+from models.network.decoder import Decoder, DecoderConfig
+from models.network.losses import domain_specific_targets, next_item_targets
+from models.training.objective import HeldOut, PredictionObjective
+from models.vocabulary import TokenRange
+
+MAX_LENGTH = 8
+LENGTHS = (2, 40, 3, 2, 30, 2, 9, 3, 25, 2, 4, 8, 2)
+DOMAIN = TokenRange(1, 20)
+
+
+@pytest.fixture
+def objectives() -> list[PredictionObjective]:
+    """The base's and an expert's, on rows of very different lengths, some longer than the decoder reads."""
+    generator = np.random.default_rng(0)
+    sequences = [generator.integers(1, 51, length).astype(TOKENS) for length in LENGTHS]
+    return [
+        PredictionObjective(
+            name=name,
+            fingerprint="",
+            sequences=sequences,
+            targets_of=targets_of,
+            candidates=candidates,
+            validation=HeldOut((), np.zeros(0, dtype=TOKENS)),
+            max_length=MAX_LENGTH,
+            batch_size=3,
+            seed=1,
+        )
+        for name, targets_of, candidates in (
+            ("base", next_item_targets, TokenRange(1, 50)),
+            ("expert", partial(domain_specific_targets, token_range=DOMAIN), DOMAIN),
+        )
+    ]
+
+
+@torch.inference_mode()
+def test_an_epochs_loss_is_the_mean_over_its_predicted_positions(objectives: list[PredictionObjective]) -> None:
+    """Steps hold rows of similar lengths: their mean losses alone would count a short row's positions several times."""
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderConfig(num_items=50, width=8, inner_width=8, max_length=MAX_LENGTH, init_std=0.5)).eval()
+    for objective in objectives:
+        losses = []
+        for sequence in objective.sequences:
+            whole_1T = pad_right([sequence[-(MAX_LENGTH + 1) :]])
+            targets_T = objective.targets_of(whole_1T)[0]
+            logits_TX = decoder(whole_1T[:, :-1])[0] @ decoder.item_embeddings_VD[objective.candidates.columns].T
+            asks_T = targets_T != 0
+            columns_N = targets_T[asks_T] - objective.candidates.first
+            losses += F.cross_entropy(logits_TX[asks_T], columns_N, reduction="none").tolist()
+
+        steps = [objective.loss(decoder, batch).item() for batch in objective.batches(1)]
+
+        assert len(steps) == objective.num_batches()
+        assert np.mean(steps) == pytest.approx(np.mean(losses), rel=1e-5)
