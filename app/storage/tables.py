@@ -74,6 +74,7 @@ jobs = Table(
     Column("replaced", BigInteger, nullable=False),
     Column("deleted", BigInteger, nullable=False),
     Column("unknown", BigInteger, nullable=False),
+    Column("unknown_kept", BigInteger, nullable=False, server_default="0"),
     Column("truncated", BigInteger, nullable=False),
     Column("reason", Text, nullable=True),  # of an unfinished job: why the last attempt to cut its input failed
     Index(None, "state", "job_id"),

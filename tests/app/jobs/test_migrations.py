@@ -7,7 +7,7 @@ import threading
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import Integer, inspect, text
 
 from app.storage import schema
 from app.storage.database import open_engine, reading, writing
@@ -111,19 +111,22 @@ def test_text_is_ordered_by_code_point_on_both_databases(engine):
     assert found == sorted(("b", "B", "a-c", "ab", "ä", "Z"))
 
 
-def test_jobs_from_before_purposes_were_of_live_histories(empty):
+@pytest.mark.parametrize(
+    ("revision", "column", "value"),
+    [
+        pytest.param("0001", "purpose", "live", id="all histories were live ones"),
+        pytest.param("0002", "unknown_kept", 0, id="no unknown item stayed"),
+    ],
+)
+def test_a_job_from_before_a_column_has_what_was_true_then(empty, revision, column, value):
     schema.upgrade(empty)
-    schema.downgrade(empty, "0001")
-    values = {column.name: "x" for column in metadata.tables["jobs"].columns if column.name != "purpose"}
-    values |= {name: 0 for name in values if name.endswith(("_ms", "attempts", "done"))}
-    values |= {"rows_read": 0, "rows_bad": 0, "sequences": 0, "num_chunks": 0}
-    values |= dict.fromkeys(("kept", "replaced", "deleted", "unknown", "truncated"), 0)
+    schema.downgrade(empty, revision)
+    names = {found["name"]: found["type"] for found in inspect(empty).get_columns("jobs")}
+    values = {name: 0 if isinstance(kind, Integer) else "x" for name, kind in names.items()}
     with writing(empty) as connection:
-        columns = ", ".join(values)
-        connection.execute(
-            text(f"INSERT INTO jobs ({columns}) VALUES ({', '.join(':' + name for name in values)})"), values
-        )
+        places = ", ".join(f":{name}" for name in values)
+        connection.execute(text(f"INSERT INTO jobs ({', '.join(values)}) VALUES ({places})"), values)
     schema.upgrade(empty)
 
     with reading(empty) as connection:
-        assert connection.execute(text("SELECT purpose FROM jobs")).scalars().all() == ["live"]
+        assert connection.execute(text(f"SELECT {column} FROM jobs")).scalars().all() == [value]
