@@ -24,8 +24,9 @@ def pins() -> dict[str, str]:
 
 
 def own_requirements() -> list[Requirement]:
-    """Ours, the dev extra included; read from the source, since what is installed may be of an earlier edit."""
-    return [Requirement(text) for text in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"])]
+    """Ours, extras included; read from the source, since what is installed may be of an earlier edit."""
+    extras = PROJECT["optional-dependencies"].values()
+    return [Requirement(text) for texts in (PROJECT["dependencies"], *extras) for text in texts]
 
 
 def applies(requirement: Requirement, python: str, extras: tuple[str, ...]) -> bool:

@@ -235,7 +235,7 @@ def project_items(
     links: int = 200,
 ) -> tuple[ProjectedItems, ...]:
     """
-    Figure 4 by plain PCA and by t-SNE of the first 50 principal components.
+    Figure 4 by plain PCA, and by t-SNE of the first 50 principal components where scikit-learn is installed.
 
     Args:
         top: as ``top_mappings``.
@@ -261,6 +261,7 @@ def project_items(
     return tuple(
         ProjectedItems(method, source, _points(plane_N2[: len(sources)]), _points(plane_N2[len(sources) :]), pairs)
         for method, plane_N2 in planes.items()
+        if plane_N2 is not None
     )
 
 

@@ -1,23 +1,31 @@
 """
-Plots as self-contained SVG text, for reports that open without a network or a plotting library.
+Charts as self-contained SVG text, for reports that open without a network and for the documentation.
 
-Every function returns one ``<svg>`` element with a title. Text takes the page's colour, so a dark page stays readable.
+Drawn by Vega-Lite: Altair describes a chart, vl-convert turns it into SVG inside this process, with no browser and no
+network (docs/decisions/0018-charts-by-vega-lite.md). The same data give the same bytes. Text and axes take the page's
+colour, so a dark page stays readable.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import Any
+
+import altair as alt
+import vl_convert
 
 from models.evaluation.bootstrap import Interval
 
-WIDTH, HEIGHT = 560, 320
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 34, 48
+WIDTH, HEIGHT = 480, 240
+ROW_HEIGHT = 15
 # Okabe-Ito: told apart by most colour-blind readers.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-TICKS = 5
+GREY = "#888888"
+PAGE_COLOUR = "currentColor"
+FONT = "system-ui, sans-serif"
+LONGEST_LABEL = 320
 
 
 @dataclass(frozen=True)
@@ -30,94 +38,103 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Axis:
-    """Maps values to pixels: ``first`` to ``start``, ``last`` to ``end``; on a log scale by log2."""
+class IntervalRow:
+    """One interval of a forest plot: its line of the plot, and the series that gives its colour."""
 
-    first: float
-    last: float
-    start: float
-    end: float
-    log: bool = False
-
-    def pixel(self, value: float) -> float:
-        """Pixel of *value*."""
-        first, last, at = (math.log2(v) if self.log else v for v in (self.first, self.last, value))
-        return self.start + (at - first) / ((last - first) or 1) * (self.end - self.start)
-
-    def ticks(self) -> list[float]:
-        """About five round values inside the axis; powers of two on a log scale."""
-        if self.log:
-            powers = range(math.ceil(math.log2(self.first)), math.floor(math.log2(self.last)) + 1)
-            return [2.0**power for power in powers][:: max(1, len(powers) // (2 * TICKS))]
-        rough = (self.last - self.first) / TICKS or 1.0
-        magnitude = 10 ** math.floor(math.log10(rough))
-        step = min((m * magnitude for m in (1, 2, 5, 10)), key=lambda candidate: abs(candidate - rough))
-        first = math.ceil(self.first / step - 1e-9)
-        return [index * step for index in range(first, math.floor(self.last / step + 1e-9) + 1)]
+    line: str
+    interval: Interval
+    series: str = ""
 
 
 def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: str, log_y: bool = False) -> str:
-    """Lines over x = 0, 1, 2, ...; on a log axis values below 1 are drawn at 1."""
+    """Lines over x = 0, 1, 2, ...; on a log axis (base 2) values below 1 are drawn at 1."""
     floor = 1.0 if log_y else 0.0
-    longest = max((len(line.values) for line in series), default=1)
-    highest = max((max(line.values, default=floor) for line in series), default=floor)
-    x = Axis(0, max(1, longest - 1), LEFT, WIDTH - RIGHT)
-    y = Axis(floor, max(highest, floor + 1e-9) * (1.0 if log_y else 1.05), HEIGHT - BOTTOM, TOP, log_y)
-    drawn = [
-        f'<polyline fill="none" stroke="{colour}" stroke-width="1.6" points="'
-        + " ".join(f"{x.pixel(i):.1f},{y.pixel(max(v, floor)):.1f}" for i, v in enumerate(line.values))
-        + '"/>'
-        for line, colour in zip(series, _colours(), strict=False)
+    rows: list[dict[str, Any]] = [
+        {"series": line.name, "x": x, "y": max(float(value), floor)}
+        for line in series
+        for x, value in enumerate(line.values)
     ]
-    names = [line.name for line in series]
-    return _svg(title, [*_frame(x, y, x_label, y_label), *drawn, *_legend(names)])
+    longest = max((len(line.values) for line in series), default=1)
+    highest = max((row["y"] for row in rows), default=floor)
+    domain: list[float] = [floor, max(highest, floor + 1.0) if log_y else highest or 1.0]
+    scale = alt.Scale(type="log", base=2, domain=domain) if log_y else alt.Scale(domain=domain, nice=True)
+    chart = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_line(strokeWidth=1.6, aria=False)
+        .encode(
+            x=alt.X("x:Q", title=x_label, scale=alt.Scale(domain=[0, max(1, longest - 1)])),
+            y=alt.Y("y:Q", title=y_label, scale=scale),
+            color=_colour([line.name for line in series]),
+        )
+    )
+    return _svg(chart.properties(width=WIDTH, height=HEIGHT), title)
 
 
 def bar_chart(title: str, categories: Sequence[str], series: Sequence[Series], *, y_label: str) -> str:
     """Grouped bars with optional error bars; values are not negative, and NaN has no bar."""
-    tops = (value + (one.errors[i] if one.errors else 0.0) for one in series for i, value in enumerate(one.values))
-    highest = max((top for top in tops if not math.isnan(top)), default=0.0)
-    y = Axis(0.0, max(highest, 1e-9) * 1.15, HEIGHT - BOTTOM, TOP)
-    slot = (WIDTH - RIGHT - LEFT) / max(1, len(categories))
-    bar = 0.8 * slot / max(1, len(series))
-    drawn = []
-    for number, (one, colour) in enumerate(zip(series, _colours(), strict=False)):
-        for category, value in enumerate(one.values):
-            if math.isnan(value):
-                continue
-            left = LEFT + category * slot + 0.1 * slot + number * bar
-            top = y.pixel(value)
-            drawn.append(
-                f'<rect x="{left:.1f}" y="{top:.1f}" width="{bar * 0.92:.1f}" height="{HEIGHT - BOTTOM - top:.1f}" '
-                f'fill="{colour}"><title>{escape(one.name)}: {value:.4f}</title></rect>'
-            )
-            if one.errors and one.errors[category]:
-                middle, error = left + bar * 0.46, one.errors[category]
-                drawn.append(_line(middle, y.pixel(max(0.0, value - error)), middle, y.pixel(value + error)))
-    labels = [_text(LEFT + (index + 0.5) * slot, HEIGHT - BOTTOM + 16, name) for index, name in enumerate(categories)]
-    frame = _frame(None, y, "", y_label)
-    return _svg(title, [*frame, *drawn, *labels, *_legend([one.name for one in series])])
+    names = [one.name for one in series]
+    rows = list(_bars(categories, series))
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
+        x=alt.X("category:N", title=None, sort=list(categories), axis=alt.Axis(labelAngle=0)),
+        xOffset=alt.XOffset("series:N", sort=names),
+    )
+    bars = base.mark_bar().encode(y=alt.Y("value:Q", title=y_label), color=_colour(names))
+    errors = base.mark_rule(color=PAGE_COLOUR).encode(y=alt.Y("low:Q", title=y_label), y2="high:Q")
+    return _svg(alt.layer(bars, errors).properties(width=WIDTH, height=HEIGHT), title)
 
 
-def interval_chart(title: str, rows: Sequence[tuple[str, Interval]], *, x_label: str) -> str:
-    """One horizontal interval per row around its mean, with a line at 0."""
-    height = TOP + BOTTOM + 26 * max(1, len(rows))
-    reach = max((max(abs(row.low), abs(row.high)) for _, row in rows), default=0.0) * 1.1 or 1.0
-    left = 220
-    x = Axis(-reach, reach, left, WIDTH - RIGHT)
-    drawn = [_line(x.pixel(0), TOP, x.pixel(0), height - BOTTOM, dashed=True)]
-    for index, (name, row) in enumerate(rows):
-        middle = TOP + 26 * index + 13
-        colour = COLOURS[0] if row.excludes_zero else "#888888"
-        drawn += [
-            f'<line x1="{x.pixel(row.low):.1f}" y1="{middle}" x2="{x.pixel(row.high):.1f}" y2="{middle}" '
-            f'stroke="{colour}" stroke-width="3"/>',
-            f'<circle cx="{x.pixel(row.mean):.1f}" cy="{middle}" r="4.5" fill="{colour}"/>',
-            _text(left - 8, middle + 4, name, anchor="end"),
-        ]
-    ticks = [_text(x.pixel(tick), height - BOTTOM + 16, _number(tick)) for tick in x.ticks()]
-    label = _text((left + WIDTH - RIGHT) / 2, height - 10, x_label)
-    return _svg(title, [*drawn, *ticks, label], height=height)
+def _bars(categories: Sequence[str], series: Sequence[Series]) -> Iterator[dict[str, Any]]:
+    for one in series:
+        for index, (category, value) in enumerate(zip(categories, one.values, strict=True)):
+            error = one.errors[index] if one.errors else 0.0
+            if not math.isnan(value):
+                bounds = {"low": max(0.0, value - error), "high": value + error} if error else {}
+                yield {"series": one.name, "category": category, "value": value, **bounds}
+
+
+def interval_chart(
+    title: str, rows: Sequence[IntervalRow], *, x_label: str, percent: bool = False, subtitle: str = ""
+) -> str:
+    """
+    A forest plot: horizontal intervals around their means, with a line at 0.
+
+    An interval that contains 0 is drawn hollow, as it shows no difference; without series it is grey as well. *percent*
+    says that values are fractions, to be labelled in percent.
+    """
+    lines, names = list(dict.fromkeys(row.line for row in rows)), list(dict.fromkeys(row.series for row in rows))
+    data = [
+        {
+            "line": row.line,
+            "series": row.series,
+            "low": row.interval.low,
+            "mean": row.interval.mean,
+            "high": row.interval.high,
+            "shown": row.interval.excludes_zero,
+        }
+        for row in rows
+    ]
+    base = alt.Chart(alt.InlineData(values=data)).encode(
+        y=alt.Y("line:N", title=None, sort=lines, axis=alt.Axis(labelLimit=LONGEST_LABEL, ticks=False, domain=False)),
+        yOffset=alt.YOffset("series:N", sort=names),
+        color=alt.condition("datum.shown", alt.value(COLOURS[0]), alt.value(GREY))
+        if names in ([], [""])
+        else _colour(names),
+    )
+    axis = alt.Axis(format="+.0%") if percent else alt.Axis(format="~g")
+    spans = base.mark_rule(strokeWidth=2.5).encode(x=alt.X("low:Q", title=x_label, axis=axis), x2="high:Q")
+    means = base.mark_point(size=46, strokeWidth=2, opacity=1).encode(
+        x=alt.X("mean:Q", title=x_label),
+        fill=alt.condition("!datum.shown", alt.value("white"), _colour(names), legend=None)
+        if names not in ([], [""])
+        else alt.condition("datum.shown", alt.value(COLOURS[0]), alt.value("white")),
+    )
+    zero = (
+        alt.Chart(alt.InlineData(values=[{"zero": 0}]))
+        .mark_rule(strokeDash=[4, 3], color=PAGE_COLOUR)
+        .encode(x="zero:Q")
+    )
+    height = alt.Step(ROW_HEIGHT * max(1, len(names)) + 6, **{"for": "position"})
+    return _svg(alt.layer(zero, spans, means).properties(width=WIDTH, height=height), title, subtitle)
 
 
 def scatter(
@@ -129,74 +146,50 @@ def scatter(
     names: tuple[str, str],
 ) -> str:
     """Two clouds, faint; points that a link joins are solid, with a thin line between them."""
-    xs, ys = zip(*(*first, *second), strict=True)
-    size = 460
-    x = Axis(min(xs), max(xs), 20, WIDTH - 20)
-    y = Axis(min(ys), max(ys), size - 20, TOP + 14)
     linked = ({a for a, _ in links}, {b for _, b in links})
-    drawn = [
-        f'<line x1="{x.pixel(first[a][0]):.1f}" y1="{y.pixel(first[a][1]):.1f}" x2="{x.pixel(second[b][0]):.1f}" '
-        f'y2="{y.pixel(second[b][1]):.1f}" stroke="currentColor" stroke-opacity="0.12"/>'
-        for a, b in links
+    points = [
+        {"series": name, "x": x, "y": y, "linked": index in solid}
+        for name, cloud, solid in zip(names, (first, second), linked, strict=True)
+        for index, (x, y) in enumerate(cloud)
     ]
-    for cloud, solid, colour in zip((first, second), linked, COLOURS, strict=False):
-        drawn += [
-            f'<circle cx="{x.pixel(px):.1f}" cy="{y.pixel(py):.1f}" r="{3 if index in solid else 2}" '
-            f'fill="{colour}" fill-opacity="{0.95 if index in solid else 0.22}"/>'
-            for index, (px, py) in enumerate(cloud)
-        ]
-    return _svg(title, [*drawn, *_legend(names)], height=size)
-
-
-def _svg(title: str, parts: Iterable[str], *, height: int = HEIGHT) -> str:
-    body = "\n".join(parts)
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}" '
-        'xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" font-size="11">\n'
-        f"{_text(WIDTH / 2, 14, title, weight='600')}\n{body}\n</svg>"
+    joins = [{"x": first[a][0], "y": first[a][1], "x_end": second[b][0], "y_end": second[b][1]} for a, b in links]
+    x, y = (alt.Scale(zero=False, nice=False, padding=8) for _ in range(2))
+    lines = (
+        alt.Chart(alt.InlineData(values=joins))
+        .mark_rule(color=PAGE_COLOUR, opacity=0.12, aria=False)
+        .encode(x=alt.X("x:Q", scale=x, axis=None), x2="x_end:Q", y=alt.Y("y:Q", scale=y, axis=None), y2="y_end:Q")
     )
-
-
-def _frame(x: Axis | None, y: Axis, x_label: str, y_label: str) -> list[str]:
-    parts = [_line(LEFT, TOP, LEFT, HEIGHT - BOTTOM), _line(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM)]
-    for tick in y.ticks():
-        parts.append(_text(LEFT - 6, y.pixel(tick) + 4, _number(tick), anchor="end"))
-    if x is not None:
-        parts += [_text(x.pixel(tick), HEIGHT - BOTTOM + 16, _number(tick)) for tick in x.ticks()]
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, x_label))
-    parts.append(
-        f'<text x="14" y="{middle}" text-anchor="middle" fill="currentColor" '
-        f'transform="rotate(-90 14 {middle})">{escape(y_label)}</text>'
+    marks = (
+        alt.Chart(alt.InlineData(values=points))
+        .mark_circle(aria=False)
+        .encode(
+            x=alt.X("x:Q", scale=x, axis=None),
+            y=alt.Y("y:Q", scale=y, axis=None),
+            color=_colour(names),
+            size=alt.condition("datum.linked", alt.value(32), alt.value(14)),
+            opacity=alt.condition("datum.linked", alt.value(0.95), alt.value(0.22)),
+        )
     )
-    return parts
+    return _svg(alt.layer(lines, marks).properties(width=WIDTH, height=WIDTH * 3 // 4), title)
 
 
-def _legend(names: Sequence[str]) -> list[str]:
-    parts, left = [], float(LEFT + 8)
-    for name, colour in zip(names, _colours(), strict=False):
-        parts.append(f'<rect x="{left:.0f}" y="{TOP - 10}" width="10" height="10" fill="{colour}"/>')
-        parts.append(_text(left + 14, TOP - 1, name, anchor="start"))
-        left += 30 + 6.2 * len(name)
-    return parts
+def _colour(names: Sequence[str]) -> alt.Color:
+    colours = [COLOURS[index % len(COLOURS)] for index in range(len(names))]
+    legend = alt.Legend(title=None, orient="top", labelLimit=LONGEST_LABEL, columns=4) if any(names) else None
+    return alt.Color("series:N", sort=list(names), scale=alt.Scale(domain=list(names), range=colours), legend=legend)
 
 
-def _colours() -> Iterable[str]:
-    while True:
-        yield from COLOURS
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, *, dashed: bool = False) -> str:
-    dash = ' stroke-dasharray="4 3"' if dashed else ""
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="currentColor"{dash}/>'
-
-
-def _text(x: float, y: float, text: str, *, anchor: str = "middle", weight: str = "400") -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}" fill="currentColor">'
-        f"{escape(text)}</text>"
+def _svg(chart: alt.Chart | alt.LayerChart | alt.FacetChart, title: str, subtitle: str = "") -> str:
+    """The chart's SVG; its title is the picture's name for those who listen to the page."""
+    text: dict[str, Any] = {"labelColor": PAGE_COLOUR, "titleColor": PAGE_COLOUR, "labelFont": FONT, "titleFont": FONT}
+    heading = alt.TitleParams(
+        title, subtitle=[subtitle] if subtitle else [], font=FONT, subtitleFont=FONT, color=PAGE_COLOUR,
+        subtitleColor=PAGE_COLOUR, fontSize=13,
+    )  # fmt: skip
+    drawn = (
+        chart.properties(title=heading, description=title, background="transparent")
+        .configure_axis(**text, titleFontWeight="normal", gridColor=GREY, gridOpacity=0.25, domainColor=GREY)
+        .configure_legend(**text)
+        .configure_view(stroke=None)
     )
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}"
+    return vl_convert.vegalite_to_svg(drawn.to_dict(validate=False))

@@ -1,6 +1,6 @@
 """
 The report of an evaluation: one content, three forms. ``report.json`` holds everything, ``report.md`` the tables,
-``report.html`` the tables and plots in one file that needs nothing else.
+``report.html`` the tables and charts in one file that needs nothing else.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from models.evaluation.bootstrap import Interval
 from models.evaluation.cells import RankingName
@@ -20,22 +21,20 @@ from models.evaluation.statistics import SEGMENTS, Correspondence, ProjectedItem
 from models.evaluation.study import Provenance, Report
 from models.evaluation.summary import GROUPS, MAIN, Comparison, Results, Score
 from models.ranking_metrics import METRICS
-from models.report import charts as plots
+from models.report import charts
 
+NO_T_SNE = (
+    "Items are drawn by principal components only. For t-SNE as well, as in the paper's figure 4, install "
+    "taesar[plots] and run the command again: finished cells are read back."
+)
 SHOWN_COMPARISONS = ("HR@10", "NDCG@10")
+TEMPLATES = Environment(
+    loader=PackageLoader("models.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+)
 CANDIDATES: Mapping[RankingName, str] = {
     "all": "the target's items",
     "unseen": "the target's items that the user had not had before",
 }
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; }
-:root { color-scheme: light dark; }
-table { border-collapse: collapse; margin: .6rem 0 1.4rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; }
-svg { width: 100%; max-width: 560px; margin: .4rem; } .plots { display: flex; flex-wrap: wrap; }
-.broken { color: #c0392b; font-weight: 600; }
-"""
 
 
 @dataclass(frozen=True)
@@ -77,19 +76,15 @@ def markdown(report: Report) -> str:
 
 
 def html_page(report: Report) -> str:
-    """Tables and plots in one page."""
-    broken = ' class="broken"' if report.results.broken_checks else ""
-    sections = [
-        f"<h2>{escape(table.title)}</h2><p>{escape(table.note)}</p>{_html_table(table)}" for table in tables(report)
-    ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(_title(report))}</title><style>{STYLE}</style></head><body>\n"
-        f"<h1>{escape(_title(report))}</h1>\n"
-        f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in _facts(report.provenance))}</ul>\n"
-        f"<p{broken}>{escape(_checks(report.results))}</p>\n"
-        f'<div class="plots">{"".join(drawings(report))}</div>\n' + "\n".join(sections) + "\n</body></html>\n"
+    """Tables and charts in one page that loads nothing; every text is escaped."""
+    return TEMPLATES.get_template("report.html").render(
+        title=_title(report),
+        facts=_facts(report.provenance),
+        checks=_checks(report.results),
+        broken=bool(report.results.broken_checks),
+        charts=drawings(report),
+        notes=_notes(report.projections),
+        tables=tables(report),
     )
 
 
@@ -108,7 +103,7 @@ def tables(report: Report) -> list[Table]:
 
 
 def drawings(report: Report) -> list[str]:
-    """Every plot that has data: results, intervals, figure 5, figure 4."""
+    """Every chart that has data: results, intervals, figure 5, figure 4."""
     parts = []
     main = [score for score in report.results.scores if score.group == MAIN.name]
     recommenders = list(dict.fromkeys(score.recommender for score in main))
@@ -116,16 +111,16 @@ def drawings(report: Report) -> list[str]:
     of = {(score.recommender, score.arm): score for score in main}
     for metric in SHOWN_COMPARISONS:
         series = [
-            plots.Series(
+            charts.Series(
                 arm,
                 [of[name, arm].means[metric] if (name, arm) in of else math.nan for name in recommenders],
                 [of[name, arm].deviations[metric] if (name, arm) in of else 0.0 for name in recommenders],
             )
             for arm in arms
         ]
-        parts.append(plots.bar_chart(f"{metric}, mean ± sd over seeds", recommenders, series, y_label=metric))
+        parts.append(charts.bar_chart(f"{metric}, mean ± sd over seeds", recommenders, series, y_label=metric))
         compared = [
-            (f"{c.recommender}: {_difference(c)}", c.interval)
+            charts.IntervalRow(f"{c.recommender}: {_difference(c)}", c.interval)
             for c in report.results.comparisons
             # Differences between recommenders are larger by far and would flatten those between arms.
             if c.metric == metric
@@ -135,26 +130,26 @@ def drawings(report: Report) -> list[str]:
         ]
         if compared:
             title = f"Difference in {metric}, 95 % interval"
-            parts.append(plots.interval_chart(title, compared, x_label=f"difference in {metric}"))
+            parts.append(charts.interval_chart(title, compared, x_label=f"difference in {metric}"))
     return parts + _figure_5(report.statistics) + _figure_4(report.projections, report.provenance.target)
 
 
 def _figure_5(statistics: Sequence[RowStatistics]) -> list[str]:
     if not statistics:
         return []
-    frequencies = [plots.Series(view.name, view.frequencies) for view in statistics]
-    shares = [plots.Series(view.name, view.segment_shares) for view in statistics]
-    lengths = [plots.Series(view.name, view.length_shares) for view in statistics]
+    frequencies = [charts.Series(view.name, view.frequencies) for view in statistics]
+    shares = [charts.Series(view.name, view.segment_shares) for view in statistics]
+    lengths = [charts.Series(view.name, view.length_shares) for view in statistics]
     return [
-        plots.line_chart("Item frequency", frequencies, x_label="rank", y_label="frequency (log2)", log_y=True),
-        plots.bar_chart("Share of interactions", SEGMENTS, shares, y_label="share"),
-        plots.line_chart("Row length", lengths, x_label="items per row (50: or more)", y_label="share of rows"),
+        charts.line_chart("Item frequency", frequencies, x_label="rank", y_label="frequency (log2)", log_y=True),
+        charts.bar_chart("Share of interactions", SEGMENTS, shares, y_label="share"),
+        charts.line_chart("Row length", lengths, x_label="items per row (50: or more)", y_label="share of rows"),
     ]
 
 
 def _figure_4(projections: Sequence[ProjectedItems], target: str) -> list[str]:
     return [
-        plots.scatter(
+        charts.scatter(
             f"{plane.source_domain} → {target}, base item vectors ({plane.method})",
             plane.source_points,
             plane.target_points,
@@ -163,6 +158,13 @@ def _figure_4(projections: Sequence[ProjectedItems], target: str) -> list[str]:
         )
         for plane in projections
     ]
+
+
+def _notes(projections: Sequence[ProjectedItems]) -> list[str]:
+    """What the page lacks, and how to get it."""
+    if projections and all(plane.method != "t-sne" for plane in projections):
+        return [NO_T_SNE]
+    return []
 
 
 def _score_table(scores: Sequence[Score], ranking: RankingName) -> Table:
@@ -386,12 +388,6 @@ def _checks(results: Results) -> str:
     if not results.broken_checks:
         return "Consistency of HR, NDCG and MRR at 10 and 20: every cell passes."
     return "INCONSISTENT METRICS: " + "; ".join(results.broken_checks)
-
-
-def _html_table(table: Table) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in table.rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _joined(values: Any) -> str:

@@ -1,5 +1,7 @@
 """Statistics of rows and mapping, by arithmetic on hand-made data."""
 
+import sys
+
 import numpy as np
 import polars as pl
 import pytest
@@ -120,25 +122,15 @@ def test_principal_components_hold_the_variance_of_the_svd():
     torch.testing.assert_close(principal_components(vectors.flip(0), 2), components[:, :2].flip(0), atol=1e-4, rtol=0)
 
 
-def test_a_step_of_t_sne_goes_down_the_divergence():
-    """
-    Three far triangles, two neighbours: p is 1/18 for the 18 pairs of a triangle, 12 times that in the first steps.
+def test_without_scikit_learn_items_are_drawn_by_principal_components_alone(dataset, monkeypatch):
+    """`taesar[plots]` brings it."""
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    vocabulary = dataset.vocabulary
+    source, target = vocabulary.token_range("books"), vocabulary.token_range("food")
+    top = pl.DataFrame({"source_token": [source.first], "target_token": [target.last], "count": [4]})
+    table = torch.randn(vocabulary.num_tokens, 8, generator=torch.Generator().manual_seed(0))
 
-    The divergence from q_ij = k_ij / sum k, up to a constant, is then ln(sum k) - sum 12 p_ij ln(k_ij).
-    """
-    triangle = torch.arange(9) // 3
-    corners = torch.eye(3).repeat(3, 1)
-    vectors = principal_components(torch.cat([1000 * torch.eye(3)[triangle], corners], dim=1), 6)
-    start = (vectors[:, :2] / vectors[:, 0].std() * 1e-4).double().requires_grad_()
-    kernel = 1 / (1 + (start[:, None] - start).square().sum(dim=2))
-    others = ~torch.eye(9, dtype=torch.bool)
-    near = (triangle[:, None] == triangle) & others
-    (kernel[others].sum().log() - 12 / 18 * kernel[near].log().sum()).backward()
-    gains = torch.where(start.grad > 0, 1.2, 0.8)
-    moved = start.detach() - 50 * gains * start.grad
-    expected = (moved - moved.mean(dim=0)).float()
-
-    torch.testing.assert_close(t_sne(vectors, perplexity=2.0, iterations=1), expected, rtol=1e-4, atol=1e-8)
+    assert [plane.method for plane in project_items(top, table, vocabulary, "books", "food", seed=0)] == ["pca"]
 
 
 def test_t_sne_keeps_three_clusters_apart():

@@ -25,7 +25,7 @@ from models.evaluation.summary import GROUPS, MAIN, summarise
 from models.ranking_metrics import METRICS, per_row_metrics
 from models.recommenders.recommender import RecommenderConfig
 from models.recommenders.registry import TRAINED
-from models.report import charts as plots
+from models.report import charts
 from models.report.pages import markdown, write_report
 from models.training.loop import TrainingConfig
 
@@ -244,7 +244,7 @@ def test_the_html_form_is_one_well_formed_page_that_loads_nothing(report, tmp_pa
     assert len(drawn) >= 8
     for one in drawn:
         ElementTree.fromstring(one)
-        assert "nan" not in one
+        assert "NaN" not in one
     assert "taesar evaluate &lt;X&gt;" in page
     assert not re.search(r"<script|<link|src=|href=", page)
     for table in (
@@ -290,30 +290,86 @@ def test_inconsistent_metrics_are_shouted(report, tmp_path):
         assert "INCONSISTENT METRICS: sasrec: x" in (tmp_path / name).read_text()
 
 
-@pytest.mark.parametrize(
-    "drawing",
-    [
-        plots.line_chart("t", [plots.Series("a", [0, 1, 1000]), plots.Series("b", [])], x_label="x", y_label="y"),
-        plots.line_chart("t", [plots.Series("a", [1024, 32, 0])], x_label="x", y_label="y", log_y=True),
-        plots.line_chart("t", [], x_label="x", y_label="y"),
-        plots.bar_chart("t & u", ["<a>", "b"], [plots.Series("s", [0.0, 0.0], [0.0, 0.0])], y_label="y"),
-        plots.bar_chart("t", ["a", "b"], [plots.Series("s", [math.nan, 1.0], [0.0, 0.1])], y_label="y"),
-        plots.bar_chart("t", ["a"], [plots.Series("s", [math.nan])], y_label="y"),
-        plots.interval_chart("t", [("a", Interval(0.0, 0.0, 0.0)), ("b", Interval(1, 0.5, 2))], x_label="x"),
-        plots.interval_chart("t", [], x_label="x"),
-        plots.scatter("t", [(0.0, 0.0)], [(0.0, 0.0)], [(0, 0)], names=("a", "b")),
-    ],
-)
-def test_plots_of_any_data_are_valid_xml_inside_their_frame(drawing):
-    """Empty, constant and zero data included; no coordinate is NaN or lies outside the picture."""
-    root = ElementTree.fromstring(drawing)
-    _, _, width, height = (float(value) for value in root.attrib["viewBox"].split())
+SPAN = Interval(1, 0.5, 2)
+DRAWINGS = {
+    "lines": lambda: charts.line_chart(
+        "t", [charts.Series("a", [0, 1, 1000]), charts.Series("b", [])], x_label="x", y_label="y"
+    ),
+    "logarithms": lambda: charts.line_chart(
+        "t", [charts.Series("a", [1024, 32, 0])], x_label="x", y_label="y", log_y=True
+    ),
+    "no lines": lambda: charts.line_chart("t", [], x_label="x", y_label="y"),
+    "bars": lambda: charts.bar_chart("t & u", ["<a>", "b"], [charts.Series("s", [0.0, 0.0], [0.0, 0.0])], y_label="y"),
+    "no bars": lambda: charts.bar_chart("t", ["a"], [charts.Series("s", [math.nan])], y_label="y"),
+    "intervals": lambda: charts.interval_chart(
+        "t", [charts.IntervalRow("a", Interval(0.0, 0.0, 0.0)), charts.IntervalRow("b", SPAN)], x_label="x"
+    ),
+    "series": lambda: charts.interval_chart(
+        "t", [charts.IntervalRow("a", SPAN, "s"), charts.IntervalRow("a", SPAN, "u")], x_label="x", percent=True
+    ),
+    "no intervals": lambda: charts.interval_chart("t", [], x_label="x"),
+    "points": lambda: charts.scatter("t", [(0.0, 0.0)], [(0.0, 0.0)], [(0, 0)], names=("a", "b")),
+}
 
-    for element in root.iter():
-        for key in ("x", "x1", "x2", "cx"):
-            assert 0 <= float(element.attrib.get(key, 0)) <= width
-        for key in ("y", "y1", "y2", "cy"):
-            assert 0 <= float(element.attrib.get(key, 0)) <= height
+
+@pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())
+def test_charts_of_any_data_are_valid_xml_without_a_number_that_is_none(draw):
+    """Empty, constant and zero data included."""
+    drawing = draw()
+
+    ElementTree.fromstring(drawing)
+    assert "NaN" not in drawing
+    assert "Infinity" not in drawing
+
+
+@pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())
+def test_the_same_data_give_the_same_bytes(draw):
+    assert draw() == draw()
+
+
+def marks(drawing: str, kind: str) -> list[str]:
+    """What Vega calls the data of each mark of one *kind*, read to those who listen to the page."""
+    group = rf'<g class="mark-{kind} role-mark[^"]*"[^>]*>(.*?)</g>'
+    return [
+        label for found in re.findall(group, drawing, re.DOTALL) for label in re.findall(r'aria-label="(.*?)"', found)
+    ]
+
+
+def test_every_value_has_its_bar_and_none_has_no_bar():
+    series = [charts.Series("original", [0.25, math.nan]), charts.Series("served", [0.5, 0.75])]
+    drawn = marks(charts.bar_chart("t", ["sasrec", "gru4rec"], series, y_label="NDCG@10"), "rect")
+
+    assert len(drawn) == 3
+    assert all(any(f"NDCG@10: {value}" in one for one in drawn) for value in (0.25, 0.5, 0.75))
+
+
+def test_an_interval_that_contains_zero_is_hollow():
+    rows = [charts.IntervalRow("gain", SPAN), charts.IntervalRow("nothing", Interval(0.5, -1, 2))]
+    drawing = charts.interval_chart("t", rows, x_label="difference")
+    points = re.findall(r'aria-label="difference: [^"]*line: (\w+)[^>]*?fill="(#?\w+)"', drawing)
+
+    assert dict(points) == {"gain": charts.COLOURS[0], "nothing": "white"}
+
+
+def test_lines_of_a_logarithmic_chart_stand_at_equal_steps_for_equal_ratios():
+    drawing = charts.line_chart("t", [charts.Series("a", [16, 4, 1])], x_label="x", y_label="y", log_y=True)
+    path = re.search(r'role-mark[^>]*>.*? d="M([^"]+)"', drawing, re.DOTALL)
+    assert path
+    heights = [float(point.split(",")[1]) for point in path[1].split("L")]
+
+    assert heights[1] - heights[0] == pytest.approx(heights[2] - heights[1])
+    assert heights[0] < heights[1]
+
+
+def test_a_page_without_t_sne_says_how_to_get_it(report, tmp_path):
+    """And one with it does not."""
+    _, content = report
+    pca_alone = [plane for plane in content.projections if plane.method == "pca"]
+    write_report(dataclasses.replace(content, projections=tuple(pca_alone)), tmp_path / "without")
+    write_report(content, tmp_path / "with")
+
+    assert "taesar[plots]" in (tmp_path / "without" / "report.html").read_text()
+    assert "taesar[plots]" not in (tmp_path / "with" / "report.html").read_text()
 
 
 def test_the_documented_configuration_is_the_default(tmp_path):
