@@ -125,7 +125,17 @@ def with_servers(folder: Path, bundle: Path, path: Path, arguments: argparse.Nam
 
 
 def _job(version: str) -> Job:
-    numbers = ("rows_read", "rows_bad", "sequences", "kept", "replaced", "deleted", "unknown", "truncated")
+    numbers = (
+        "rows_read",
+        "rows_bad",
+        "sequences",
+        "kept",
+        "replaced",
+        "deleted",
+        "unknown",
+        "unknown_kept",
+        "truncated",
+    )
     return Job(
         job_id="0" * 32,
         state=JobState.RUNNING,

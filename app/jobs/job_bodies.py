@@ -34,6 +34,7 @@ _JOB_EXAMPLE: dict[str, Any] = {
         "replaced": 37_404,
         "deleted": 12_870,
         "unknown": 12,
+        "unknown_kept": 4,
         "truncated": 0,
     },
     "reason": None,
@@ -48,8 +49,8 @@ class JobOptions(BaseModel):
     target_domain: Name = Field(description="The domain whose items the result holds.")
     on_unknown: OnUnknown = Field(
         "skip",
-        description="Items (or their domains) that the model does not know: 'skip' drops and counts them, 'error' "
-        "makes their row a bad row.",
+        description="Items (or their domains) that the model does not know: 'skip' leaves those of the target domain "
+        "in place, drops the others, and counts both; 'error' makes their row a bad row.",
     )
     purpose: Purpose = Field(
         "live",
@@ -97,7 +98,8 @@ class JobCounts(BaseModel):
     kept: int
     replaced: int
     deleted: int
-    unknown: int
+    unknown: int = Field(description="Items of other domains that the model does not know; skipped.")
+    unknown_kept: int = Field(description="Items of the target domain that the model does not know; they stayed.")
     truncated: int
 
 

@@ -29,6 +29,11 @@ class Regenerates(Protocol):
         """What it was trained with."""
         ...
 
+    @property
+    def max_items(self) -> int:
+        """Most items of a sequence that are read."""
+        ...
+
     def regenerate(
         self, sequences: Sequence[TokenArray], target: str, *, training_rows: bool = False
     ) -> list[Regenerated]:

@@ -90,6 +90,7 @@ class Job:
     replaced: int
     deleted: int
     unknown: int
+    unknown_kept: int
     truncated: int
     reason: str | None
 
@@ -108,6 +109,7 @@ class ChunkCounts:
     replaced: int = 0
     deleted: int = 0
     unknown: int = 0
+    unknown_kept: int = 0
     truncated: int = 0
 
 

@@ -41,12 +41,13 @@ CHUNK = pa.schema(
         ("deleted", pa.int32()),
         ("unknown", pa.int32()),
         ("truncated", pa.int32()),
+        ("unknown_kept", pa.int32()),
     ]
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Rewritten:
+class ResultRow:
     """One rewritten sequence of a job; the counts add up to the items of its input row."""
 
     user_id: str
@@ -56,6 +57,7 @@ class Rewritten:
     deleted: int
     unknown: int
     truncated: int
+    unknown_kept: int
 
 
 def input_file(rows: Sequence[SequenceRow]) -> bytes:
@@ -77,14 +79,17 @@ def read_input_file(content: bytes) -> list[SequenceRow]:
     return [SequenceRow(*values) for values in zip(*columns, strict=True)]
 
 
-def output_file(rows: Sequence[Rewritten]) -> bytes:
+def output_file(rows: Sequence[ResultRow]) -> bytes:
     """The results of a chunk as a Parquet file."""
     return _parquet_file(pa.table([[getattr(row, name) for row in rows] for name in CHUNK.names], schema=CHUNK))
 
 
 def read_output_file(content: bytes) -> pa.Table:
-    """What ``output_file`` wrote, as a table of ``CHUNK``."""
-    return pq.read_table(pa.BufferReader(content))
+    """What ``output_file`` wrote, as a table of ``CHUNK``; before it wrote unknown_kept, nothing unknown stayed."""
+    table = pq.read_table(pa.BufferReader(content))
+    if "unknown_kept" in table.column_names:
+        return table
+    return table.append_column(CHUNK.field("unknown_kept"), pa.nulls(table.num_rows, pa.int32()).fill_null(0))
 
 
 def encode_results(chunks: Iterable[pa.Table], result_format: ResultFormat) -> FileParts:

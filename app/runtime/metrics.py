@@ -54,7 +54,7 @@ class Metrics:
         )
         self.decisions = Counter(
             "taesar_decisions_total",
-            "Submitted items by what became of them: kept, replaced, deleted, unknown, truncated.",
+            "Submitted items by what became of them: kept, replaced, deleted, unknown, unknown_kept, truncated.",
             ["action"],
             registry=registry,
         )
@@ -71,10 +71,19 @@ class Metrics:
         self.batch_rows.observe(rows)
         self.batch_seconds.observe(seconds)
 
-    def observe_sequence(self, *, kept: int, replaced: int, deleted: int, unknown: int, truncated: int) -> None:
+    def observe_sequence(
+        self, *, kept: int, replaced: int, deleted: int, unknown: int, unknown_kept: int, truncated: int
+    ) -> None:
         """Record what became of one sequence's items."""
         self.sequences.inc()
-        counts = {"kept": kept, "replaced": replaced, "deleted": deleted, "unknown": unknown, "truncated": truncated}
+        counts = {
+            "kept": kept,
+            "replaced": replaced,
+            "deleted": deleted,
+            "unknown": unknown,
+            "unknown_kept": unknown_kept,
+            "truncated": truncated,
+        }
         for action, count in counts.items():
             self.decisions.labels(action).inc(count)
 

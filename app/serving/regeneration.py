@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
-
 from app.errors import (
     MAX_LISTED_PARTS,
     InvalidPart,
@@ -35,10 +33,10 @@ from app.serving.regeneration_bodies import (
     Step,
 )
 from app.settings import Settings
-from models.data.dataset import TOKENS, TokenArray
+from models.data.dataset import TokenArray
 from models.decoding.contrastive import DELETED
 from models.decoding.regenerator import Regenerated
-from models.errors import VocabularyError
+from models.histories import ReadHistory, read_history, sequence_of
 from models.network.packing import padded_length
 from models.vocabulary import Vocabulary
 
@@ -51,24 +49,6 @@ class BatchKey:
 
     model: LoadedModel
     target: str
-
-
-@dataclass(frozen=True)
-class ReadSequence:
-    """
-    What the model reads of one submitted sequence.
-
-    Args:
-        token_ids: int64, the last known items, at most as many as the model reads.
-        positions: the index of each token in the submitted items.
-        unknown_positions: indices of items that the model does not know.
-        num_truncated: known items before the first token.
-    """
-
-    token_ids: TokenArray
-    positions: tuple[int, ...]
-    unknown_positions: tuple[int, ...]
-    num_truncated: int
 
 
 RegenerationBatcher = Batcher[BatchKey, TokenArray, Regenerated]
@@ -127,6 +107,7 @@ class Inference:
                 replaced=answer.replaced,
                 deleted=answer.deleted,
                 unknown=answer.unknown,
+                unknown_kept=answer.unknown_kept,
                 truncated=answer.truncated,
             )
         return RegenerateResponse(
@@ -152,7 +133,7 @@ class Inference:
         if total > limit:
             raise RequestTooLargeError(f"{total} items in all sequences", limit, "TAESAR_MAX_ITEMS_PER_REQUEST")
 
-    async def _run(self, key: BatchKey, encoded: Sequence[ReadSequence]) -> list[Regenerated | None]:
+    async def _run(self, key: BatchKey, encoded: Sequence[ReadHistory]) -> list[Regenerated | None]:
         """Results in order; None for a sequence of which nothing is known: there is nothing to compute."""
         rows = [index for index, read in enumerate(encoded) if len(read.token_ids)]
         results: list[Regenerated | None] = [None] * len(encoded)
@@ -164,39 +145,29 @@ class Inference:
         return results
 
 
-def encode_all(request: RegenerateRequest, vocabulary: Vocabulary, max_items: int) -> list[ReadSequence]:
+def encode_all(request: RegenerateRequest, vocabulary: Vocabulary, max_items: int) -> list[ReadHistory]:
     """
     Every sequence of *request* as the model reads it.
 
     Raises:
         UnknownSequenceItemsError: ``on_unknown`` is "error" and there are unknown items.
     """
-    encoded = [encode(sequence, vocabulary, max_items) for sequence in request.sequences]
+    encoded = [
+        read_history(
+            [item.domain for item in sequence.items],
+            [item.item_id for item in sequence.items],
+            vocabulary,
+            target=request.target_domain,
+            max_items=max_items,
+        )
+        for sequence in request.sequences
+    ]
     if request.on_unknown == "error":
         _refuse_unknown(request.sequences, encoded)
     return encoded
 
 
-def encode(sequence: MixedSequence, vocabulary: Vocabulary, max_items: int) -> ReadSequence:
-    """The last *max_items* known items of *sequence* as tokens, and what was left out."""
-    token_ids: list[int] = []
-    positions: list[int] = []
-    unknown: list[int] = []
-    for position, item in enumerate(sequence.items):
-        try:
-            token_ids.append(vocabulary.token_id(item.domain, item.item_id))
-            positions.append(position)
-        except VocabularyError:
-            unknown.append(position)
-    return ReadSequence(
-        token_ids=np.asarray(token_ids[-max_items:], dtype=TOKENS),
-        positions=tuple(positions[-max_items:]),
-        unknown_positions=tuple(unknown),
-        num_truncated=max(0, len(token_ids) - max_items),
-    )
-
-
-def _refuse_unknown(sequences: Sequence[MixedSequence], encoded: Sequence[ReadSequence]) -> None:
+def _refuse_unknown(sequences: Sequence[MixedSequence], encoded: Sequence[ReadHistory]) -> None:
     total = sum(len(read.unknown_positions) for read in encoded)
     if not total:
         return
@@ -214,7 +185,7 @@ def _refuse_unknown(sequences: Sequence[MixedSequence], encoded: Sequence[ReadSe
 
 def answer_all(
     request: RegenerateRequest,
-    encoded: Sequence[ReadSequence],
+    encoded: Sequence[ReadHistory],
     results: Sequence[Regenerated | None],
     vocabulary: Vocabulary,
 ) -> list[RegeneratedSequence]:
@@ -226,15 +197,16 @@ def answer_all(
 
 
 def _answer(
-    sequence: MixedSequence, read: ReadSequence, result: Regenerated | None, vocabulary: Vocabulary, *, explain: bool
+    sequence: MixedSequence, read: ReadHistory, result: Regenerated | None, vocabulary: Vocabulary, *, explain: bool
 ) -> RegeneratedSequence:
     answer = RegeneratedSequence(
         user_id=sequence.user_id,
-        items=[] if result is None else vocabulary.item_ids_of(result.token_ids),
+        items=sequence_of(read, result, [item.item_id for item in sequence.items], vocabulary),
         kept=0 if result is None else result.kept,
         replaced=0 if result is None else result.replaced,
         deleted=0 if result is None else result.deleted,
-        unknown=len(read.unknown_positions),
+        unknown=read.num_skipped,
+        unknown_kept=len(read.passed_positions),
         truncated=read.num_truncated,
     )
     if explain:
@@ -243,7 +215,7 @@ def _answer(
     return answer
 
 
-def _steps(items: Sequence[Item], read: ReadSequence, result: Regenerated, vocabulary: Vocabulary) -> list[Step]:
+def _steps(items: Sequence[Item], read: ReadHistory, result: Regenerated, vocabulary: Vocabulary) -> list[Step]:
     steps = result.steps
     columns = (steps.positions, steps.replacements, steps.alpha, steps.beta, steps.score, steps.margin)
     described = []

@@ -81,8 +81,9 @@ class RegenerateRequest(_Body):
     explain: bool = Field(default=False, description="Also return every decision with its numbers.")
     on_unknown: OnUnknown = Field(
         default="skip",
-        description="Items (or their domains) that the model does not know: 'skip' drops and counts them, 'error' "
-        "refuses the request with 422, counts them and names the first hundred.",
+        description="Items (or their domains) that the model does not know: 'skip' leaves those of the target domain "
+        "in place, drops the others, and counts both; 'error' refuses the request with 422, counts them and names the "
+        "first hundred.",
     )
     sequences: list[MixedSequence] = Field(min_length=1, fail_fast=True, description="At least one.")
 
@@ -112,16 +113,22 @@ class RegeneratedSequence(BaseModel):
     """
     One rewritten sequence.
 
-    kept + replaced + deleted + unknown + truncated is the number of submitted items.
+    kept + replaced + deleted + unknown + unknown_kept + truncated is the number of submitted items.
     """
 
     user_id: str | None
     items: list[str] = Field(description="Target items, oldest first, no consecutive repeats.")
-    kept: int = Field(ge=0, description="Items of the target domain.")
+    kept: int = Field(ge=0, description="Items of the target domain that the model knows.")
     replaced: int = Field(ge=0, description="Items of other domains that became a target item.")
     deleted: int = Field(ge=0, description="Items of other domains that have no counterpart.")
-    unknown: int = Field(ge=0, description="Items that the model does not know; skipped.")
-    truncated: int = Field(ge=0, description="Oldest known items beyond the model's length; not read.")
+    unknown: int = Field(ge=0, description="Items of other domains that the model does not know; skipped.")
+    unknown_kept: int = Field(
+        ge=0, description="Items of the target domain that the model does not know; they stay in place."
+    )
+    truncated: int = Field(
+        ge=0,
+        description="Oldest items beyond the model's length, known ones and those of the target domain; not read.",
+    )
     steps: list[Step] | None = Field(
         default=None, description="With explain: one per item of another domain that was read."
     )
@@ -144,6 +151,7 @@ class RegenerateResponse(BaseModel):
                             "replaced": 1,
                             "deleted": 1,
                             "unknown": 0,
+                            "unknown_kept": 0,
                             "truncated": 0,
                             "steps": [
                                 {

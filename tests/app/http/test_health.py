@@ -199,7 +199,7 @@ def test_requests_are_counted_by_route_template_and_status(client, payload):
 def test_decisions_batches_and_sequences_are_counted(client, payload):
     answer = client.post("/regenerate", json=payload("b01 f02 k03 b99", "k01", "")).json()["sequences"]
 
-    for action in ("kept", "replaced", "deleted", "unknown", "truncated"):
+    for action in ("kept", "replaced", "deleted", "unknown", "unknown_kept", "truncated"):
         assert value(client, "taesar_decisions_total", action=action) == sum(one[action] for one in answer)
     assert value(client, "taesar_sequences_regenerated_total") == 3
     assert value(client, "taesar_batch_sequences_sum") == 2  # the empty sequence needs no model

@@ -47,6 +47,7 @@ def test_the_answer_is_what_the_regenerator_says(client, bundle, payload):
                 "replaced": expected.replaced,
                 "deleted": expected.deleted,
                 "unknown": 0,
+                "unknown_kept": 0,
                 "truncated": 0,
             }
         ],
@@ -134,11 +135,39 @@ def test_without_explain_there_are_no_steps(client, payload):
     assert "steps" not in regenerate(client, payload(MIXED))[0]
 
 
-def test_unknown_items_and_items_of_unknown_domains_are_skipped_and_counted(client, payload):
+def test_unknown_items_of_other_domains_and_of_unknown_ones_are_skipped_and_counted(client, payload):
     [with_unknown] = regenerate(client, payload("b01 b99 k02 gg1 f03"))
     [without] = regenerate(client, payload("b01 k02 f03"))
 
     assert with_unknown == without | {"unknown": 2}
+
+
+def test_unknown_items_of_the_target_stay_where_they_are_and_change_nothing_else(client, payload):
+    """Also the only items of a sequence, and one between two items that would collapse without it."""
+    [answer] = regenerate(client, payload("k98 b01 k02 k99 f03 f04", explain=True))
+    [without] = regenerate(client, payload("b01 k02 f03 f04", explain=True))
+    only, between = regenerate(client, payload("k98 b99 k99 k99", "k05 k99 k05"))
+    after = [step["item_id"] for step in without["steps"] if step["position"] > 1 and step["item_id"]]
+
+    assert answer["items"][0] == "k98"
+    assert answer["items"][answer["items"].index("k02") + 1 :] == ["k99", *after]
+    assert [item for item in answer["items"] if item not in ("k98", "k99")] == without["items"]
+    assert (answer["unknown_kept"], answer["unknown"], answer["kept"]) == (2, 0, 1)
+    assert [step["source"]["item_id"] for step in answer["steps"]] == ["b01", "f03", "f04"]
+    assert [step["position"] for step in answer["steps"]] == [1, 4, 5]
+    assert (only["items"], only["unknown_kept"], only["unknown"]) == (["k98", "k99"], 3, 1)
+    assert between["items"] == ["k05", "k99", "k05"]
+
+
+def test_an_unknown_item_of_the_target_before_the_first_that_is_read_is_truncated_like_a_known_one(
+    client, bundle, payload
+):
+    max_items = Regenerator(bundle, "anticipate").max_items
+    known = " ".join(f"k{n % 20:02d}" for n in range(max_items + 2))
+    [answer] = regenerate(client, payload(f"k99 {known} k98"))
+
+    assert answer["items"] == [*known.split()[-max_items:], "k98"]
+    assert (answer["truncated"], answer["unknown_kept"], answer["kept"]) == (3, 1, max_items)
 
 
 def test_on_unknown_error_names_every_unknown_item_and_its_place(client, payload):
@@ -181,8 +210,8 @@ def test_a_long_sequence_is_answered_as_its_last_known_items_are(client, bundle,
 
 
 def test_the_counts_add_up_to_the_submitted_items(client, payload):
-    sequences = [*random_sequences(30, seed=7), "gg1 b99", ""]
-    counts = ("kept", "replaced", "deleted", "unknown", "truncated")
+    sequences = [*random_sequences(30, seed=7), "gg1 b99 k99", ""]
+    counts = ("kept", "replaced", "deleted", "unknown", "unknown_kept", "truncated")
 
     for sequence, answer in zip(sequences, regenerate(client, payload(*sequences)), strict=True):
         assert sum(answer[name] for name in counts) == len(sequence.split())
@@ -190,7 +219,8 @@ def test_the_counts_add_up_to_the_submitted_items(client, payload):
 
 @pytest.mark.parametrize(("sequence", "unknown"), [("", 0), ("b99 gg1", 2)])
 def test_a_sequence_of_nothing_known_is_answered_with_nothing(client, payload, sequence, unknown):
-    nothing = {"items": [], "kept": 0, "replaced": 0, "deleted": 0, "unknown": unknown, "truncated": 0, "steps": []}
+    nothing = {"items": [], "kept": 0, "replaced": 0, "deleted": 0, "unknown": unknown}
+    nothing |= {"unknown_kept": 0, "truncated": 0, "steps": []}
 
     alone = regenerate(client, payload(sequence, explain=True))
     beside = regenerate(client, payload(MIXED, sequence, explain=True))
@@ -234,9 +264,11 @@ def test_a_limit_on_all_items_below_that_on_one_sequence_is_refused():
 def test_items_are_looked_up_beside_the_event_loop(client, payload, monkeypatch, on_unknown, status):
     """The event loop answers others meanwhile, health checks among them."""
     threads = []
-    encode = app.serving.regeneration.encode
+    read = app.serving.regeneration.read_history
     monkeypatch.setattr(
-        app.serving.regeneration, "encode", lambda *read: threads.append(threading.get_ident()) or encode(*read)
+        app.serving.regeneration,
+        "read_history",
+        lambda *history, **options: threads.append(threading.get_ident()) or read(*history, **options),
     )
 
     answer = client.post("/regenerate", json=payload(MIXED, "zz1", on_unknown=on_unknown))

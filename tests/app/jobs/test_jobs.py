@@ -441,6 +441,42 @@ def test_unknown_items_are_skipped_and_counted_or_make_the_row_bad(harness, inpu
     ]
 
 
+def test_a_job_newer_than_its_bundle_keeps_every_item_of_the_target(harness, inputs, sequences, write_ndjson):
+    """Where the items that the bundle does not know stood; the counts add up to what was sent."""
+    rows = sequences(30)
+    for row in rows:
+        row["items"] = row["items"][:8]
+        for position in range(0, len(row["items"]), 2):
+            row["items"].insert(position, {"item_id": f"new-{position}", "domain": "kitchen"})
+    path = write_ndjson(inputs / "newer.ndjson", rows)
+    job = harness.run(path)
+    results = [json.loads(line) for line in harness.result(job).splitlines()]
+    kitchen = [[item["item_id"] for item in row["items"] if item["domain"] == "kitchen"] for row in rows]
+    kept = [
+        [item for item in result["items"] if item.startswith("new-") or item in real]
+        for result, real in zip(results, kitchen, strict=True)
+    ]
+
+    assert job.unknown_kept == sum(item.startswith("new-") for real in kitchen for item in real) > 30
+    assert (job.unknown, job.truncated) == (0, 0)
+    assert job.kept + job.unknown_kept == sum(map(len, kitchen))
+    assert job.kept + job.unknown_kept + job.replaced + job.deleted == sum(len(row["items"]) for row in rows)
+    assert [set(row) for row in kept] == [set(real) for real in kitchen]
+    assert [[i for i in row if i.startswith("new-")] for row in kept] == [
+        [i for i in real if i.startswith("new-")] for real in kitchen
+    ]
+
+
+def test_a_result_from_before_unknown_items_stayed_is_read_as_having_none(harness, mixed):
+    job = harness.run(mixed)
+    [name, *_] = harness.parts.jobs.output_names(job.job_id)
+    table = pq.read_table(io.BytesIO(harness.parts.storage.read(f"{job.job_id}/{name}")))
+    earlier = io.BytesIO()
+    pq.write_table(table.drop_columns("unknown_kept"), earlier)
+
+    assert read_output_file(earlier.getvalue()) == table
+
+
 def test_a_job_in_which_every_user_is_bad_fails_in_every_format(harness, inputs, sequences, write_ndjson):
     """Rows read and bad rows are counted in one unit: 20 users are 20 lines of NDJSON and many of CSV."""
     users = sequences(20)
