@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models.decoding.rules import DEFAULT_RULE, Rule
+from models.decoding.rules import DEFAULT_RULE, Rule, describe_rules
 
 
 class Settings(BaseSettings):
@@ -39,10 +39,7 @@ class Settings(BaseSettings):
     )
     rule: Rule = Field(
         default=DEFAULT_RULE,
-        description="Decoding rule of every loaded bundle: 'anticipate' puts what the target expert expects after the "
-        "source items in their place, which helps recommenders most; 'paper' follows the paper's equations, "
-        "'reference' the authors' released code, which differs, 'reference-corrected' the latter without its "
-        "off-by-one; 'without-sde', 'without-gcs' and 'without-lcs' leave out one part of 'paper'.",
+        description=f"Decoding rule of every loaded bundle. {describe_rules()}",
     )
     device: str = Field(
         default="auto", description="Torch device of the networks; 'auto' takes CUDA when present, since it is faster."

@@ -55,9 +55,10 @@ from benchmarks.measure import (
 )
 from models.bundle import Bundle
 from models.data.dataset import pad_right
-from models.decoding.contrastive import Decisions, View, decide, decide_in_blocks
+from models.decoding.blocks import View
+from models.decoding.contrastive import Decisions, decide, decide_in_blocks
+from models.decoding.paper import PAPER
 from models.decoding.regenerator import Regenerator
-from models.decoding.rules import ANTICIPATE
 from models.vocabulary import TokenRange
 
 # What is timed on whole sequences; the rest on hidden states at hand.
@@ -81,7 +82,7 @@ def bench(num_items: int, num_domains: int, rounds: int, clock: Clock, device: t
     """Times and ratios of one shape."""
     bundle, sequences = random_bundle(num_items, num_domains, device), random_sequences(BATCH, num_items)
     regenerator, target = Regenerator(bundle, "paper"), bundle.vocabulary.domains[TARGET]
-    anticipating = Regenerator(bundle, ANTICIPATE)
+    anticipating = Regenerator(bundle, "anticipate")
     results = regenerator.regenerate(sequences, target)
     num_scored = sum(int(np.count_nonzero(result.steps.positions > 0)) for result in results)
     num_sampled = SAMPLES[device.type]
@@ -94,7 +95,7 @@ def bench(num_items: int, num_domains: int, rounds: int, clock: Clock, device: t
         "anticipate": lambda: anticipating.regenerate(sequences, target),
         "decide": lambda: _decide(roles, target_range),
         **{f"products_{rows}": lambda rows=rows: _products(views, rows, out) for rows in PRODUCT_ROWS[device.type]},
-        "plain": lambda: decide_in_blocks("paper", **roles, target_range=target_range),
+        "plain": lambda: decide_in_blocks(PAPER, **roles, target_range=target_range),
     }
     seconds = interleaved_seconds(programs, rounds, clock, device)
     each = {name: 1e3 * value / (num_scored if name in WHOLE else num_sampled) for name, value in seconds.items()}
@@ -136,14 +137,14 @@ def _products(views: list[View], rows: int, out: Tensor) -> None:
 def _decide(roles: dict[str, View], target_range: TokenRange) -> Decisions:
     target_expert, base, source_expert = roles.values()
     return decide(
-        "paper", target_expert=target_expert, base=base, source_experts=[source_expert], target_range=target_range
+        PAPER, target_expert=target_expert, base=base, source_experts=[source_expert], target_range=target_range
     )
 
 
 def _same_tokens(roles: dict[str, View], target_range: TokenRange) -> dict[str, Any]:
     """Ours against the definition on the CPU."""
     on_cpu = {role: View(view.hidden_ND.cpu(), view.table_VD.cpu()) for role, view in roles.items()}
-    plain = decide_in_blocks("paper", **on_cpu, target_range=target_range)
+    plain = decide_in_blocks(PAPER, **on_cpu, target_range=target_range)
     different_N = _decide(roles, target_range).token_ids_N.cpu() != plain.token_ids_N
     return {
         "different_tokens": int(different_N.sum()),

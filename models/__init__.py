@@ -1,1 +1,1 @@
-"""The method: data, network, losses, training, contrastive decoding, recommenders and their evaluation."""
+"""The method: data, network, losses, training, decoding, recommenders and their evaluation."""

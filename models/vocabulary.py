@@ -12,12 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from models.errors import DatasetFormatError, UnknownDomainError, UnknownItemError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PADDING = 0
 
@@ -34,6 +38,14 @@ class TokenRange:
 
     def __contains__(self, token_id: object) -> bool:
         return isinstance(token_id, int | np.integer) and self.first <= int(token_id) <= self.last
+
+    @overload
+    def mask(self, token_ids: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]: ...
+    @overload
+    def mask(self, token_ids: Tensor) -> Tensor: ...
+    def mask(self, token_ids: Any) -> Any:
+        """Which of *token_ids*, an array or a tensor of any shape, are of this domain: bool, in the same shape."""
+        return (token_ids >= self.first) & (token_ids <= self.last)
 
     @property
     def columns(self) -> slice:

@@ -20,8 +20,7 @@ from app.cli.taesar import cli
 from app.http.application import create_app
 from app.settings import Settings
 from models.data.dataset import Dataset
-from models.decoding.regenerator import most_items
-from models.decoding.rules import DEFAULT_RULE
+from models.decoding.rules import DEFAULT_RULE, load_rule
 from models.evaluation.arms import build_arm
 from models.network.decoder import DecoderConfig
 
@@ -113,8 +112,8 @@ def test_the_length_that_the_readme_and_the_settings_state_is_the_decoders() -> 
     max_length = DecoderConfig(num_items=1).max_length
     description = Settings.model_fields["max_items_per_sequence"].description
 
-    assert most_items(DecoderConfig(num_items=1), DEFAULT_RULE) == max_length
-    assert most_items(DecoderConfig(num_items=1), "paper") == max_length + 1
+    assert load_rule(DEFAULT_RULE).max_items(DecoderConfig(num_items=1)) == max_length
+    assert load_rule("paper").max_items(DecoderConfig(num_items=1)) == max_length + 1
     assert f"latest {max_length} items (one more under the contrastive rules" in README
     assert description is not None
     assert f"the last {max_length} known ones ({max_length + 1} under" in description

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from models.decoding.rules import Rule
+from models.decoding.rules import Rule, describe_rules
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -25,9 +25,7 @@ RuleOption = Annotated[
     typer.Option(
         "--rule",
         "--recipe",
-        help="anticipate: what the target expert expects after reading the source items, which helps recommenders "
-        "most; paper: the paper's equations; without-*: the same without one part (source expert, global, "
-        "local step); reference: the authors' released code, off-by-one included; reference-corrected: without it.",
+        help=describe_rules(),
     ),
 ]
 

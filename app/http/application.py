@@ -159,7 +159,7 @@ def create_app(
 
     app = Application(
         title="Taesar",
-        summary="Mixed-domain interaction sequences -> target-domain sequences, by adaptive contrastive decoding.",
+        summary="Rewrites a user's items of many domains into items of one target domain, by trained sequence models.",
         version=importlib.metadata.version("taesar"),
         lifespan=lifespan,
         redoc_url=None,

@@ -15,7 +15,6 @@ from app.settings import Settings
 from models.bundle import Bundle, BundleDescription, load_bundle
 from models.data.dataset import TokenArray
 from models.decoding.regenerator import Regenerated, Regenerator
-from models.decoding.rules import RULES
 from models.training.devices import resolve_device
 
 log = logger(__name__)
@@ -77,4 +76,4 @@ class BundleModels:
             return bundle
 
         bundle = self._folders.load(version, load)
-        return Regenerator(bundle, next(known for known in RULES if known == rule))
+        return Regenerator(bundle, rule)

@@ -16,7 +16,7 @@ class MappingLine(BaseModel):
     target_item: str | None = Field(description="null: the line that counts the source item's deletions.")
     count: int
     share: float = Field(description="count / all decisions of the source item; its lines sum to 1.")
-    mean_score: float | None = Field(description="Mean contrastive score of these decisions; null for deletions.")
+    mean_score: float | None = Field(description="Mean score of these decisions; null for deletions.")
     decisions: int = Field(description="All decisions of the source item.")
     deletions: int = Field(description="Those that deleted it.")
 

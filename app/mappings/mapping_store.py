@@ -73,7 +73,7 @@ class MappingRow:
 
     @property
     def mean_score(self) -> float | None:
-        """Mean contrastive score of the decisions, None for deletions."""
+        """Mean score of the decisions, None for deletions."""
         return None if self.target_item is None else self.score_micros / SCORE_UNIT / self.count
 
     @property
@@ -122,7 +122,7 @@ def increments_of(
         vocabulary: of the bundle that decided.
         source_tokens: token ids, shape [N].
         replacements: the token each became, 0 = deleted, shape [N].
-        scores: contrastive scores, shape [N]; those of deletions are not counted.
+        scores: of the decisions, shape [N]; those of deletions are not counted.
     """
     if len(source_tokens) == 0:
         return []

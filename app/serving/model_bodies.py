@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.decoding.rules import Rule
+from models.decoding.rules import Rule, describe_rules
 
 
 class Domain(BaseModel):
@@ -36,7 +36,7 @@ class Model(BaseModel):
 
     version: str = Field(description="Hash of the bundle's content.")
     active: bool = Field(description="Whether POST /regenerate is answered by it.")
-    rule: Rule
+    rule: Rule = Field(description=f"How source items are replaced. {describe_rules()}")
     max_items: int = Field(description="Items of a sequence that it reads, counted from the end.")
     domains: list[Domain]
     provenance: dict[str, Any] = Field(description="How it was trained.")

@@ -33,8 +33,8 @@ from app.errors import ModelProcessDiedError
 from app.runtime.logs import logger
 from models.bundle import BundleDescription, describe_bundle, load_bundle
 from models.data.dataset import TokenArray
-from models.decoding.regenerator import Regenerated, Regenerator, most_items
-from models.decoding.rules import Rule
+from models.decoding.regenerator import Regenerated, Regenerator
+from models.decoding.rules import Rule, load_rule
 from models.errors import BundleMismatchError
 
 log = logger(__name__)
@@ -110,7 +110,7 @@ class RemoteRegenerator:
     @property
     def max_items(self) -> int:
         """Most items of a sequence that are read."""
-        return most_items(self.bundle.config, self._process.rule)
+        return load_rule(self._process.rule).max_items(self.bundle.config)
 
     def regenerate(
         self, sequences: Sequence[TokenArray], target: str, *, training_rows: bool = False

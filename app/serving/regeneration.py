@@ -34,11 +34,10 @@ from app.serving.regeneration_bodies import (
 )
 from app.settings import Settings
 from models.data.dataset import TokenArray
-from models.decoding.contrastive import DELETED
 from models.decoding.regenerator import Regenerated
 from models.histories import ReadHistory, read_history, sequence_of
 from models.network.packing import padded_length
-from models.vocabulary import Vocabulary
+from models.vocabulary import PADDING, Vocabulary
 
 log = logger(__name__)
 
@@ -221,7 +220,7 @@ def _steps(items: Sequence[Item], read: ReadHistory, result: Regenerated, vocabu
     described = []
     for row, replacement, alpha, beta, score, margin in zip(*(column.tolist() for column in columns), strict=True):
         position = read.positions[row]
-        deleted = replacement == DELETED
+        deleted = replacement == PADDING
         described.append(
             Step(
                 position=position,

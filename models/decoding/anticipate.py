@@ -29,8 +29,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from models.bundle import Bundle
 from models.data.dataset import TokenArray
-from models.decoding.contrastive import View, log_softmax, logits_in_blocks
+from models.decoding.blocks import View, log_softmax, logits_in_blocks
+from models.decoding.window import Choices, StateReader, Window
+from models.network.decoder import DecoderConfig
 from models.vocabulary import TokenRange
 
 # Items that a run leaves behind at most. One says less than the run knew; with ten, rows are mostly predictions.
@@ -80,7 +83,7 @@ def runs(history: TokenArray, target_range: TokenRange) -> list[SourceRun]:
     >>> [(run.first, run.last, run.following) for run in runs(np.asarray([9, 1, 8, 9, 2, 8]), TokenRange(1, 5))]
     [(0, 0, 1), (2, 3, 2), (5, 5, 0)]
     """
-    source_T = (history < target_range.first) | (history > target_range.last)
+    source_T = ~target_range.mask(history)
     edges = np.diff(np.concatenate([[0], source_T.astype(np.int8), [0]]))
     starts, stops = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
     return [
@@ -152,14 +155,14 @@ def hints(
         first_row: row of *expected* that belongs to the first of *runs_of_history*.
         training_row: the expert was trained on this sequence: see *withheld* at the top.
     """
-    held: set[int] = set()
+    met: set[int] = set()
     read = 0
     for row, run in enumerate(runs_of_history, start=first_row):
-        held.update(int(token) for token in history[read : run.first])
+        met.update(int(token) for token in history[read : run.first])
         read = run.last + 1
         if training_row and not run.following:
             return
-        refused = held | {run.following} if training_row else held
+        refused = met | {run.following} if training_row else met
         listed = (
             (int(token), float(value))
             for token, value in zip(expected.token_ids_RK[row], expected.log_probabilities_RK[row], strict=True)
@@ -169,4 +172,43 @@ def hints(
         for rank, (token, value) in enumerate(chosen[: run.num_hints]):
             rest = chosen[run.num_hints :]
             yield Hint(run.last - rank, token, value, value - rest[0][1] if rest else float("inf"))
-            held.add(token)
+            met.add(token)
+
+
+class AnticipateRule:
+    """The rule; a ``DecodingRule``."""
+
+    def max_items(self, config: DecoderConfig) -> int:
+        """As many as decoders have positions: every item is read."""
+        return config.max_length
+
+    def prepare(self, bundle: Bundle) -> None:
+        """Nothing of it is compiled."""
+
+    def choose(self, window: Window, bundle: Bundle, target: str, *, training_rows: bool) -> Choices:
+        """See ``DecodingRule``; a choice has no alpha and beta, its score is a log-probability."""
+        runs_B = [runs(history, window.target_range) for history in window.histories]
+        expected = _expected_after(runs_B, window, bundle, target)
+        choices, first_row = Choices.all_deleted(len(window.tokens_N)), 0
+        for index, (history, own_runs) in enumerate(zip(window.histories, runs_B, strict=True)):
+            items = window.items_of(index)
+            positions_N = window.positions_N[items]
+            for hint in hints(history, own_runs, expected, first_row, training_row=training_rows):
+                at = items.start + int(np.searchsorted(positions_N, hint.position))
+                choices.replacements_N[at] = hint.token_id
+                choices.weights_4N[2:, at] = hint.log_probability, hint.margin
+            first_row += len(own_runs)
+        return choices
+
+
+def _expected_after(runs_B: Sequence[Sequence[SourceRun]], window: Window, bundle: Bundle, target: str) -> Expected:
+    """What the target expert expects at the end of every run, sequence by sequence."""
+    sequences_R = np.repeat(np.arange(len(runs_B)), [len(own_runs) for own_runs in runs_B])
+    last_R = np.asarray([run.last for own_runs in runs_B for run in own_runs], dtype=np.int64)
+    expert = bundle.expert(target)
+    hidden_RD = StateReader(window.histories, sequences_R, last_R).hidden_states(expert, np.arange(len(last_R)))
+    count = candidates_needed(window.histories)
+    return expected_items(View(hidden_RD, expert.item_embeddings_VD), window.target_range, count)
+
+
+ANTICIPATE = AnticipateRule()

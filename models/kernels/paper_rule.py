@@ -1,5 +1,5 @@
 """
-Rule ``paper`` compiled: the same decisions as the definition in ``contrastive``, at the cost of its products.
+Rule ``paper`` compiled: the same decisions as the definition in ``decoding/paper``, at the cost of its products.
 
 Shapes: N = positions, D = width, V = num_items + 1.
 """

@@ -1,5 +1,5 @@
 """
-Rule ``paper`` as Triton kernels: the same decisions as the definition in ``contrastive``, for a GPU.
+Rule ``paper`` as Triton kernels: the same decisions as the definition in ``decoding/paper``, for a GPU.
 
 No logit is ever written to memory. Each pass multiplies a block of positions with a block of items, reduces the tile
 that results while it lies in registers, and forgets it; the passes that need to know of all items first multiply anew:

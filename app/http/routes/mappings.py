@@ -37,7 +37,7 @@ from app.mappings.mapping_store import (
 )
 from app.storage.database import reading
 from app.storage.tables import ALL_JOBS
-from models.decoding.rules import Rule
+from models.decoding.rules import Rule, describe_rules
 from models.errors import UnknownDomainError
 
 router = APIRouter(tags=["mappings"])
@@ -77,7 +77,9 @@ def selection(
     model_version: Annotated[
         str | None, Query(pattern=NO_NUL, max_length=255, description="Of a bundle; the active one by default.")
     ] = None,
-    rule: Annotated[Rule | None, Query(description="The decoding rule; the service's by default.")] = None,
+    rule: Annotated[
+        Rule | None, Query(description=f"The decoding rule; the service's by default. {describe_rules()}")
+    ] = None,
     job_id: Annotated[
         str | None, Query(pattern=r"^[0-9a-f]{32}$", description="Only this job's decisions; all finished jobs else.")
     ] = None,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from models.bundle import Bundle
 from models.decoding.anticipate import RUN_ITEMS, Expected, expected_items, hints, runs
-from models.decoding.contrastive import View
+from models.decoding.blocks import View
 from models.decoding.regenerator import Regenerator
 from models.vocabulary import TokenRange
 from tests.conftest import DOMAINS, ITEMS_PER_DOMAIN

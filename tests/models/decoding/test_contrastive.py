@@ -9,20 +9,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.decoding.contrastive import (
-    Decisions,
-    View,
-    agreement,
-    confidence,
-    decide,
-    decide_in_blocks,
-    log_softmax,
-    paper_scores,
-    reference_confidence,
-    reference_disagreement,
-)
-from models.decoding.rules import CONTRASTIVE_RULES, ContrastiveRule
+from models.decoding.blocks import View, log_softmax
+from models.decoding.contrastive import ContrastiveRule, Decisions, decide, decide_in_blocks
+from models.decoding.paper import agreement, confidence, paper_scores
+from models.decoding.reference import reference_confidence, reference_disagreement
+from models.decoding.rules import RULES, Rule, load_rule
 from models.vocabulary import TokenRange
+
+
+def contrastive(name: Rule) -> ContrastiveRule:
+    rule = load_rule(name)
+    assert isinstance(rule, ContrastiveRule)
+    return rule
+
+
+CONTRASTIVE_RULES = [name for name in RULES if isinstance(load_rule(name), ContrastiveRule)]
 
 
 def logits_of(*probabilities: float) -> torch.Tensor:
@@ -30,14 +31,18 @@ def logits_of(*probabilities: float) -> torch.Tensor:
 
 
 def decide_logits(
-    rule: ContrastiveRule, target: torch.Tensor, base: torch.Tensor, source: torch.Tensor, target_range: TokenRange
+    rule: Rule, target: torch.Tensor, base: torch.Tensor, source: torch.Tensor, target_range: TokenRange
 ) -> Decisions:
     """Decide on given logits: with the identity as item table, hidden states are logits."""
     identity = torch.eye(target.shape[1])
     views = (View(logits, identity) for logits in (target, base, source))
     target_expert, base_view, source_expert = views
     return decide(
-        rule, target_expert=target_expert, base=base_view, source_experts=[source_expert], target_range=target_range
+        contrastive(rule),
+        target_expert=target_expert,
+        base=base_view,
+        source_experts=[source_expert],
+        target_range=target_range,
     )
 
 
@@ -160,7 +165,7 @@ def test_without_lcs_the_global_argmax_itself_replaces() -> None:
 
 
 @pytest.mark.parametrize("rule", [rule for rule in CONTRASTIVE_RULES if not rule.startswith("reference")])
-def test_padding_is_never_a_candidate_of_rule_paper_and_its_ablations(rule: ContrastiveRule) -> None:
+def test_padding_is_never_a_candidate_of_rule_paper_and_its_ablations(rule: Rule) -> None:
     favour_padding = torch.tensor([[99.0, 2.0, 1.0, 0.0]])
     decisions = decide_logits(rule, favour_padding, favour_padding, favour_padding, TokenRange(1, 2))
     assert decisions.token_ids_N.tolist() == [1]
@@ -196,10 +201,10 @@ def test_reference_weights_by_arithmetic() -> None:
 
 
 @pytest.mark.parametrize("rule", CONTRASTIVE_RULES)
-def test_no_positions_give_no_decisions(rule: ContrastiveRule) -> None:
+def test_no_positions_give_no_decisions(rule: Rule) -> None:
     nothing, table = torch.zeros(0, 4), torch.zeros(4, 4)
     decisions = decide(
-        rule,
+        contrastive(rule),
         target_expert=View(nothing, table),
         base=View(nothing, table),
         source_experts=[View(nothing, table)],
@@ -214,7 +219,7 @@ def test_no_positions_give_no_decisions(rule: ContrastiveRule) -> None:
     seed=st.integers(0, 1_000), num_positions=st.integers(1, 70), block_elements=st.sampled_from([1, 1_000, 1 << 21])
 )
 def test_decisions_depend_neither_on_neighbours_nor_on_blocks(
-    rule: ContrastiveRule, seed: int, num_positions: int, block_elements: int
+    rule: Rule, seed: int, num_positions: int, block_elements: int
 ) -> None:
     """Bit for bit: a position decided alone, among others, or in blocks of another size."""
     generator = torch.Generator().manual_seed(seed)
@@ -226,7 +231,7 @@ def test_decisions_depend_neither_on_neighbours_nor_on_blocks(
     def decisions(rows: slice, block: int) -> Decisions:
         target, base, source = (View(view.hidden_ND[rows], view.table_VD) for view in views)
         return decide_in_blocks(
-            rule,
+            contrastive(rule),
             target_expert=target,
             base=base,
             source_expert=source,

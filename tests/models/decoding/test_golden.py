@@ -19,9 +19,10 @@ import torch
 from models.bundle import Bundle
 from models.composite import composite_rows, inter_text
 from models.data.dataset import pad_right
-from models.decoding.contrastive import (
-    View,
-    decide,
+from models.decoding.blocks import View
+from models.decoding.contrastive import decide
+from models.decoding.reference import (
+    REFERENCE,
     reference_confidence,
     reference_disagreement,
     reference_divergence,
@@ -156,7 +157,7 @@ def test_decided_tokens_equal_the_released_ones(case: str) -> None:
     )
     candidates = TokenRange(*(int(bound) for bound in GOLDEN[f"fn/{case}/target_range"]))
 
-    decisions = decide("reference", target_expert=target, base=base, source_experts=[source], target_range=candidates)
+    decisions = decide(REFERENCE, target_expert=target, base=base, source_experts=[source], target_range=candidates)
 
     for field in (decisions.alpha_N, decisions.beta_N, decisions.score_N, decisions.margin_N):
         assert torch.isfinite(field).all()

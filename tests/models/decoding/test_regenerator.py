@@ -136,7 +136,7 @@ def test_many_sequences_are_taken_in_windows(bundle: Bundle, monkeypatch: pytest
     sequences = [[1 + (seed * 7 + 11 * i) % NUM_ITEMS for i in range(seed % 30)] for seed in range(50)]
     whole = regenerate(bundle, sequences, "kitchen")
     monkeypatch.setattr("models.decoding.regenerator.WINDOW_POSITIONS", 40)
-    monkeypatch.setattr("models.decoding.regenerator.ENCODER_POSITIONS", 32)
+    monkeypatch.setattr("models.decoding.window.ENCODER_POSITIONS", 32)
     assert all(
         same(first, second) for first, second in zip(whole, regenerate(bundle, sequences, "kitchen"), strict=True)
     )

@@ -13,7 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.decoding.contrastive import Decisions, View, agreement, confidence, decide, decide_in_blocks
+from models.decoding.blocks import View
+from models.decoding.contrastive import Decisions, decide, decide_in_blocks
+from models.decoding.paper import PAPER, agreement, confidence
 from models.kernels import paper_rule
 from models.kernels.build import build
 from models.vocabulary import TokenRange
@@ -37,12 +39,12 @@ def random_views(seed: int, num_positions: int, width: int, num_tokens: int, sca
 
 def decided(views: list[View], target_range: TokenRange, rows: slice = slice(None)) -> Decisions:
     target, base, source = (View(view.hidden_ND[rows], view.table_VD) for view in views)
-    return decide("paper", target_expert=target, base=base, source_experts=[source], target_range=target_range)
+    return decide(PAPER, target_expert=target, base=base, source_experts=[source], target_range=target_range)
 
 
 def defined(views: list[View], target_range: TokenRange) -> Decisions:
     target, base, source = views
-    return decide_in_blocks("paper", target_expert=target, base=base, source_expert=source, target_range=target_range)
+    return decide_in_blocks(PAPER, target_expert=target, base=base, source_expert=source, target_range=target_range)
 
 
 @st.composite
@@ -138,7 +140,7 @@ def test_source_domains_together_equal_each_alone(sizes: list[int], seed: int, n
     torch.set_num_threads(num_threads)
     try:
         sources = [View(hidden, table) for hidden, table in zip(parts[2], tables, strict=True)]
-        together = decide("paper", target_expert=target, base=base, source_experts=sources, target_range=target_range)
+        together = decide(PAPER, target_expert=target, base=base, source_experts=sources, target_range=target_range)
     finally:
         torch.set_num_threads(before)
     alone = [

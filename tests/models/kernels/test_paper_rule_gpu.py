@@ -20,7 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.decoding.contrastive import Decisions, View, agreement, confidence, decide, decide_in_blocks
+from models.decoding.blocks import View
+from models.decoding.contrastive import Decisions, decide, decide_in_blocks
+from models.decoding.paper import PAPER, agreement, confidence
 from models.kernels.paper_rule import Decided, SourceGroup
 from models.vocabulary import TokenRange
 
@@ -86,7 +88,7 @@ def decided_together(views: list[View], sources: list[SourceGroup], target_range
 
 def defined(views: list[View], target_range: TokenRange) -> Decisions:
     target, base, source = views
-    return decide_in_blocks("paper", target_expert=target, base=base, source_expert=source, target_range=target_range)
+    return decide_in_blocks(PAPER, target_expert=target, base=base, source_expert=source, target_range=target_range)
 
 
 def global_margin(views: list[View]) -> Tensor:
@@ -253,7 +255,7 @@ def test_decide_takes_the_kernels_for_what_lies_on_a_gpu(monkeypatch: pytest.Mon
     monkeypatch.setattr(paper_rule_gpu, "decide_paper", lambda *arguments: calls.append(arguments) or real(*arguments))
     views, target_range = random_views(3, 9_000, 128, 20_001, 2.0), TokenRange(1, 5_000)
     target, base, source = (View(view.hidden_ND.cuda(), view.table_VD.cuda()) for view in views)
-    ours = decide("paper", target_expert=target, base=base, source_experts=[source], target_range=target_range)
+    ours = decide(PAPER, target_expert=target, base=base, source_experts=[source], target_range=target_range)
     on_cpu = Decided(*(getattr(ours, name).cpu() for name in FIELDS))
     assert calls
     assert_same_decisions(on_cpu, defined(views, target_range), views)
