@@ -12,7 +12,7 @@ from app.cli.console import console, say
 from app.cli.options import given
 
 if TYPE_CHECKING:
-    from models.data.preparation import PreparationReport
+    from models.data.counts import PreparationReport
 
 SHOWN_BAD_ROWS = 10
 

@@ -7,6 +7,7 @@ Folder layout (format version 1):
     train.parquet       user_id, token_ids: the mixed sequence without its last two items, s[:n-2]
     validation.parquet  user_id, token_id: s[n-2]
     test.parquet        user_id, token_id: s[n-1]
+    times.parquet       user_id, times: those of s[:n], as the log had them; absent in datasets of earlier versions
 The three parts of a sequence live in three files so that training, adaptation, regeneration and mapping, which get
 only ``Dataset.train``, cannot read a held-out item: ``validation`` and ``test`` are read from disk when asked for.
 
@@ -33,10 +34,12 @@ from models.vocabulary import PADDING, Vocabulary
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
+TIMES = "times.parquet"
 REQUIRED_FILES = ("vocabulary.parquet", "train.parquet", "validation.parquet", "test.parquet")
 TOKENS = np.int32
 
 TokenArray = npt.NDArray[np.int32]
+Times = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,18 @@ class Sequences:
         """Length of every sequence, shape [U]."""
         return np.diff(self.offsets)
 
+    def followed_by(self, last_U: TokenArray) -> Sequences:
+        """
+        Every sequence with one token more at its end, where there is one: *last_U*, shape [U], is 0 where not.
+
+        >>> [s.tolist() for s in Sequences.from_lists([[1, 2], [3]]).followed_by(np.array([7, 0]))]
+        [[1, 2, 7], [3]]
+        """
+        present_U = last_U != PADDING
+        offsets = np.concatenate([[0], np.cumsum(self.lengths + present_U)]).astype(np.int64)
+        ends = self.offsets[1:][present_U]
+        return Sequences(np.insert(self.token_ids, ends, last_U[present_U]).astype(TOKENS), offsets)
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -105,6 +120,30 @@ class Dataset:
     def test(self) -> TokenArray:
         """s[n-1] of every user, shape [U]; 0 where the sequence is too short to have one."""
         return _read_held_out(self.directory / "test.parquet", self.user_ids)
+
+    @cached_property
+    def complete(self) -> Sequences:
+        """s[:n] of every user, held-out items included: for production, never for what is evaluated here."""
+        return self.train.followed_by(self.validation).followed_by(self.test)
+
+    @property
+    def has_times(self) -> bool:
+        """Whether the folder holds the interactions' times."""
+        return TIMES in self.manifest["files"]
+
+    @cached_property
+    def times(self) -> Times:
+        """
+        The time of every item of ``complete``, flat: that of sequence u's i-th is at ``complete.offsets[u] + i``.
+
+        Raises:
+            DatasetFormatError: the dataset is of a version that kept no times, or they do not fit.
+        """
+        if not self.has_times:
+            raise DatasetFormatError(
+                f"{self.directory}: prepared by an earlier version, which kept no times: `taesar prepare` its log again"
+            )
+        return _read_times(self.directory / TIMES, self.user_ids, self.complete)
 
 
 def load_dataset(directory: Path) -> Dataset:
@@ -178,3 +217,17 @@ def _read_held_out(path: Path, user_ids: tuple[str, ...]) -> TokenArray:
     if tuple(table["user_id"].to_list()) != user_ids:
         raise DatasetFormatError(f"{path}: its users differ from train.parquet's")
     return table["token_id"].to_numpy().astype(TOKENS)
+
+
+def _read_times(path: Path, user_ids: tuple[str, ...], complete: Sequences) -> Times:
+    try:
+        table = pl.read_parquet(path, columns=["user_id", "times"])
+        lists = table["times"]
+        fits = tuple(table["user_id"].to_list()) == user_ids and np.array_equal(
+            lists.list.len().to_numpy(), complete.lengths
+        )
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DatasetFormatError(f"{path}: not a readable table of times: {error}") from error
+    if not fits:
+        raise DatasetFormatError(f"{path}: its users or their numbers of times differ from the sequences'")
+    return lists.explode(empty_as_null=False, keep_nulls=False).to_numpy().astype(np.float64)

@@ -30,16 +30,25 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from models.data.dataset import FORMAT_VERSION, MANIFEST, REQUIRED_FILES, TOKENS, Sequences, TokenArray, sha256_of
+from models.data.counts import Counts, DomainCounts, PreparationReport, Removed
+from models.data.dataset import (
+    FORMAT_VERSION,
+    MANIFEST,
+    REQUIRED_FILES,
+    TIMES,
+    TOKENS,
+    Sequences,
+    Times,
+    TokenArray,
+    sha256_of,
+)
 from models.data.reading import (
-    BadLine,
     Codes,
     Columns,
     Identifiers,
     Interactions,
     Mask,
     ReadingProgress,
-    Times,
     read_interactions,
 )
 from models.errors import EmptyDatasetError, OutputExistsError
@@ -111,65 +120,6 @@ class PreparationConfig:
                 raise ValueError(f"{name} is one of {', '.join(get_args(kind))}")
         if self.numbering == "first-appearance" and self.numbering_seed is not None:
             raise ValueError("numbering_seed is of shuffled numbers; first appearance has none")
-
-
-@dataclass(frozen=True)
-class DomainCounts:
-    """What one domain holds; ``mean_length`` is interactions per user of the domain, 0 where there are none."""
-
-    domain: str
-    users: int
-    items: int
-    interactions: int
-    mean_length: float
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What a set of rows holds; ``domains`` lists every domain of the input, in name order."""
-
-    users: int
-    items: int
-    interactions: int
-    mean_length: float
-    domains: tuple[DomainCounts, ...]
-
-    def __str__(self) -> str:
-        return f"{self.users:,} users, {self.items:,} items, {self.interactions:,} interactions"
-
-
-@dataclass(frozen=True)
-class Removed:
-    """Rows that each threshold removed; in each round items are judged first, then users, then overlap."""
-
-    by_item_threshold: int = 0
-    by_user_threshold: int = 0
-    by_overlap: int = 0
-
-    @property
-    def total(self) -> int:
-        """Rows removed by all three."""
-        return self.by_item_threshold + self.by_user_threshold + self.by_overlap
-
-
-@dataclass(frozen=True)
-class PreparationReport:
-    """
-    Where every row of the input went.
-
-    ``rows_read = bad + duplicate + removed + cut + removed after the cut + result.interactions``.
-    """
-
-    rows_read: int
-    rows_bad: int
-    rows_duplicate: int
-    removed: Removed
-    before_cut: Counts
-    rows_cut: int
-    removed_after_cut: Removed
-    result: Counts
-    bad_rows: tuple[BadLine, ...]
-    fingerprint: str
 
 
 def prepare(
@@ -424,12 +374,14 @@ def _number_items(rows: _Rows, ids: Identifiers, config: PreparationConfig) -> t
 
 @dataclass(frozen=True)
 class _Split:
-    """The mixed sequences in three parts; users in sorted order, 0 where a sequence is too short."""
+    """The mixed sequences in three parts; users in sorted order, 0 where a sequence is too short. Times of s[:n]."""
 
     user_ids: pl.Series
     train: Sequences
     validation_U: TokenArray
     test_U: TokenArray
+    times_N: Times
+    offsets: npt.NDArray[np.int64]
 
 
 def _split(rows: _Rows, user_ids: pl.Series, token_of_item: TokenArray) -> _Split:
@@ -443,7 +395,14 @@ def _split(rows: _Rows, user_ids: pl.Series, token_of_item: TokenArray) -> _Spli
     in_train_N = np.arange(len(rows)) < np.repeat(ends_U - lengths_U + train_lengths_U, lengths_U)
     offsets = np.concatenate([[0], np.cumsum(train_lengths_U)]).astype(np.int64)
     validation_U = np.where(lengths_U >= 2, tokens_N[np.maximum(ends_U - 2, 0)], 0).astype(TOKENS)
-    return _Split(user_ids.gather(users), Sequences(tokens_N[in_train_N], offsets), validation_U, tokens_N[ends_U - 1])
+    return _Split(
+        user_ids.gather(users),
+        Sequences(tokens_N[in_train_N], offsets),
+        validation_U,
+        tokens_N[ends_U - 1],
+        rows.times_N,
+        np.concatenate([[0], ends_U]).astype(np.int64),
+    )
 
 
 def _fingerprint(vocabulary: Vocabulary, split: _Split) -> str:
@@ -470,6 +429,8 @@ def _write(
     train.write_parquet(folder / "train.parquet")
     for name, tokens_U in (("validation", split.validation_U), ("test", split.test_U)):
         pl.DataFrame({"user_id": split.user_ids, "token_id": tokens_U}).write_parquet(folder / f"{name}.parquet")
+    times = pl.Series(pa.LargeListArray.from_arrays(split.offsets, split.times_N), dtype=pl.List(pl.Float64))
+    pl.DataFrame({"user_id": split.user_ids, "times": times}).write_parquet(folder / TIMES)
     bad_rows = {"line": [row.line for row in report.bad_rows], "reason": [row.reason for row in report.bad_rows]}
     pl.DataFrame(bad_rows, schema={"line": pl.Int64, "reason": pl.String}).write_csv(folder / BAD_ROWS)
     counted = asdict(report)
@@ -488,7 +449,7 @@ def _write(
 def _check_output(out: Path, *, overwrite: bool) -> None:
     written = {MANIFEST, *REQUIRED_FILES}
     check_replaceable(
-        out, what="a dataset", required=frozenset(written), ours=lambda name: name in written | {BAD_ROWS}
+        out, what="a dataset", required=frozenset(written), ours=lambda name: name in written | {BAD_ROWS, TIMES}
     )
     if (out / MANIFEST).is_file() and not overwrite:
         raise OutputExistsError(f"{out}: holds a dataset already; --overwrite replaces it, or name another folder")

@@ -39,7 +39,7 @@ from models.composite import CHECKED_FILES, COMPOSITE, REGENERATED, SHORTEST_ROW
 from models.data.dataset import TOKENS, Dataset, Sequences, TokenArray, sha256_of
 from models.decoding.rules import RULES_VERSION
 from models.errors import DatasetFormatError
-from models.vocabulary import PADDING, TokenRange
+from models.vocabulary import TokenRange
 
 ArmName = Literal["original", "duplicated", "regenerated", "mixed"]
 ARM_NAMES: tuple[ArmName, ...] = get_args(ArmName)
@@ -192,7 +192,7 @@ def build_arm(dataset: Dataset, target: str, name: ArmName, composite: Composite
         domains,
         candidates,
         held_out_queries(dataset.train, dataset.validation, domain, kept),
-        held_out_queries(_appended(dataset.train, dataset.validation), dataset.test, domain, kept),
+        held_out_queries(dataset.train.followed_by(dataset.validation), dataset.test, domain, kept),
     )
 
 
@@ -249,14 +249,6 @@ def picked(sequences: Sequences, indices: npt.NDArray[np.int64]) -> Sequences:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
     return Sequences(sequences.token_ids[np.repeat(sequences.offsets[indices], lengths) + within], offsets)
-
-
-def _appended(train: Sequences, validation_U: TokenArray) -> Sequences:
-    """Every sequence with its validation item at the end, where there is one."""
-    ends = train.offsets[1:][validation_U != PADDING]
-    present = validation_U[validation_U != PADDING]
-    grown = np.concatenate([[0], np.cumsum(train.lengths + (validation_U != PADDING))]).astype(np.int64)
-    return Sequences(np.insert(train.token_ids, ends, present).astype(TOKENS), grown)
 
 
 def held_out_queries(before: Sequences, held_out_U: TokenArray, domain: TokenRange, kept: TokenRange | None) -> Queries:

@@ -56,6 +56,36 @@ def test_loading_gives_back_what_was_prepared(original):
     assert dataset.fingerprint == dataset.manifest["fingerprint"]
 
 
+def test_every_item_of_the_whole_sequence_has_the_time_that_the_log_gave_it(original):
+    dataset = load_dataset(original)
+    named = [dataset.vocabulary.item_ids_of(sequence) for sequence in dataset.complete]
+
+    assert named == [["a0"], ["a0", "b1"], ["a0", "b1", "a2", "b3"]]
+    assert dataset.times.tolist() == [0, 0, 1, 0, 1, 2, 3]
+
+
+def test_a_dataset_from_before_times_loads_and_says_what_it_lacks(directory):
+    files = json.loads((directory / "dataset.json").read_text())["files"]
+    (directory / "times.parquet").unlink()
+    edit_manifest(directory, files={name: digest for name, digest in files.items() if name != "times.parquet"})
+    dataset = load_dataset(directory)
+
+    assert not dataset.has_times
+    assert dataset.complete.lengths.tolist() == [1, 2, 4]
+    with pytest.raises(DatasetFormatError, match="kept no times: `taesar prepare` its log again"):
+        _ = dataset.times
+
+
+def test_times_of_other_sequences_are_refused(directory):
+    times = pl.read_parquet(directory / "times.parquet")
+    times.with_columns(pl.col("times").list.head(1)).write_parquet(directory / "times.parquet")
+    files = json.loads((directory / "dataset.json").read_text())["files"]
+    edit_manifest(directory, files=files | {"times.parquet": sha256_of(directory / "times.parquet")})
+
+    with pytest.raises(DatasetFormatError, match="numbers of times differ"):
+        _ = load_dataset(directory).times
+
+
 def test_loading_does_not_read_the_held_out_items(directory):
     """Only asking does: what trains on ``train`` works where the two files cannot be read at all."""
     dataset = load_dataset(directory)

@@ -801,7 +801,7 @@ def test_the_manifest_tells_rules_counts_and_source(tmp_path):
         {"domain": "b", "users": 2, "items": 2, "interactions": 2, "mean_length": 1.0},
     ]
     assert set(manifest["files"]) == {
-        "bad_rows.csv", "test.parquet", "train.parquet", "validation.parquet", "vocabulary.parquet",
+        "bad_rows.csv", "test.parquet", "times.parquet", "train.parquet", "validation.parquet", "vocabulary.parquet",
     }  # fmt: skip
 
 
