@@ -2,7 +2,7 @@
 Settings of the service: environment -> one frozen object.
 
 Every setting is read from ``TAESAR_<NAME>`` and says in its description what it does and why its default is what it
-is. ``docs`` and ``taesar serve --help`` print these descriptions; there is no second place for defaults.
+is. ``docs/reference.md`` and ``taesar settings`` print these descriptions; there is no second place for defaults.
 """
 
 from __future__ import annotations

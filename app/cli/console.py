@@ -20,12 +20,12 @@ def say(line: str, *, style: str | None = None) -> None:
     console.print(line, style=style, soft_wrap=True)
 
 
-def complain(line: str) -> None:
+def print_error(line: str) -> None:
     """One line on the error stream."""
     errors.print(line, style="red", soft_wrap=True)
 
 
 def fail(error: Exception) -> NoReturn:
     """End the command with *error* as one line on the error stream, and exit code 2."""
-    complain(f"taesar: {error}")
+    print_error(f"taesar: {error}")
     sys.exit(USAGE_ERROR)

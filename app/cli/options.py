@@ -53,7 +53,7 @@ def read_settings(**options: Any) -> Settings:
         ) from error
 
 
-def given(config: ConfigT, **options: Any) -> ConfigT:
+def override(config: ConfigT, **options: Any) -> ConfigT:
     """*config* with those options that were given."""
     return dataclasses.replace(config, **{name: value for name, value in options.items() if value is not None})  # type: ignore[type-var]
 

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from app.cli.console import console, say
-from app.cli.options import given
+from app.cli.options import override
 
 if TYPE_CHECKING:
     from models.data.counts import PreparationReport
@@ -113,7 +113,7 @@ def prepare(
 
     if numbering == "first-appearance" and numbering_seed is not None:
         raise typer.BadParameter("--numbering-seed is of shuffled numbers; first appearance has none")
-    config = given(
+    config = override(
         PreparationConfig(columns=Columns(user_column, item_column, domain_column, timestamp_column)),
         min_user_interactions=min_user_interactions,
         min_item_interactions=min_item_interactions,

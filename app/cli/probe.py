@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from app.cli.console import complain, say
+from app.cli.console import print_error, say
 from app.cli.options import read_settings
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def probe(
     checks: dict[str, Callable[[Settings], str | None]] = {"api": api_unreadiness, "worker": worker_unreadiness}
     reason = checks[what](read_settings())
     if reason is not None:
-        complain(f"{what}: {reason}")
+        print_error(f"{what}: {reason}")
         sys.exit(UNWELL)
     say("ok")
 

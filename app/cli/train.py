@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from app.cli.console import console, say
-from app.cli.options import DeviceOption, given
+from app.cli.options import DeviceOption, override
 
 if TYPE_CHECKING:
     from models.training.pipeline import PipelineConfig
@@ -161,25 +161,25 @@ def train(
     from models.training.pipeline import RELEASED, PipelineConfig, enough_epochs, forget_run, train_bundle
 
     defaults = RELEASED if recipe == "released" else PipelineConfig()
-    network = given(
+    network = override(
         defaults.network, width=width, inner_width=width, num_layers=layers, num_heads=heads, dropout=dropout
     )
     if network.width % network.num_heads:
         raise typer.BadParameter(f"--width {network.width} is not a multiple of --heads {network.num_heads}")
     prepared = load_dataset(dataset)
     both = {"seed": seed, "batch_size": batch_size, "precision": precision, "schedule": schedule}
-    base = given(defaults.base, max_epochs=epochs, patience=patience, learning_rate=learning_rate, **both)
+    base = override(defaults.base, max_epochs=epochs, patience=patience, learning_rate=learning_rate, **both)
     if epochs is None and recipe == "tuned":
         base = enough_epochs(base, int((prepared.train.lengths >= SHORTEST_ROW).sum()))
     if experts == "from-scratch":
         # It learns as much as the base does; the few epochs of the others would end before it has.
         expert = base
     else:
-        expert = given(defaults.expert, **both)
+        expert = override(defaults.expert, **both)
         expert = dataclasses.replace(
             expert, learning_rate=base.learning_rate * expert.learning_rate / defaults.base.learning_rate
         )
-    expert = given(expert, max_epochs=expert_epochs, patience=expert_patience, learning_rate=expert_learning_rate)
+    expert = override(expert, max_epochs=expert_epochs, patience=expert_patience, learning_rate=expert_learning_rate)
     config = PipelineConfig(network, base, expert, experts, sampled_softmax)
     run_directory = out.parent / f"{out.name}.run"
     place = resolve_device(device)

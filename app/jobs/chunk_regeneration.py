@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from app.counts import ITEM_COUNTS, SequenceCounts
 from app.jobs.formats import BadRow, SequenceRow
 from app.jobs.job_models import Regenerates
-from app.jobs.records import ChunkCounts, Job
+from app.jobs.records import Job
 from app.jobs.results import ResultRow
 from app.mappings.mapping_store import Increment, increments_of
 from models.decoding.regenerator import Regenerated
@@ -23,7 +24,7 @@ class ChunkResult:
 
     rows: list[ResultRow]
     bad: list[BadRow]
-    counts: ChunkCounts
+    counts: SequenceCounts
     increments: list[Increment]
 
 
@@ -70,16 +71,9 @@ def regenerate_rows(regenerator: Regenerates, job: Job, rows: Sequence[SequenceR
     return ChunkResult(rewritten, bad, _counts_of(rewritten), _increments(vocabulary, results))
 
 
-def _counts_of(rows: Sequence[ResultRow]) -> ChunkCounts:
-    return ChunkCounts(
-        sequences=len(rows),
-        kept=sum(row.kept for row in rows),
-        replaced=sum(row.replaced for row in rows),
-        deleted=sum(row.deleted for row in rows),
-        unknown=sum(row.unknown for row in rows),
-        unknown_kept=sum(row.unknown_kept for row in rows),
-        truncated=sum(row.truncated for row in rows),
-    )
+def _counts_of(rows: Sequence[ResultRow]) -> SequenceCounts:
+    sums = {name: sum(getattr(row, name) for row in rows) for name in ITEM_COUNTS}
+    return SequenceCounts(sequences=len(rows), **sums)
 
 
 def _increments(vocabulary: Vocabulary, results: Sequence[Regenerated]) -> list[Increment]:

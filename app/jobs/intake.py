@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from app.errors import IdempotencyConflictError, QueueFullError
-from app.jobs.formats import check_format, format_of
+from app.jobs.formats import SourceFormat, check_format, format_of
 from app.jobs.job_bodies import JobOptions, JobRequest
 from app.jobs.parts import JobParts
-from app.jobs.queue import Task, TaskKind
 from app.jobs.records import Job, NewJob, new_job_id, printable
 from app.jobs.runner import UPLOAD
 from app.jobs.sources import check_size
+from app.jobs.tasks import Task, TaskKind
 
 DIGEST_BYTES = 1 << 20
 
@@ -27,12 +27,22 @@ class Accepted:
     is_new: bool
 
 
+@dataclass(frozen=True)
+class _JobInput:
+    """What a job reads: where it lies (None: uploaded), what it is called, and a hash of the whole request."""
+
+    uri: str | None
+    name: str
+    format: SourceFormat
+    digest: str
+
+
 class JobIntake:
     """
     Accepts jobs.
 
     Args:
-        parts: of ``worker.job_parts``.
+        parts: of ``parts.job_parts``.
     """
 
     def __init__(self, parts: JobParts) -> None:
@@ -45,7 +55,7 @@ class JobIntake:
         Raises:
             InvalidSourceError, SourceNotAllowedError, SourceNotFoundError, RequestTooLargeError: see ``SourceRoots``.
             UnsupportedFormatError, InputFormatError: its beginning is not what it claims to be.
-            IdempotencyConflictError, QueueFullError: see ``JobStore.submit``.
+            IdempotencyConflictError, QueueFullError: see ``JobStore.record``.
         """
         digest = _digest(request.model_dump_json())
         known = self._parts.jobs.with_key(key, digest)  # first: by now the input may be gone
@@ -54,19 +64,9 @@ class JobIntake:
         with self._parts.roots.open(request.source_uri, self._parts.limits) as file:
             source_format = format_of(request.source_uri, request.format)
             check_format(file, source_format, self._parts.limits)
-        new = NewJob(
-            target_domain=request.target_domain,
-            model_version=model_version,
-            rule=rule,
-            on_unknown=request.on_unknown,
-            purpose=request.purpose,
-            source_uri=request.source_uri,
-            source_name=request.source_uri.rsplit("/", 1)[-1],
-            source_format=source_format,
-            request_digest=digest,
-            idempotency_key=key,
-        )
-        return self._submit(new_job_id(), new)
+        name = request.source_uri.rsplit("/", 1)[-1]
+        given = _JobInput(uri=request.source_uri, name=name, format=source_format, digest=digest)
+        return self._record(new_job_id(), _new_job(request, given, model_version=model_version, rule=rule, key=key))
 
     def accept_upload(
         self, options: JobOptions, file: BinaryIO, name: str, *, model_version: str, rule: str, key: str | None
@@ -76,7 +76,7 @@ class JobIntake:
 
         Raises:
             RequestTooLargeError, UnsupportedFormatError, InputFormatError: the file cannot be used.
-            IdempotencyConflictError, QueueFullError: see ``JobStore.submit``.
+            IdempotencyConflictError, QueueFullError: see ``JobStore.record``.
         """
         source_format = format_of(name, options.format)
         check_size(file.seek(0, 2), self._parts.limits)
@@ -86,23 +86,14 @@ class JobIntake:
         while block := file.read(DIGEST_BYTES):
             content.update(block)
         file.seek(0)
-        new = NewJob(
-            target_domain=options.target_domain,
-            model_version=model_version,
-            rule=rule,
-            on_unknown=options.on_unknown,
-            purpose=options.purpose,
-            source_uri=None,
-            source_name=printable(name)[:255],
-            source_format=source_format,
-            request_digest=_digest(json.dumps([options.model_dump_json(), source_format, content.hexdigest()])),
-            idempotency_key=key,
-        )
+        digest = _digest(json.dumps([options.model_dump_json(), source_format, content.hexdigest()]))
+        given = _JobInput(uri=None, name=printable(name)[:255], format=source_format, digest=digest)
+        new = _new_job(options, given, model_version=model_version, rule=rule, key=key)
         job_id = new_job_id()
         # The file first: a job that is known has its input.
         self._parts.storage.write_stream(f"{job_id}/{UPLOAD}", file)
         try:
-            accepted = self._submit(job_id, new)
+            accepted = self._record(job_id, new)
         except (IdempotencyConflictError, QueueFullError):  # after others the job may have been recorded all the same
             self._parts.storage.delete_folder(job_id)
             raise
@@ -110,11 +101,26 @@ class JobIntake:
             self._parts.storage.delete_folder(job_id)
         return accepted
 
-    def _submit(self, job_id: str, new: NewJob) -> Accepted:
-        job, is_new = self._parts.jobs.submit(job_id, new)
+    def _record(self, job_id: str, new: NewJob) -> Accepted:
+        job, is_new = self._parts.jobs.record(job_id, new)
         if is_new:
             self._parts.queue.put(Task(TaskKind.CUT, job.job_id))
         return Accepted(job, is_new)
+
+
+def _new_job(options: JobOptions, given: _JobInput, *, model_version: str, rule: str, key: str | None) -> NewJob:
+    return NewJob(
+        target_domain=options.target_domain,
+        model_version=model_version,
+        rule=rule,
+        on_unknown=options.on_unknown,
+        purpose=options.purpose,
+        source_uri=given.uri,
+        source_name=given.name,
+        source_format=given.format,
+        request_digest=given.digest,
+        idempotency_key=key,
+    )
 
 
 def _digest(text: str) -> str:

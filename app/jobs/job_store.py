@@ -1,4 +1,4 @@
-"""What clients ask of jobs, as SQL: submit, look up, list, cancel, remove."""
+"""What clients ask of jobs, as SQL: record, look up, list, cancel, remove."""
 
 from __future__ import annotations
 
@@ -7,29 +7,27 @@ from dataclasses import asdict
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from app.counts import SEQUENCE_COUNTS
 from app.errors import IdempotencyConflictError, JobStateError, QueueFullError, ResultGoneError
 from app.jobs.formats import BadRow
 from app.jobs.records import (
-    _COUNTS,
-    _JOB_COLUMNS,
     ACTIVE,
+    JOB_COLUMNS,
     TERMINAL,
     Job,
     JobLimits,
     JobState,
     NewJob,
-    _job,
     end_job,
     find_job,
     get_job,
+    job_of,
 )
 from app.mappings.mapping_store import drop, take_back
 from app.storage.database import now_ms, reading, writing
 from app.storage.tables import bad_rows, chunks, jobs
 
 RETRY_AFTER_SECONDS = 30
-
-
 BAD_ROWS_PAGE = 1000
 
 
@@ -40,9 +38,7 @@ class JobStore:
         self.engine = engine
         self._limits = limits
 
-    # Clients
-
-    def submit(self, job_id: str, new: NewJob) -> tuple[Job, bool]:
+    def record(self, job_id: str, new: NewJob) -> tuple[Job, bool]:
         """
         Record a job; (the job, whether it is new). An idempotency key that came before returns the job of then.
 
@@ -64,7 +60,7 @@ class JobStore:
                         capacity=self._limits.max_unfinished_jobs,
                         retry_after_seconds=RETRY_AFTER_SECONDS,
                     )
-                zeros = dict.fromkeys((*_COUNTS, "attempts", "chunks_done", "rows_read", "rows_bad"), 0)
+                zeros = dict.fromkeys((*SEQUENCE_COUNTS, "attempts", "chunks_done", "rows_read", "rows_bad"), 0)
                 now = now_ms()
                 connection.execute(
                     insert(jobs).values(
@@ -100,13 +96,13 @@ class JobStore:
 
     def page(self, *, state: JobState | None, before: str | None, limit: int) -> list[Job]:
         """Up to *limit* jobs, newest first, older than the job *before*."""
-        statement = select(*_JOB_COLUMNS).order_by(jobs.c.job_id.desc()).limit(limit)
+        statement = select(*JOB_COLUMNS).order_by(jobs.c.job_id.desc()).limit(limit)
         if state is not None:
             statement = statement.where(jobs.c.state == state)
         if before is not None:
             statement = statement.where(jobs.c.job_id < before)
         with reading(self.engine) as connection:
-            return [_job(row) for row in connection.execute(statement)]
+            return [job_of(row) for row in connection.execute(statement)]
 
     def cancel(self, job_id: str) -> Job:
         """

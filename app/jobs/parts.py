@@ -1,4 +1,4 @@
-"""Everything that jobs need, composed from the settings; in API and workers alike."""
+"""Composes what jobs need from the settings: database, queue and storage; the same in API and workers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from app.jobs.formats import SourceLimits
 from app.jobs.job_store import JobStore
 from app.jobs.queue import TaskQueue, embedded_broker, redis_broker
 from app.jobs.records import JobLimits
+from app.jobs.retries import RetryStore
 from app.jobs.sources import SourceRoots
 from app.runtime.logs import logger
 from app.settings import Settings
@@ -33,6 +34,7 @@ class JobParts:
     engine: Engine
     jobs: JobStore
     chunks: ChunkStore
+    retries: RetryStore
     queue: TaskQueue
     storage: Storage
     roots: SourceRoots
@@ -42,13 +44,13 @@ class JobParts:
 
     def queue_lost_tasks(self, *, all_unbegun: bool = False) -> int:
         """
-        Queue what unfinished jobs need and no queue holds; how many tasks. See ``ChunkStore.lost_tasks``.
+        Queue what unfinished jobs need and no queue holds; how many tasks. See ``RetryStore.lost_tasks``.
 
         *all_unbegun* says that no other process works on jobs and this one has not begun: everything is lost.
         """
         older_than_ms = now_ms() + 1 if all_unbegun else max(0, now_ms() - self.requeue_ms)
         empty = all_unbegun or self.queue.is_empty()
-        tasks = self.chunks.lost_tasks(older_than_ms=older_than_ms, queue_is_empty=empty)
+        tasks = self.retries.lost_tasks(older_than_ms=older_than_ms, queue_is_empty=empty)
         for task in tasks:
             self.queue.put(task)
         if tasks:
@@ -68,7 +70,6 @@ def job_parts(settings: Settings) -> JobParts:
     engine = open_engine(settings.database())
     limits = JobLimits(
         max_unfinished_jobs=settings.max_unfinished_jobs,
-        max_chunk_attempts=settings.max_chunk_attempts,
         max_bad_row_share=settings.max_bad_row_share,
     )
     url = settings.redis_url
@@ -77,6 +78,7 @@ def job_parts(settings: Settings) -> JobParts:
         engine=engine,
         jobs=JobStore(engine, limits),
         chunks=ChunkStore(engine, limits),
+        retries=RetryStore(engine, settings.max_chunk_attempts),
         queue=TaskQueue(broker),
         storage=Storage(settings.job_storage()),
         roots=SourceRoots(settings.input_roots),

@@ -8,16 +8,16 @@ twice finds its work done.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import dramatiq
 import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import Retries, ShutdownNotifications
+from dramatiq.middleware import ShutdownNotifications
 
+from app.jobs.retries import backoff
+from app.jobs.tasks import Task, TaskKind
 from app.runtime.logs import logger
 
 log = logger(__name__)
@@ -28,25 +28,6 @@ NAMESPACE = "taesar"
 # 200 s. Heartbeats are sent by the consumer's thread, so long chunks do not miss them.
 HEARTBEAT_TIMEOUT_MS = 15_000
 MAINTENANCE_CHANCE = 1_000_000
-MIN_BACKOFF_MS = 500
-MAX_BACKOFF_MS = 15_000
-
-
-class TaskKind(StrEnum):
-    """What a task asks for."""
-
-    CUT = "cut"  # read the job's input and cut it into chunks
-    CHUNK = "chunk"  # regenerate one chunk
-    FINISH = "finish"  # every chunk is done: settle the job
-
-
-@dataclass(frozen=True)
-class Task:
-    """One step of one job; ``chunk_index`` is 0 unless the step is CHUNK."""
-
-    step: TaskKind
-    job_id: str
-    chunk_index: int = 0
 
 
 class TaskQueue:
@@ -121,4 +102,4 @@ def declare_actors(broker: dramatiq.Broker, run: Callable[[Task], None]) -> None
 
 def _middleware() -> list[dramatiq.Middleware]:
     # None of dramatiq's limits on age or duration: a large job is not a hung one.
-    return [ShutdownNotifications(), Retries(min_backoff=MIN_BACKOFF_MS, max_backoff=MAX_BACKOFF_MS)]
+    return [ShutdownNotifications(), backoff()]

@@ -1,5 +1,5 @@
 """
-Jobs as SQL holds them: records, states and counts. ``store`` is the clients' side, ``chunks`` the workers'.
+Jobs as SQL holds them: records, states and counts. ``job_store`` is the clients' side, ``chunks`` the workers'.
 
     queued -> running -> succeeded | failed | cancelled
 
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, delete, select, update
 
+from app.counts import SequenceCounts
 from app.errors import UnknownJobError
 from app.jobs.formats import SourceFormat
 from app.mappings.mapping_store import DictionaryKey, drop
@@ -63,9 +64,9 @@ class NewJob:
     idempotency_key: str | None = None
 
 
-@dataclass(frozen=True)
-class Job:
-    """A job as SQL holds it; see ``app.storage.tables`` for what is not said by the names."""
+@dataclass(frozen=True, kw_only=True)
+class Job(SequenceCounts):
+    """A job as SQL holds it, with its counts so far; see ``app.storage.tables`` for what is not said by the names."""
 
     job_id: str
     state: JobState
@@ -85,13 +86,6 @@ class Job:
     chunks_done: int
     rows_read: int
     rows_bad: int
-    sequences: int
-    kept: int
-    replaced: int
-    deleted: int
-    unknown: int
-    unknown_kept: int
-    truncated: int
     reason: str | None
 
     @property
@@ -101,24 +95,10 @@ class Job:
 
 
 @dataclass(frozen=True)
-class ChunkCounts:
-    """What became of the items of a chunk's sequences."""
-
-    sequences: int = 0
-    kept: int = 0
-    replaced: int = 0
-    deleted: int = 0
-    unknown: int = 0
-    unknown_kept: int = 0
-    truncated: int = 0
-
-
-@dataclass(frozen=True)
 class JobLimits:
     """The settings of the same names."""
 
     max_unfinished_jobs: int
-    max_chunk_attempts: int
     max_bad_row_share: float
 
 
@@ -135,11 +115,11 @@ def created_at_ms_of(job_id: str) -> int | None:
         return None
 
 
-_COUNTS = tuple(field.name for field in fields(ChunkCounts))
-_JOB_COLUMNS = tuple(jobs.c[field.name] for field in fields(Job))
+JOB_COLUMNS = tuple(jobs.c[field.name] for field in fields(Job))
 
 
-def _job(row: Any) -> Job:
+def job_of(row: Any) -> Job:
+    """The job of a row of ``JOB_COLUMNS``."""
     values = dict(row._mapping)
     return Job(**{**values, "state": JobState(values["state"])})
 
@@ -148,9 +128,9 @@ def find_job(connection: Connection, job_id: str, *, lock: bool = False) -> Job 
     """The job or None; *lock* holds its row until the transaction ends."""
     if created_at_ms_of(job_id) is None:  # never asked of the database, which may refuse such text (NUL)
         return None
-    statement = select(*_JOB_COLUMNS).where(jobs.c.job_id == job_id)
+    statement = select(*JOB_COLUMNS).where(jobs.c.job_id == job_id)
     row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
-    return None if row is None else _job(row)
+    return None if row is None else job_of(row)
 
 
 def get_job(connection: Connection, job_id: str, *, lock: bool = False) -> Job:
@@ -175,6 +155,13 @@ def end_job(connection: Connection, job: Job, state: JobState, reason: str | Non
         .where(jobs.c.job_id == job.job_id)
         .values(state=state, finished_at_ms=now_ms(), reason=None if reason is None else printable(reason))
     )
+
+
+def fail_job(connection: Connection, job_id: str, reason: str) -> None:
+    """End the job as failed and forget its counts, unless it has ended already."""
+    job = find_job(connection, job_id, lock=True)
+    if job is not None and job.state not in TERMINAL:
+        end_job(connection, job, JobState.FAILED, reason)
 
 
 def printable(text: str) -> str:

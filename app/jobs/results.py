@@ -17,6 +17,7 @@ from typing import Literal, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from app.counts import ITEM_COUNTS, ItemCounts
 from app.jobs.formats import PARQUET_SOURCE, SequenceRow
 
 ResultFormat = Literal["parquet", "ndjson", "csv", "inter"]
@@ -36,28 +37,17 @@ CHUNK = pa.schema(
     [
         ("user_id", pa.string()),
         ("items", pa.list_(pa.string())),
-        ("kept", pa.int32()),
-        ("replaced", pa.int32()),
-        ("deleted", pa.int32()),
-        ("unknown", pa.int32()),
-        ("truncated", pa.int32()),
-        ("unknown_kept", pa.int32()),
+        *((name, pa.int32()) for name in ITEM_COUNTS),
     ]
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ResultRow:
+@dataclass(frozen=True, kw_only=True)
+class ResultRow(ItemCounts):
     """One rewritten sequence of a job; the counts add up to the items of its input row."""
 
     user_id: str
     items: Sequence[str]
-    kept: int
-    replaced: int
-    deleted: int
-    unknown: int
-    truncated: int
-    unknown_kept: int
 
 
 def input_file(rows: Sequence[SequenceRow]) -> bytes:

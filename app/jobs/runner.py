@@ -1,8 +1,8 @@
 """
 Carrying out tasks: cut a job's input, regenerate a chunk, finish a job.
 
-Any task may come twice, late, or at the same time in another process: what counts is decided in SQL (``chunks``), and
-files are named by their content.
+Any task may come twice, late, or at the same time in another process: what counts is decided in SQL (``chunks``), what
+is tried again in ``retries``, and files are named by their content.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import BinaryIO
 
-from app.errors import ServiceError, StoreUnavailableError
 from app.jobs.chunk_regeneration import regenerate_rows
-from app.jobs.chunks import ChunkStore, ChunkWork, InputChangedError
+from app.jobs.chunks import ChunkStore
 from app.jobs.cutting import ChunkRows, cut_rows
 from app.jobs.formats import SourceLimits, read_rows
 from app.jobs.job_models import ModelSource
-from app.jobs.queue import Task, TaskKind, TaskQueue
+from app.jobs.queue import TaskQueue
 from app.jobs.records import Job
 from app.jobs.results import input_file, output_file, read_input_file
+from app.jobs.retries import ChunkWork, InputChangedError, RetryStore
 from app.jobs.sources import SourceRoots
+from app.jobs.tasks import Task, TaskKind
 from app.runtime.logs import logger
 from app.storage.job_files import Storage
-from models.errors import InputFormatError, UnknownDomainError
 
 log = logger(__name__)
 
@@ -39,7 +39,8 @@ class JobRunner:
     Carries out tasks. Any of them may come twice, late, or at the same time elsewhere.
 
     Args:
-        store: transitions of jobs and chunks.
+        chunks: where chunks are added and counted.
+        retries: where attempts are counted.
         queue: where following tasks are put.
         storage: jobs' files.
         roots: which URIs may be read.
@@ -51,7 +52,8 @@ class JobRunner:
 
     def __init__(
         self,
-        store: ChunkStore,
+        chunks: ChunkStore,
+        retries: RetryStore,
         queue: TaskQueue,
         storage: Storage,
         *,
@@ -61,7 +63,8 @@ class JobRunner:
         computing: int,
         models: ModelSource,
     ) -> None:
-        self._store = store
+        self._chunks = chunks
+        self._retries = retries
         self._queue = queue
         self._storage = storage
         self._roots = roots
@@ -88,30 +91,26 @@ class JobRunner:
             renew()
 
     @contextlib.contextmanager
-    def _holding(self, renew: Callable[[], None]) -> Iterator[None]:
+    def _keep_renewed(self, renew: Callable[[], None]) -> Iterator[None]:
         with self._taking:
             self._in_hand += (renew,)
         try:
             yield
         finally:
             with self._taking:
-                self._in_hand = tuple(held for held in self._in_hand if held is not renew)
+                self._in_hand = tuple(other for other in self._in_hand if other is not renew)
 
     def _cut(self, job_id: str) -> None:
-        job = self._store.begin_cutting(job_id)
+        job = self._retries.begin_cutting(job_id)
         if job is None:
             return
         try:
-            with self._holding(partial(self._store.renew_cutting, job_id)), self._open_input(job) as file:
+            with self._keep_renewed(partial(self._retries.renew_cutting, job_id)), self._open_input(job) as file:
                 self._cut_file(job, file)
-        except StoreUnavailableError:
-            raise
-        except (ServiceError, InputFormatError, InputChangedError) as error:
-            log.warning("job_input_refused", job_id=job_id, reason=str(error))
-            self._store.fail(job_id, str(error))
-        except Exception as error:  # the queue delivers again; should it be the last time, the reason is known
-            self._store.cutting_failed(job_id, error)
-            raise
+        except Exception as error:
+            log.warning("cutting_failed", job_id=job_id, exc_info=True)
+            if self._retries.cutting_failed(job_id, error):
+                raise
 
     def _cut_file(self, job: Job, file: BinaryIO) -> None:
         num_chunks = 0
@@ -123,7 +122,7 @@ class JobRunner:
             content = input_file(part.rows)
             name = f"input/{num_chunks:08d}-{_digest(content)}.parquet"
             self._storage.write(f"{job.job_id}/{name}", content)
-            if not self._store.add_chunk(
+            if not self._chunks.add_chunk(
                 job.job_id,
                 num_chunks,
                 input_name=name,
@@ -134,7 +133,7 @@ class JobRunner:
                 return
             self._queue.put(Task(TaskKind.CHUNK, job.job_id, num_chunks))
             num_chunks += 1
-        self._store.end_cutting(job.job_id, num_chunks=num_chunks, rows_read=rest.rows_read, bad=rest.bad)
+        self._chunks.end_cutting(job.job_id, num_chunks=num_chunks, rows_read=rest.rows_read, bad=rest.bad)
         self._finish(job.job_id)
 
     def _open_input(self, job: Job) -> BinaryIO:
@@ -143,26 +142,21 @@ class JobRunner:
         return self._roots.open(job.source_uri, self._limits)
 
     def _chunk(self, job_id: str, chunk_index: int) -> None:
-        work = self._store.begin_chunk(job_id, chunk_index)
+        work = self._retries.begin_chunk(job_id, chunk_index)
         if work is None:
             return
         try:
-            with self._holding(partial(self._store.renew_chunk, work)):
-                added = self._regenerate(work)
-        except StoreUnavailableError:
-            raise
-        except UnknownDomainError as error:
-            self._store.fail(job_id, str(error))
-            return
+            with self._keep_renewed(partial(self._retries.renew_chunk, work)):
+                added = self._rewrite(work)
         except Exception as error:  # whatever a chunk does, its job ends with a reason and other jobs go on
-            log.exception("chunk_failed", job_id=job_id, chunk=chunk_index)
-            if self._store.chunk_failed(work, error):
+            log.warning("chunk_failed", job_id=job_id, chunk=chunk_index, exc_info=True)
+            if self._retries.chunk_failed(work, error):
                 raise
             return
         log.info("chunk_done", job_id=job_id, chunk=chunk_index, added=added)
         self._finish(job_id)
 
-    def _regenerate(self, work: ChunkWork) -> bool:
+    def _rewrite(self, work: ChunkWork) -> bool:
         content = self._storage.read(f"{work.job.job_id}/{work.input_name}")
         if _digest(content) not in work.input_name:
             raise InputChangedError(f"{work.input_name} is damaged")
@@ -174,12 +168,12 @@ class JobRunner:
         # Named by content: a repeated or simultaneous attempt writes the same file.
         name = f"output/{work.chunk_index:08d}-{_digest(output)}.parquet"
         self._storage.write(f"{work.job.job_id}/{name}", output)
-        return self._store.commit_chunk(
+        return self._chunks.commit_chunk(
             work, output_name=name, counts=result.counts, bad=result.bad, increments=result.increments
         )
 
     def _finish(self, job_id: str) -> None:
-        job = self._store.finish(job_id)
+        job = self._chunks.finish(job_id)
         if job is not None:
             log.info("job_ended", job_id=job_id, state=job.state, reason=job.reason)
             self._storage.delete_folder(f"{job_id}/input")

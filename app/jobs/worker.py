@@ -1,8 +1,8 @@
 """
-The worker: what jobs need, composed from the settings; the threads that take tasks; the search for lost ones.
+Threads that take tasks from the queue, and one that looks for lost tasks.
 
-``taesar worker`` is one process whose threads share one model. Without Redis the API process runs the same threads on
-a queue of its own (embedded mode): the same code, nothing to install.
+``taesar worker`` is one process of such threads, which share one model. Without Redis the API process runs the same
+threads on a queue of its own (embedded mode).
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class WorkerThreads:
         self._parts = parts
         self._runner = JobRunner(
             parts.chunks,
+            parts.retries,
             parts.queue,
             parts.storage,
             roots=parts.roots,

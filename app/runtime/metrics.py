@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
+
+from app.counts import ITEM_COUNTS, ItemCounts
 
 # A client may send any word as its method; only these become label values, so it cannot grow the metrics without end
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -54,7 +57,7 @@ class Metrics:
         )
         self.decisions = Counter(
             "taesar_decisions_total",
-            "Submitted items by what became of them: kept, replaced, deleted, unknown, unknown_kept, truncated.",
+            f"Submitted items by what became of them: {', '.join(ITEM_COUNTS)}.",
             ["action"],
             registry=registry,
         )
@@ -71,20 +74,10 @@ class Metrics:
         self.batch_rows.observe(rows)
         self.batch_seconds.observe(seconds)
 
-    def observe_sequence(
-        self, *, kept: int, replaced: int, deleted: int, unknown: int, unknown_kept: int, truncated: int
-    ) -> None:
+    def observe_sequence(self, counts: ItemCounts) -> None:
         """Record what became of one sequence's items."""
         self.sequences.inc()
-        counts = {
-            "kept": kept,
-            "replaced": replaced,
-            "deleted": deleted,
-            "unknown": unknown,
-            "unknown_kept": unknown_kept,
-            "truncated": truncated,
-        }
-        for action, count in counts.items():
+        for action, count in asdict(counts).items():
             self.decisions.labels(action).inc(count)
 
     def set_active_model(self, version: str) -> None:

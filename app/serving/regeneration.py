@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from app.counts import ITEM_COUNTS, ItemCounts
 from app.errors import (
     MAX_LISTED_PARTS,
     InvalidPart,
@@ -101,14 +102,7 @@ class Inference:
         else:
             answers = answer_all(request, encoded, results, vocabulary)
         for answer in answers:
-            self._metrics.observe_sequence(
-                kept=answer.kept,
-                replaced=answer.replaced,
-                deleted=answer.deleted,
-                unknown=answer.unknown,
-                unknown_kept=answer.unknown_kept,
-                truncated=answer.truncated,
-            )
+            self._metrics.observe_sequence(ItemCounts(**{name: getattr(answer, name) for name in ITEM_COUNTS}))
         return RegenerateResponse(
             target_domain=request.target_domain, model_version=model.bundle.version, sequences=answers
         )

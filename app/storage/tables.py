@@ -24,6 +24,8 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from app.counts import SEQUENCE_COUNTS
+
 # One naming convention, so that a migration can name any constraint on either database.
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -69,13 +71,7 @@ jobs = Table(
     Column("chunks_done", Integer, nullable=False),
     Column("rows_read", BigInteger, nullable=False),
     Column("rows_bad", BigInteger, nullable=False),
-    Column("sequences", BigInteger, nullable=False),
-    Column("kept", BigInteger, nullable=False),
-    Column("replaced", BigInteger, nullable=False),
-    Column("deleted", BigInteger, nullable=False),
-    Column("unknown", BigInteger, nullable=False),
-    Column("unknown_kept", BigInteger, nullable=False, server_default="0"),
-    Column("truncated", BigInteger, nullable=False),
+    *(Column(name, BigInteger, nullable=False) for name in SEQUENCE_COUNTS),
     Column("reason", Text, nullable=True),  # of an unfinished job: why the last attempt to cut its input failed
     Index(None, "state", "job_id"),
 )

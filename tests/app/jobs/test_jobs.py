@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import func, select
 
+from app.counts import ITEM_COUNTS, SEQUENCE_COUNTS, SequenceCounts
 from app.errors import (
     IdempotencyConflictError,
     JobStateError,
@@ -18,17 +19,18 @@ from app.errors import (
     UnknownJobError,
     UnknownModelError,
 )
-from app.jobs.chunks import InputChangedError
 from app.jobs.formats import BadRow, SequenceRow, read_rows
 from app.jobs.intake import JobIntake
-from app.jobs.job_bodies import JobRequest
+from app.jobs.job_bodies import JobCounts, JobRequest
 from app.jobs.parts import job_parts
 from app.jobs.pruning import prune
-from app.jobs.queue import Task, TaskKind
-from app.jobs.records import ChunkCounts, JobState, created_at_ms_of, new_job_id
-from app.jobs.results import encode_results, input_file, read_input_file, read_output_file
+from app.jobs.records import JobState, created_at_ms_of, new_job_id
+from app.jobs.results import CHUNK, encode_results, input_file, read_input_file, read_output_file
+from app.jobs.retries import InputChangedError
 from app.jobs.runner import JobRunner
+from app.jobs.tasks import Task, TaskKind
 from app.mappings.mapping_store import DictionaryKey, Increment, MappingFilter, find_dictionary, stream
+from app.serving.regeneration_bodies import RegeneratedSequence
 from app.storage.database import now_ms, reading
 from app.storage.tables import bad_rows
 from models.decoding.regenerator import Regenerator
@@ -59,6 +61,7 @@ class Harness:
         self.parts.queue.put = self.tasks.append
         self.runner = JobRunner(
             parts.chunks,
+            parts.retries,
             parts.queue,
             parts.storage,
             roots=parts.roots,
@@ -319,7 +322,7 @@ def test_a_chunk_that_always_fails_ends_its_job_with_the_reason_and_other_jobs_g
 def test_a_chunk_that_kills_its_worker_is_given_up_after_the_stated_attempts(harness, mixed, monkeypatch):
     job = harness.submit(mixed)
     harness.runner.run(harness.tasks.pop(0))
-    monkeypatch.setattr(harness.runner, "_regenerate", _interrupt)
+    monkeypatch.setattr(harness.runner, "_rewrite", _interrupt)
     begun = 0
     for _ in range(8):
         try:
@@ -339,11 +342,11 @@ def test_cancelling_stops_within_a_chunk_and_leaves_no_count(harness, mixed):
     job = harness.submit(mixed)
     harness.runner.run(harness.tasks.pop(0))
     harness.runner.run(harness.tasks.pop(0))
-    work = harness.parts.chunks.begin_chunk(job.job_id, 1)
+    work = harness.parts.retries.begin_chunk(job.job_id, 1)
     before = harness.mapping(job)
     cancelled = harness.parts.jobs.cancel(job.job_id)
     added = harness.parts.chunks.commit_chunk(
-        work, output_name="x", counts=ChunkCounts(), bad=[], increments=[Increment("food", "f01", "k01", 1, 1)]
+        work, output_name="x", counts=SequenceCounts(), bad=[], increments=[Increment("food", "f01", "k01", 1, 1)]
     )
     calls = harness.models.calls
     harness.drain()
@@ -615,7 +618,7 @@ def test_an_id_begins_with_its_instant():
 
 def test_tasks_that_no_queue_holds_are_told_once(harness, mixed):
     """What unfinished jobs need is found in SQL: a job to cut, chunks to do, a job to finish."""
-    lost = harness.parts.chunks.lost_tasks
+    lost = harness.parts.retries.lost_tasks
     job = harness.submit(mixed)
     future = now_ms() + 1000
     cut = lost(older_than_ms=future, queue_is_empty=True)
@@ -632,7 +635,7 @@ def test_waiting_tasks_are_not_lost_while_the_queue_holds_any(harness, mixed):
     harness.submit(mixed)
     harness.runner.run(harness.tasks.pop(0))
 
-    assert harness.parts.chunks.lost_tasks(older_than_ms=now_ms() + 1, queue_is_empty=False) == []
+    assert harness.parts.retries.lost_tasks(older_than_ms=now_ms() + 1, queue_is_empty=False) == []
 
 
 def test_a_task_that_later_ones_have_overtaken_is_lost(harness, mixed):
@@ -643,7 +646,7 @@ def test_a_task_that_later_ones_have_overtaken_is_lost(harness, mixed):
     harness.submit(mixed)
     harness.runner.run(harness.tasks.pop(0))
     harness.runner.run(harness.tasks.pop(0))
-    found = harness.parts.chunks.lost_tasks(older_than_ms=now_ms() + 1, queue_is_empty=False)
+    found = harness.parts.retries.lost_tasks(older_than_ms=now_ms() + 1, queue_is_empty=False)
 
     assert {task.job_id for task in found} == {first.job_id}
 
@@ -657,7 +660,7 @@ def test_a_chunk_that_takes_longer_than_lost_work_waits_is_not_lost_while_its_wo
         time.sleep(0.01)
         begun_before = now_ms()
         harness.runner.renew()
-        chunks = harness.parts.chunks.lost_tasks(older_than_ms=begun_before, queue_is_empty=True)
+        chunks = harness.parts.retries.lost_tasks(older_than_ms=begun_before, queue_is_empty=True)
         seen.extend(task.chunk_index for task in chunks)
         return regenerator(version, rule)
 
@@ -666,7 +669,7 @@ def test_a_chunk_that_takes_longer_than_lost_work_waits_is_not_lost_while_its_wo
     harness.runner.renew()  # nothing is in hand any more
 
     assert seen == [1, 2, 3]
-    assert harness.parts.chunks.lost_tasks(older_than_ms=now_ms() + 1, queue_is_empty=True) == [
+    assert harness.parts.retries.lost_tasks(older_than_ms=now_ms() + 1, queue_is_empty=True) == [
         Task(TaskKind.CHUNK, job.job_id, index) for index in (1, 2, 3)
     ]
 
@@ -680,7 +683,7 @@ def test_an_input_that_is_long_in_being_cut_is_not_lost_while_its_worker_says_so
         time.sleep(0.01)
         begun_before = now_ms()
         harness.runner.renew()
-        seen.extend(harness.parts.chunks.lost_tasks(older_than_ms=begun_before, queue_is_empty=True))
+        seen.extend(harness.parts.retries.lost_tasks(older_than_ms=begun_before, queue_is_empty=True))
         yield from read_rows(*arguments)
 
     monkeypatch.setattr("app.jobs.runner.read_rows", slow_rows)
@@ -787,3 +790,10 @@ def test_the_formats_hold_the_same_sequences(harness, mixed):
     assert [tuple(line.split("\t")) for line in lines] == long
     assert csv_header == "user_id,item_id,timestamp"
     assert [tuple(line.split(",")) for line in csv_lines] == long
+
+
+def test_what_counts_items_names_the_counts_of_one_list():
+    """A new count is added in app/counts.py; the bodies that spell them out for their documentation must follow."""
+    assert set(JobCounts.model_fields) == {"rows_read", "rows_bad", *SEQUENCE_COUNTS}
+    assert set(RegeneratedSequence.model_fields) == {"user_id", "items", "steps", *ITEM_COUNTS}
+    assert tuple(CHUNK.names) == ("user_id", "items", *ITEM_COUNTS)

@@ -7,7 +7,8 @@ import time
 
 import dramatiq.worker
 
-from app.jobs.queue import HEARTBEAT_TIMEOUT_MS, Task, TaskKind, TaskQueue, declare_actors, redis_broker
+from app.jobs.queue import HEARTBEAT_TIMEOUT_MS, TaskQueue, declare_actors, redis_broker
+from app.jobs.tasks import Task, TaskKind
 
 # Takes tasks and never ends one; says on its output that it has begun.
 HANGING_WORKER = """
