@@ -15,6 +15,7 @@ from models.ranking_metrics import (
     ndcg_at_k,
     per_row_metrics,
     pessimistic_ranks,
+    ranks_without,
 )
 
 
@@ -74,6 +75,20 @@ def test_a_nan_score_is_refused():
         pessimistic_ranks(torch.tensor([[1.0, float("nan")]]), torch.tensor([0]))
 
 
+def test_ranks_without_some_candidates_are_the_ranks_among_the_others():
+    """Left out: a better one, an equal one, a worse one, none (-1), and column 0 in one row only."""
+    scores = torch.tensor([[5.0, 9.0, 5.0, 1.0], [9.0, 5.0, 1.0, 5.0], [9.0, 8.0, 7.0, 6.0]])
+    targets = torch.tensor([0, 1, 3])
+    left_out = torch.tensor([[1, 2, 3], [0, -1, -1], [-1, -1, -1]])
+    expected = [
+        int(pessimistic_ranks(row[[place for place in range(4) if place not in out]][None], torch.tensor([target])))
+        for row, out, target in zip(scores, left_out.tolist(), (0, 0, 3), strict=True)
+    ]
+
+    assert expected == [1, 2, 4]
+    assert ranks_without(pessimistic_ranks(scores, targets), scores, targets, left_out).tolist() == expected
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=50))
 def test_metrics_of_one_ranked_list_satisfy_every_inequality(ranks):
@@ -100,3 +115,35 @@ def test_numbers_that_no_ranking_can_give_are_named(changed, value, broken):
 
     assert broken_inequalities(means) == []
     assert broken in broken_inequalities(means | {changed: value})
+
+
+@pytest.mark.parametrize(
+    ("rank", "metric", "step", "broken"),
+    [
+        (11, "NDCG@20", 1e-6, "dNDCG <= dHR / log2(12)"),
+        (20, "NDCG@20", -1e-6, "dHR / log2(21) <= dNDCG"),
+        (11, "MRR@20", 1e-6, "dMRR <= dHR / 11"),
+        (20, "MRR@20", -1e-6, "dHR / 20 <= dMRR"),
+    ],
+)
+def test_a_row_gained_at_either_end_meets_its_bound_exactly(rank, metric, step, broken):
+    """Any less room and true rankings would be called broken, any more and broken ones would pass."""
+    means = dict(zip(METRICS, per_row_metrics(torch.tensor([rank]))[0].tolist(), strict=True))
+    moved = means | {metric: means[metric] + step}
+
+    assert broken_inequalities(means, tolerance=1e-12) == []
+    assert broken_inequalities(moved) == [broken]
+    assert broken_inequalities(moved, tolerance=2e-6) == []
+
+
+@pytest.mark.parametrize("k", [10, 20])
+def test_at_each_cut_mrr_is_below_ndcg_and_ndcg_below_hr(k):
+    """All three are equal when every rank is 1, exactly; each relation then breaks alone."""
+    ones = dict.fromkeys(METRICS, 1.0)
+
+    assert broken_inequalities(ones, tolerance=0.0) == []
+    assert f"MRR@{k} <= NDCG@{k}" in broken_inequalities(ones | {f"MRR@{k}": 1.5})
+    assert f"NDCG@{k} <= HR@{k}" in broken_inequalities(ones | {f"NDCG@{k}": 1.5})
+    assert [name for name in broken_inequalities(ones | {f"MRR@{k}": 1.5}) if "NDCG" in name] == [
+        f"MRR@{k} <= NDCG@{k}"
+    ]

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from app.errors import ModelThreadDiedError, QueueFullError, ShuttingDownError
-from app.serving.batching import Batcher, BatchingConfig, plan_batches
+from app.serving.batching import Batcher, BatchingConfig, QueuedRow, fair_window, plan_batches
 
 
 class Recorder:
@@ -182,13 +182,65 @@ def test_a_small_request_does_not_wait_for_the_whole_of_a_large_one():
     assert next(n for n, (_, rows) in enumerate(recorder.calls) if 99 in rows) <= 4
 
 
+def row_of(request, index, *, key="a", length=1):
+    """A queued row; a request is known by any object of its own."""
+    return QueuedRow(request, index, key, index, length, 0.0, False)
+
+
+def names(rows):
+    return [(row.ticket, row.index) for row in rows]
+
+
+def test_a_window_takes_one_row_of_each_request_in_turn_in_the_order_they_came():
+    """Whoever came first has the first row, each request's rows keep their order, and the last ones wait."""
+    waiting = [row_of(request, index) for request, count in (("p", 3), ("q", 1), ("r", 2)) for index in range(count)]
+
+    assert names(fair_window(waiting, 100)) == [("p", 0), ("q", 0), ("r", 0), ("p", 1), ("r", 1), ("p", 2)]
+    assert names(fair_window(waiting, 4)) == [("p", 0), ("q", 0), ("r", 0), ("p", 1)]
+
+
+def test_a_window_ends_with_the_row_that_reaches_its_positions():
+    waiting = [row_of("p", index, length=5) for index in range(4)]
+
+    assert [len(fair_window(waiting, positions)) for positions in (1, 5, 6, 10, 11, 100)] == [1, 1, 2, 2, 3, 4]
+
+
+def test_batches_keep_the_order_of_keys_and_of_rows():
+    """Keys by their first row; a batch is full at exactly the cap."""
+    window = [row_of("p", index, key=key, length=2) for index, key in enumerate("babab")]
+
+    assert [names(batch) for batch in plan_batches(window, 4)] == [
+        [("p", 0), ("p", 2)],
+        [("p", 4)],
+        [("p", 1), ("p", 3)],
+    ]
+
+
+def test_requests_are_answered_in_the_order_in_which_they_came():
+    """With one row a call, requests of one row each leave in the order of their arrival."""
+    recorder, order = Recorder(), []
+
+    async def client(batcher, number):
+        await batcher.submit("a", [number], [1])
+        order.append(number)
+
+    async def scenario():
+        async with busy(recorder, max_batch_positions=1) as batcher:
+            clients = []
+            for number in range(1, 8):
+                clients.append(asyncio.create_task(client(batcher, number)))
+                await queued(batcher, 1 + number)
+            recorder.gate.set()
+            await asyncio.gather(*clients)
+
+    asyncio.run(scenario())
+
+    assert [rows for _, rows in recorder.calls[1:]] == [[number] for number in range(1, 8)]
+    assert order == list(range(1, 8))
+
+
 def test_no_planned_batch_of_several_rows_is_over_the_cap():
-    class Ticket:
-        pass
-
-    from app.serving.batching import QueuedRow
-
-    window = [QueuedRow(Ticket(), n, n % 3, n, 1 + (n * 7) % 40, 0.0, False) for n in range(200)]
+    window = [row_of(f"request {n}", n, key=n % 3, length=1 + (n * 7) % 40) for n in range(200)]
     batches = plan_batches(window, 100)
 
     assert sorted(row.index for batch in batches for row in batch) == list(range(200))

@@ -1,0 +1,54 @@
+"""Which modules are put to the test, and the tests that shall notice: the narrowest that state their promises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Module:
+    """
+    A module and the tests that speak of it.
+
+    Args:
+        path: of the module, from the repository's root.
+        tests: files, from the repository's root; the examples in the module's own docstrings are among them.
+        without: tests whose id holds one of these words stay out: PostgreSQL's half of a test repeats SQLite's.
+    """
+
+    path: str
+    tests: tuple[str, ...]
+    without: tuple[str, ...] = ()
+
+
+_DECODING = (
+    "tests/models/decoding/test_anticipate.py",
+    "tests/models/decoding/test_contrastive.py",
+    "tests/models/decoding/test_golden.py",
+    "tests/models/decoding/test_regenerator.py",
+)
+_JOBS = ("tests/app/jobs/test_jobs.py",)
+
+_TABLE = (
+    Module("models/ranking_metrics.py", ("tests/models/test_ranking_metrics.py",)),
+    Module("models/data/preparation.py", ("tests/models/data/test_preparation.py",)),
+    Module("models/decoding/*.py", _DECODING),
+    Module("app/serving/batching.py", ("tests/app/serving/test_batching.py",)),
+    Module("app/mappings/mapping_store.py", ("tests/app/jobs/test_mappings.py",), without=("postgresql",)),
+    Module("app/jobs/job_store.py", _JOBS, without=("postgresql",)),
+    Module("app/jobs/records.py", _JOBS, without=("postgresql",)),
+    Module("app/jobs/chunks.py", _JOBS, without=("postgresql",)),
+)
+
+
+def chosen(root: Path, words: list[str]) -> list[Module]:
+    """The table's modules whose path holds one of *words*; all of them without any. Folders are spelled out."""
+    single = [
+        Module(name, (name, *entry.tests), entry.without)
+        for entry in _TABLE
+        for path in sorted(root.glob(entry.path))
+        if path.read_text(encoding="utf-8").strip()
+        for name in (str(path.relative_to(root)),)
+    ]
+    return [module for module in single if not words or any(word in module.path for word in words)]

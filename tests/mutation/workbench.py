@@ -1,0 +1,200 @@
+"""A copy of the repository in which one module at a time is made faulty, and tests run in forked processes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.mutation.modules import Module
+from tests.mutation.observed import SHARED, Observer
+
+# Imported once, before any fork: without it each run would begin with seconds of imports.
+_SLOW_IMPORTS = (
+    "torch",
+    "numpy",
+    "polars",
+    "pyarrow.parquet",
+    "sqlalchemy",
+    "psycopg",
+    "alembic.command",
+    "fastapi",
+    "httpx",
+    "dramatiq",
+    "hypothesis.extra.pytestplugin",
+    "schemathesis",
+)
+_COPIED = ("app", "models", "migrations", "tests", "benchmarks", "pyproject.toml")
+# Imported before pytest looks: it cannot rewrite their assertions any more, which nobody needs.
+_ALLOWED = "ignore::pytest.PytestAssertRewriteWarning"
+_OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-W", _ALLOWED, "--hypothesis-seed=0")
+
+
+@dataclass(frozen=True)
+class CleanRun:
+    """
+    What the module's tests do while the module is right.
+
+    Args:
+        seconds: of each test, in the order of the run.
+        lines: of the module, that each test runs; under ``SHARED`` those that all may depend on.
+    """
+
+    seconds: dict[str, float]
+    lines: dict[str, list[int]]
+
+    def tests_of(self, first: int, last: int) -> list[str]:
+        """The tests that run one of the lines, the fastest first; all where the lines are shared."""
+        wanted = set(range(first, last + 1))
+        shared = wanted & set(self.lines.get(SHARED, ()))
+        tests = [test for test in self.seconds if shared or wanted & set(self.lines.get(test, ()))]
+        return sorted(tests, key=self.seconds.__getitem__)
+
+
+class Workbench:
+    """
+    A copy of the repository at *root*, in a temporary folder.
+
+    Faults are written to disk, so that processes which a test starts meet them, too; bytecode is never written, since
+    Python takes it for fresh when size and second agree.
+    """
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.root = root
+        self.folder = folder
+
+    def original(self, module: Module) -> bytes:
+        """The module's text as it is in the repository."""
+        return (self.root / module.path).read_bytes()
+
+    @contextlib.contextmanager
+    def holding(self, module: Module, source: bytes) -> Iterator[None]:
+        """The module says *source* inside the block."""
+        place = self.folder / module.path
+        place.write_bytes(source)
+        try:
+            yield
+        finally:
+            place.write_bytes(self.original(module))
+
+    def run_clean(self, module: Module) -> CleanRun:
+        """
+        Run the module's tests as they are, watched.
+
+        Raises:
+            RuntimeError: one of them fails.
+        """
+        observer = Observer(str(self.folder / module.path))
+        words = " and ".join(f"not {word}" for word in module.without)
+
+        def watched(report: Path) -> int:
+            observer.start()
+            code = pytest.main([*_OPTIONS, "-k", words, *module.tests], plugins=[observer])
+            lines = {test: sorted(found) for test, found in observer.lines.items()}
+            report.write_text(json.dumps({"seconds": observer.seconds, "lines": lines, "failed": observer.failed}))
+            return int(code)
+
+        code, report = self._fork(watched, limit_seconds=1800)
+        if code != 0 or report is None:
+            output = (self.folder / "output.txt").read_text(encoding="utf-8", errors="replace")
+            raise RuntimeError(f"{module.path}: its tests fail as they are:\n{output[-4000:]}")
+        return CleanRun(report["seconds"], report["lines"])
+
+    def first_failure(self, tests: list[str], *, limit_seconds: float) -> str | None:
+        """The first of *tests* that fails, "time" when they end too late, None when all pass."""
+        observer = Observer("")
+
+        def quiet(report: Path) -> int:
+            code = pytest.main([*_OPTIONS, *tests], plugins=[observer])
+            report.write_text(json.dumps({"failed": observer.failed}))
+            return int(code)
+
+        code, report = self._fork(quiet, limit_seconds=limit_seconds)
+        if code is None:
+            return "time"
+        if code == 0:
+            return None
+        return report["failed"][0] if report and report["failed"] else "import"
+
+    def _fork(self, work: Callable[[Path], int], *, limit_seconds: float) -> tuple[int | None, Any]:
+        """Exit code of *work* in a process of its own, None when it ran out of time; and what it reported."""
+        report = self.folder / "report.json"
+        report.unlink(missing_ok=True)
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            self._work_and_leave(work, report)
+        code = self._wait(child, limit_seconds)
+        with contextlib.suppress(ProcessLookupError):  # servers that its tests left running
+            os.killpg(child, signal.SIGKILL)
+        if code is None:
+            os.waitpid(child, 0)
+        return code, json.loads(report.read_text()) if report.exists() else None
+
+    def _work_and_leave(self, work: Callable[[Path], int], report: Path) -> None:
+        code = 70
+        try:
+            os.setsid()
+            silence = os.open(self.folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(silence, 1)
+            os.dup2(silence, 2)
+            for name in [name for name in sys.modules if name.split(".")[0] in ("app", "models", "tests")]:
+                del sys.modules[name]
+            code = work(report)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    @staticmethod
+    def _wait(child: int, limit_seconds: float) -> int | None:
+        deadline = time.monotonic() + limit_seconds
+        while time.monotonic() < deadline:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.02)
+        return None
+
+
+@contextlib.contextmanager
+def workbench(root: Path) -> Iterator[Workbench]:
+    """A workbench whose folder goes at the end; this process works in it meanwhile."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory(prefix="taesar-mutation-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        for part in _COPIED:
+            copy = shutil.copytree if (root / part).is_dir() else shutil.copy
+            copy(root / part, folder / part)
+        for cache in folder.rglob("__pycache__"):
+            shutil.rmtree(cache)
+        sys.dont_write_bytecode = True
+        os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": name, "OMP_NUM_THREADS": "1"}
+        sys.path[:] = [name, *(path for path in sys.path if Path(path or ".").resolve() != root)]
+        for slow in _SLOW_IMPORTS:
+            importlib.import_module(slow)
+        os.chdir(folder)
+        try:
+            yield Workbench(root, folder)
+        finally:
+            os.chdir(before)
+
+
+def as_json(clean: CleanRun) -> dict[str, Any]:
+    """For the file of records."""
+    return asdict(clean)
