@@ -4,6 +4,7 @@
 # make image-test  builds the image without Docker (Debian, root) and asks its processes the demo's question
 # make docs    docs/reference.md and the README's file tree, written from the code
 # make interop  RecBole and RecTools as oracles and as consumers of the exports, in .venv-interop
+# make mutants  small faults in decoding, metrics, preparation, jobs, mappings, batcher: does a test notice each?
 # make chaos   a job of 10,000 sequences, twenty times, while workers, API, Redis and PostgreSQL are killed
 # make bench   every benchmark but bench-recbole; the last line of each is its result as JSON
 # make bench-decode | bench-training | bench-serving | bench-scaling   one of them: make bench-decode ARGS='--rounds 9'
@@ -27,7 +28,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install demo test check docs interop bench bench-recbole image-test clean
+.PHONY: help install demo test check docs interop bench bench-recbole chaos mutants image-test clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -85,6 +86,10 @@ bench-%: $(INSTALLED)
 
 bench-recbole: $(INTEROP)/.installed
 	$(INTEROP)/bin/python -m benchmarks.bench_recbole $(ARGS)
+
+# ARGS='--per-module 40 batching': a sample of 40 faults in modules with this word in their path.
+mutants: $(INSTALLED)
+	$(BIN)/python -m tests.mutation $(ARGS)
 
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos $(ARGS)

@@ -66,7 +66,9 @@ WATCH_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
+    """What is asked of the process: one call of ``Regenerator.regenerate``."""
+
     token_ids: Sequence[TokenArray]
     target: str
     training_rows: bool
@@ -124,7 +126,7 @@ class RemoteRegenerator:
             Exception: what else the call raised over there; a RuntimeError with its words if it cannot be sent.
         """
         self.bundle.vocabulary.domain_index(target)
-        return self._process.call(self._channel, _Call(list(sequences), target, training_rows))
+        return self._process.call(self._channel, Call(list(sequences), target, training_rows))
 
 
 class ModelProcess:
@@ -170,7 +172,7 @@ class ModelProcess:
         """Why nothing can be computed just now, or None."""
         return self._supervisor.outage
 
-    def call(self, channel: int, call: _Call) -> list[Regenerated]:
+    def call(self, channel: int, call: Call) -> list[Regenerated]:
         """See ``RemoteRegenerator.regenerate``."""
         return self._supervisor.call(channel, call)
 
@@ -248,7 +250,7 @@ class _Supervisor:
         self._put(child)
         threading.Thread(target=self._watch, args=(child,), name="taesar-model-watch", daemon=True).start()
 
-    def call(self, channel: int, call: _Call) -> list[Regenerated]:
+    def call(self, channel: int, call: Call) -> list[Regenerated]:
         with self._one_at_a_time[channel]:
             died: _Child | None = None
             for _ in range(ATTEMPTS):
@@ -385,7 +387,7 @@ def _answer_channel(connection: Connection, regenerator: Regenerator) -> None:
 def _answer_until_closed(connection: Connection, regenerator: Regenerator) -> None:
     while True:
         try:
-            call: _Call = connection.recv()
+            call: Call = connection.recv()
         except (EOFError, OSError):
             return
         outcome: list[Regenerated] | Exception

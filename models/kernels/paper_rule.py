@@ -41,7 +41,7 @@ class SourceGroup(NamedTuple):
 
 def is_available() -> bool:
     """Whether the kernel is compiled here; the first call compiles it, a matter of seconds."""
-    return _library() is not None
+    return loaded_library() is not None
 
 
 def fits(*tensors: Tensor) -> bool:
@@ -69,7 +69,7 @@ def decide_paper(
         MemoryError: no room for the logits, per thread 3 V x 16 floats (8 without AVX-512) of every panel that shares a
             reading of the tables: up to eight in 96 MB, two if they need more.
     """
-    library = _library()
+    library = loaded_library()
     assert library is not None
     tables = [table.contiguous() for table in (*shared_2VD, *(source.table_VD for source in sources))]
     hidden = [tensor.contiguous() for tensor in hidden_3ND]
@@ -98,7 +98,8 @@ def decide_paper(
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def loaded_library() -> ctypes.CDLL | None:
+    """The compiled library, None where it cannot be compiled; ``loaded_library.cache_clear`` has it asked for anew."""
     library = load(SOURCE)
     if library is not None:
         library.taesar_decide_paper.restype = ctypes.c_int

@@ -371,3 +371,7 @@ def _confidence(masses, bounds, rows, inside, N, S):
     alpha = 1.0 - (tl.log(mass) - moment / mass) / tl.log(tl.maximum(num_items, 2.0))
     alpha = tl.where(num_items > 1.0, alpha, 1.0)
     return tl.minimum(tl.maximum(alpha, 0.0), 1.0).to(tl.float32)
+
+
+# What a launch of ``decide_paper`` runs, in order; the others are parts of these.
+KERNELS = (_weigh_items, _normalise, _diverge, _agree, _search)

@@ -85,7 +85,10 @@ def test_ranks_without_some_candidates_are_the_ranks_among_the_others():
         for row, out, target in zip(scores, left_out.tolist(), (0, 0, 3), strict=True)
     ]
 
+    alone = torch.tensor([[2.0]])
+
     assert expected == [1, 2, 4]
+    assert ranks_without(torch.tensor([1]), alone, torch.tensor([0]), torch.tensor([[-1]])).tolist() == [1]
     assert ranks_without(pessimistic_ranks(scores, targets), scores, targets, left_out).tolist() == expected
 
 

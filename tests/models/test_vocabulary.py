@@ -31,6 +31,22 @@ def test_domains_own_contiguous_ranges_after_padding():
     assert BOOKS_FOOD.token_range("food").columns == slice(3, 6)
 
 
+def test_built_lookups_do_not_read_the_items_again():
+    class Counted(tuple):
+        readings = 0
+
+        def __iter__(self):
+            Counted.readings += 1
+            return super().__iter__()
+
+    vocabulary = Vocabulary(("books",), (Counted(("b1", "b2")),))
+    vocabulary.build_lookups()
+    readings = Counted.readings
+
+    assert (vocabulary.token_id("books", "b2"), vocabulary.item_ids_of([1, 2])) == (2, ["b1", "b2"])
+    assert Counted.readings == readings > 0
+
+
 def test_a_range_holds_its_two_ends_and_nothing_beyond():
     food = BOOKS_FOOD.token_range("food")
 

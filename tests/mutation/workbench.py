@@ -37,7 +37,7 @@ _SLOW_IMPORTS = (
     "hypothesis.extra.pytestplugin",
     "schemathesis",
 )
-_COPIED = ("app", "models", "migrations", "tests", "benchmarks", "pyproject.toml")
+_COPIED = ("app", "models", "migrations", "tests", "benchmarks", "examples", "pyproject.toml")
 # Imported before pytest looks: it cannot rewrite their assertions any more, which nobody needs.
 _ALLOWED = "ignore::pytest.PytestAssertRewriteWarning"
 _OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-W", _ALLOWED, "--hypothesis-seed=0")
@@ -66,29 +66,25 @@ class CleanRun:
 
 class Workbench:
     """
-    A copy of the repository at *root*, in a temporary folder.
+    A copy of the repository in *folder*: what is edited meanwhile changes nothing.
 
     Faults are written to disk, so that processes which a test starts meet them, too; bytecode is never written, since
     Python takes it for fresh when size and second agree.
     """
 
-    def __init__(self, root: Path, folder: Path) -> None:
-        self.root = root
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-
-    def original(self, module: Module) -> bytes:
-        """The module's text as it is in the repository."""
-        return (self.root / module.path).read_bytes()
 
     @contextlib.contextmanager
     def holding(self, module: Module, source: bytes) -> Iterator[None]:
         """The module says *source* inside the block."""
         place = self.folder / module.path
+        original = place.read_bytes()
         place.write_bytes(source)
         try:
             yield
         finally:
-            place.write_bytes(self.original(module))
+            place.write_bytes(original)
 
     def run_clean(self, module: Module) -> CleanRun:
         """
@@ -190,7 +186,7 @@ def workbench(root: Path) -> Iterator[Workbench]:
             importlib.import_module(slow)
         os.chdir(folder)
         try:
-            yield Workbench(root, folder)
+            yield Workbench(folder)
         finally:
             os.chdir(before)
 

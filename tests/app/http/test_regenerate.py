@@ -11,6 +11,7 @@ from app.settings import Settings
 from models.bundle import load_bundle
 from models.decoding.regenerator import Regenerator
 from models.decoding.rules import RULES
+from models.vocabulary import Vocabulary
 
 MIXED = "b01 f02 k03 b04 b05 f06 f07 k06 k06 f07 b08 k09 f10 f11"
 
@@ -278,11 +279,20 @@ def test_items_are_looked_up_beside_the_event_loop(client, payload, monkeypatch,
     assert client.portal.call(threading.get_ident) not in threads
 
 
-def test_a_loaded_model_looks_items_up_without_building_tables_first(client):
+def test_a_loaded_model_looks_items_up_without_building_tables_first(serving, monkeypatch):
     """They are built where the bundle is read, in a thread of its own."""
-    vocabulary = client.app.state.inference.registry.active().bundle.vocabulary
+    build, built = Vocabulary.build_lookups, []
 
-    assert {"_token_of", "_item_of"} <= vars(vocabulary).keys()
+    def recorded(vocabulary):
+        built.append((vocabulary, threading.get_ident()))
+        build(vocabulary)
+
+    monkeypatch.setattr(Vocabulary, "build_lookups", recorded)
+    client = serving()
+    [(vocabulary, thread)] = built
+
+    assert vocabulary is client.app.state.inference.registry.active().bundle.vocabulary
+    assert thread != client.portal.call(threading.get_ident)
 
 
 def test_a_request_without_user_ids_is_answered(client, payload):

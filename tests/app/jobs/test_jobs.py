@@ -1,5 +1,6 @@
 """Jobs on both databases, carried out step by step by the real runner: nothing lost, nothing doubled."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -104,6 +105,19 @@ class Harness:
 @pytest.fixture
 def harness(parts, bundle):
     return Harness(parts, bundle)
+
+
+@pytest.fixture
+def harness_with(job_settings, database, bundle):
+    """A function settings -> harness."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**settings):
+            parts = job_parts(job_settings(database_url=database, **settings))
+            stack.callback(parts.close)
+            return Harness(parts, bundle)
+
+        yield make
 
 
 @pytest.fixture
@@ -251,7 +265,7 @@ def test_cutting_that_makes_no_headway_is_given_up_with_the_last_reason(harness,
     def fails(*_):
         raise error
 
-    monkeypatch.setattr(harness.runner, "_cut_file", fails)
+    monkeypatch.setattr("app.jobs.runner.cut_rows", fails)
     for _ in range(5):
         with pytest.raises(type(error)):
             harness.runner.run(cut)
@@ -322,7 +336,7 @@ def test_a_chunk_that_always_fails_ends_its_job_with_the_reason_and_other_jobs_g
 def test_a_chunk_that_kills_its_worker_is_given_up_after_the_stated_attempts(harness, mixed, monkeypatch):
     job = harness.submit(mixed)
     harness.runner.run(harness.tasks.pop(0))
-    monkeypatch.setattr(harness.runner, "_rewrite", _interrupt)
+    monkeypatch.setattr(harness.models, "regenerator", _interrupt)
     begun = 0
     for _ in range(8):
         try:
@@ -388,16 +402,14 @@ def test_removing_a_job_takes_its_counts_back(harness, mixed, write_ndjson, inpu
 # -- Bad rows and unknown items
 
 
-def test_bad_rows_are_counted_and_listed_and_the_others_are_done(harness, inputs, sequences):
+def test_bad_rows_are_counted_and_listed_and_the_others_are_done(harness_with, inputs, sequences):
+    harness = harness_with(max_bad_row_share=0.1)
     good = [json.dumps(row) for row in sequences(30)]
     lines = [*good[:5], "{", *good[5:], '{"user_id": "x"}']
     path = inputs / "some-bad.ndjson"
     path.write_text("\n".join(lines) + "\n")
     parts = harness.parts
-    job = harness.submit(path)
-    object.__setattr__(parts.chunks._limits, "max_bad_row_share", 0.1)
-    harness.drain()
-    job = parts.jobs.get(job.job_id)
+    job = harness.run(path)
 
     assert (job.state, job.rows_read, job.rows_bad, job.sequences) == (JobState.SUCCEEDED, 32, 2, 30)
     assert [row.line for row in parts.jobs.bad_rows(job.job_id)] == [6, 32]
@@ -499,8 +511,8 @@ def test_a_job_in_which_every_user_is_bad_fails_in_every_format(harness, inputs,
     assert len(list(harness.parts.jobs.bad_rows(ended[1].job_id))) == 20
 
 
-def test_a_user_with_too_many_interactions_counts_with_all_of_them(harness, inputs):
-    object.__setattr__(harness.parts.limits, "max_items", 10)
+def test_a_user_with_too_many_interactions_counts_with_all_of_them(harness_with, inputs):
+    harness = harness_with(max_items_per_sequence=10)
     (inputs / "long.csv").write_text("user_id,item_id,domain\n" + "A,b01,books\n" * 30 + "B,b01,books\n" * 10)
     ended = harness.run(inputs / "long.csv")
 
@@ -722,11 +734,10 @@ def test_pruning_removes_old_results_and_keeps_records_and_counts(harness, mixed
 
 
 @pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED])
-def test_pruning_removes_bad_rows_however_their_job_ended_and_says_that_they_are_gone(harness, mixed, inputs, state):
+def test_pruning_removes_bad_rows_however_their_job_ended_and_says_that_they_went(harness_with, mixed, inputs, state):
+    harness = harness_with(max_bad_row_share=0.01 if state == JobState.FAILED else 0.5)
     path = inputs / "bad.ndjson"
     path.write_text("{\n" + mixed.read_text())
-    share = 0.01 if state == JobState.FAILED else 0.5
-    object.__setattr__(harness.parts.chunks._limits, "max_bad_row_share", share)
     job = harness.submit(path)
     if state == JobState.CANCELLED:
         harness.runner.run(harness.tasks.pop(0))

@@ -14,7 +14,7 @@ import torch
 
 from app.errors import ModelProcessDiedError
 from app.serving import model_process
-from app.serving.model_process import JOBS, REQUESTS, ModelProcess, RemoteRegenerator
+from app.serving.model_process import JOBS, REQUESTS, Call, ModelProcess, RemoteRegenerator
 from models.bundle import load_bundle
 from models.decoding.regenerator import Regenerator
 from models.errors import BundleCorruptError, BundleMissingFileError, UnknownDomainError
@@ -155,7 +155,7 @@ def test_a_process_that_hangs_is_killed_and_its_call_is_made_again(impatient, bu
 def test_a_larger_call_may_take_longer_before_its_process_is_taken_for_hung():
     """The largest request and chunk, at a tenth of the speed of the slowest rule."""
     for num_sequences in (1, 128, 512):
-        call = model_process._Call([np.zeros(128, dtype=np.int32)] * num_sequences, "food", False)
+        call = Call([np.zeros(128, dtype=np.int32)] * num_sequences, "food", False)
 
         assert call.hang_seconds > num_sequences * 128 / 200
 
@@ -166,42 +166,58 @@ def test_a_process_that_hangs_while_it_loads_is_an_error_of_the_start(bundle, mo
         ModelProcess.start(bundle.directory, "paper", torch.device("cpu"))
 
 
-def test_calls_do_not_wait_anew_for_a_process_that_has_been_gone_for_long(process, monkeypatch):
+def test_calls_do_not_wait_anew_for_a_process_that_has_been_gone_for_long(tmp_path, make_bundle, monkeypatch):
     """Or those in line would wait one after the other."""
-
-    def no_room(*_):
-        raise OSError("no room")
-
-    monkeypatch.setattr(model_process, "_Child", no_room)
+    bundle = make_bundle(tmp_path / "bundle", seed=3)
+    process = ModelProcess.start(bundle.directory, "paper", torch.device("cpu"))
     monkeypatch.setattr(model_process, "RESTART_SECONDS", 3600.0)
+    bundle.directory.rename(tmp_path / "elsewhere")
     os.kill(process.process_id, signal.SIGKILL)
-    eventually(lambda: process.outage is not None and "no room" in process.outage, seconds=30)
-    process._supervisor._out_since -= 3600.0
-    refused = []
+    eventually(lambda: process.outage is not None and "cannot be started" in process.outage, seconds=30)
+    two_hours_later = time.monotonic() + 7200.0
+    monkeypatch.setattr(time, "monotonic", lambda: two_hours_later)
+    there, refused = RemoteRegenerator(process, REQUESTS), []
 
     def call():
-        with pytest.raises(ModelProcessDiedError, match="no room"):
-            RemoteRegenerator(process, REQUESTS).regenerate(SEQUENCES, "food")
+        with pytest.raises(ModelProcessDiedError, match="cannot be started"):
+            there.regenerate(SEQUENCES, "food")
         refused.append(True)
 
     caller = threading.Thread(target=call, daemon=True)
     caller.start()
     caller.join(30)
+    process.close()
 
     assert refused
+
+
+class Announced:
+    """A sequence that says when it is sent: the call that it belongs to is then under way."""
+
+    def __init__(self, sequence):
+        self.sequence = sequence
+        self.sent = threading.Event()
+
+    def __len__(self):
+        return len(self.sequence)
+
+    def __reduce__(self):
+        self.sent.set()
+        return np.asarray, (self.sequence.tolist(), np.int32)
 
 
 def test_a_job_and_a_request_do_not_wait_for_each_other(process):
     """A request is answered while a job's call of some seconds is under way."""
     requests, jobs, done = RemoteRegenerator(process, REQUESTS), RemoteRegenerator(process, JOBS), threading.Event()
+    first = Announced(SEQUENCES[3])
 
     def job():
         while not done.is_set():
-            jobs.regenerate([SEQUENCES[3]] * 2000, "food")
+            jobs.regenerate([first, *[SEQUENCES[3]] * 2000], "food")
 
     working = threading.Thread(target=job)
     working.start()
-    eventually(lambda: process._supervisor._one_at_a_time[JOBS].locked(), seconds=30)
+    assert first.sent.wait(30)
     answers = [len(requests.regenerate(SEQUENCES, "food")) for _ in range(3)]
     still_working = working.is_alive()
     done.set()
@@ -223,17 +239,18 @@ def test_closing_ends_the_process_and_later_calls_are_refused(process):
 def test_closing_does_not_wait_for_a_call_that_hangs(process):
     """A stopped process stands for a job's chunk of minutes; its caller is told."""
     jobs, process_id, outcome = RemoteRegenerator(process, JOBS), process.process_id, []
+    only = Announced(SEQUENCES[0])
 
     def job():
         try:
-            jobs.regenerate(SEQUENCES, "food")
+            jobs.regenerate([only], "food")
         except ModelProcessDiedError as error:
             outcome.append(error)
 
     os.kill(process_id, signal.SIGSTOP)
     working = threading.Thread(target=job)
     working.start()
-    eventually(lambda: process._supervisor._one_at_a_time[JOBS].locked(), seconds=30)
+    assert only.sent.wait(30)
     process.close()
     working.join(30)
 

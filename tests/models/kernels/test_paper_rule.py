@@ -212,9 +212,9 @@ def test_no_positions_are_decided_to_no_tokens() -> None:
 
 @pytest.fixture
 def no_library_loaded() -> Iterator[None]:
-    paper_rule._library.cache_clear()
+    paper_rule.loaded_library.cache_clear()
     yield
-    paper_rule._library.cache_clear()
+    paper_rule.loaded_library.cache_clear()
 
 
 @pytest.mark.usefixtures("no_library_loaded")

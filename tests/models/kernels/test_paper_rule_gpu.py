@@ -218,7 +218,7 @@ from triton.compiler import ASTSource
 from models.kernels import paper_rule_gpu as kernels
 
 compiled = {}
-for kernel in (kernels._weigh_items, kernels._normalise, kernels._diverge, kernels._agree, kernels._search):
+for kernel in kernels.KERNELS:
     integers = {"N": "i32", "D": "i32", "S": "i32", "bounds": "*i32", "tokens": "*i32"}
     signature = {name: integers.get(name, "*fp32") for name in kernel.arg_names}
     # As a launch has it: whatever may be known to be divisible by 16, is.
@@ -241,7 +241,7 @@ def test_the_kernels_compile_for_gpus(capability: int) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     built = json.loads(done.stdout)
-    assert sorted(built) == ["_agree", "_diverge", "_normalise", "_search", "_weigh_items"]
+    assert len(built) == 5
     assert all(num_bytes > 0 and shared <= SHARED_MEMORY for num_bytes, shared in built.values())
 
 
