@@ -39,6 +39,8 @@ _TABLE = (
     Module("app/jobs/job_store.py", _JOBS, without=("postgresql",)),
     Module("app/jobs/records.py", _JOBS, without=("postgresql",)),
     Module("app/jobs/chunks.py", _JOBS, without=("postgresql",)),
+    Module("app/jobs/retries.py", _JOBS, without=("postgresql",)),
+    Module("app/jobs/runner.py", _JOBS, without=("postgresql",)),
 )
 
 

@@ -309,6 +309,20 @@ def test_an_input_that_changes_while_it_is_cut_fails_the_job(harness, mixed, wri
     assert job.reason == str(InputChangedError("the input, or how it is cut, changed while the job was reading it"))
 
 
+def test_a_chunk_whose_stored_input_was_damaged_fails_the_job_instead_of_being_regenerated(harness, mixed):
+    """Even where what lies there now can be read: the rows of another chunk, whole and in order."""
+    job = harness.submit(mixed)
+    harness.runner.run(harness.tasks.pop(0))
+    chunks = [harness.parts.retries.begin_chunk(job.job_id, index) for index in (1, 2)]
+    first, second = (f"{job.job_id}/{work.input_name}" for work in chunks)
+    harness.parts.storage.write(second, harness.parts.storage.read(first))
+    harness.drain()
+    job = harness.parts.jobs.get(job.job_id)
+
+    assert (job.state, job.reason) == (JobState.FAILED, f"{chunks[1].input_name} is damaged")
+    assert harness.mapping(job) == []
+
+
 def _interrupt(*_, **__):
     raise KeyboardInterrupt
 

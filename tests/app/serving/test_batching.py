@@ -403,11 +403,23 @@ def test_closing_finishes_what_was_admitted_and_refuses_the_rest():
                 await batcher.submit("a", [3], [1])
             recorder.gate.set()
             await closing
-            return admitted.done() or await admitted
+            calls = list(recorder.calls)  # all are made when it is closed
+            return calls, await admitted
+
+    calls, answer = asyncio.run(scenario())
+
+    assert calls[1:] == [("a", [1, 2])]
+    assert answer == [2, 4]
+
+
+def test_a_batcher_that_was_never_started_can_be_closed():
+    async def scenario():
+        batcher = Batcher(Recorder(), bounds(), on_batch=lambda rows, seconds: None)
+        await batcher.close()
+        with pytest.raises(ShuttingDownError):
+            await batcher.submit("a", [1], [1])
 
     asyncio.run(scenario())
-
-    assert recorder.calls[1:] == [("a", [1, 2])]
 
 
 def test_every_call_is_observed_with_its_rows():

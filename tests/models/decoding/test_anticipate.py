@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.bundle import Bundle
-from models.decoding.anticipate import RUN_ITEMS, Expected, expected_items, hints, runs
+from models.decoding.anticipate import RUN_ITEMS, Expected, candidates_needed, expected_items, hints, runs
 from models.decoding.blocks import View
 from models.decoding.regenerator import Regenerator
 from models.vocabulary import TokenRange
@@ -70,6 +70,30 @@ def test_a_hint_carries_its_log_probability_and_its_lead():
 
     assert (best.token_id, best.log_probability, best.margin) == (5, -1.0, 3.0)
     assert (second.token_id, second.log_probability, second.margin) == (6, -2.0, 2.0)
+
+
+@pytest.mark.parametrize("num_met", [0, 1, 5, 40])
+@pytest.mark.parametrize("training_row", [False, True])
+def test_as_many_candidates_as_are_asked_for_are_enough_for_every_hint(num_met: int, *, training_row: bool):
+    """The row holds the expert's favourites, in training rows the next one follows: the worst case, margins too."""
+    many = TokenRange(1, 200)
+    ranking = np.arange(1, 201)
+    history = np.asarray([*range(1, num_met + 1), *[300] * RUN_ITEMS, num_met + 1])
+    found = {}
+    for count in (candidates_needed([history[:2], history, history[:1]]), len(ranking)):
+        expected = Expected(ranking[None, :count], -np.arange(1, count + 1, dtype=np.float32)[None])
+        found[count] = list(hints(history, runs(history, many), expected, 0, training_row=training_row))
+    enough, all_of_them = found.values()
+
+    assert [hint.token_id for hint in all_of_them] == [num_met + 1 + training_row + n for n in range(RUN_ITEMS)]
+    assert enough == all_of_them
+
+
+def test_candidates_are_counted_for_hints_held_items_one_withheld_and_one_runner_up():
+    histories = [np.zeros(length, dtype=np.int32) for length in (2, 9, 4)]
+
+    assert candidates_needed(histories) == RUN_ITEMS + 9 + 1 + 1
+    assert candidates_needed([]) == RUN_ITEMS + 1 + 1
 
 
 def test_expected_items_are_the_softmax_of_the_target_domain_alone():

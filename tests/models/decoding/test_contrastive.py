@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf, log
 
 import pytest
@@ -46,6 +47,21 @@ def decide_logits(
     )
 
 
+def define_logits(
+    rule: Rule, target: torch.Tensor, base: torch.Tensor, source: torch.Tensor, target_range: TokenRange
+) -> Decisions:
+    """``decide_logits`` by the definition, where ``decide`` may take compiled code."""
+    identity = torch.eye(target.shape[1])
+    target_expert, base_view, source_expert = (View(logits, identity) for logits in (target, base, source))
+    return decide_in_blocks(
+        contrastive(rule),
+        target_expert=target_expert,
+        base=base_view,
+        source_expert=source_expert,
+        target_range=target_range,
+    )
+
+
 def test_confidence_is_one_minus_normalised_entropy() -> None:
     entropy = -(0.5 * log(0.5) + 2 * 0.25 * log(0.25))
     torch.testing.assert_close(confidence(logits_of(0.5, 0.25, 0.25)), torch.tensor([1 - entropy / log(3)]))
@@ -76,14 +92,16 @@ def test_paper_score_by_arithmetic() -> None:
     assert paper_scores(4 * one, 3 * one, one, torch.tensor([0.5]), torch.tensor([0.25])).item() == 6.5
 
 
-def test_global_argmax_outside_the_target_deletes() -> None:
+@pytest.mark.parametrize("decided", [decide_logits, define_logits])
+def test_global_argmax_outside_the_target_deletes(decided: Callable[..., Decisions]) -> None:
     """All decoders favour token 3 of another domain: nothing of domain 1..2 may stand in."""
     favour = torch.tensor([[0.0, 1.0, 2.0, 9.0]])
-    decisions = decide_logits("paper", favour, favour, favour, TokenRange(1, 2))
+    decisions = decided("paper", favour, favour, favour, TokenRange(1, 2))
     assert decisions.token_ids_N.tolist() == [0]
 
 
-def test_global_argmax_inside_the_target_is_replaced_by_the_local_argmax() -> None:
+@pytest.mark.parametrize("decided", [decide_logits, define_logits])
+def test_global_argmax_inside_the_target_is_replaced_by_the_local_argmax(decided: Callable[..., Decisions]) -> None:
     """
     The global step only gates; alpha and beta of the local step choose.
 
@@ -99,7 +117,7 @@ def test_global_argmax_inside_the_target_is_replaced_by_the_local_argmax() -> No
     alpha, beta = confidence(local[0]), agreement(*local[1:])
     local_scores = paper_scores(*local, alpha, beta)[0]
 
-    decisions = decide_logits("paper", target, base, source, TokenRange(1, 2))
+    decisions = decided("paper", target, base, source, TokenRange(1, 2))
 
     assert global_scores.argmax().item() + 1 == 1
     assert decisions.token_ids_N.item() == local_scores.argmax().item() + 1 == 2
