@@ -2,7 +2,9 @@
 # make test    the whole test suite
 # make check   linting, formatting, strict typing, Dockerfile and compose file, and that everything imports
 # make image-test  builds the image without Docker (Debian, root) and asks its processes the demo's question
-# make docs    docs/reference.md and the README's file tree, written from the code
+# make docs    docs/reference.md and .env.example, written from the code
+# make charts  docs/charts/*.svg and the table of docs/results.md, from the numbers in docs/data
+# make map     the rooms, their files and which room imports which
 # make interop  RecBole and RecTools as oracles and as consumers of the exports, in .venv-interop
 # make mutants  small faults in decoding, metrics, preparation, jobs, mappings, batcher: does a test notice each?
 # make chaos   a job of 10,000 sequences, twenty times, while workers, API, Redis and PostgreSQL are killed
@@ -28,7 +30,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install demo test check docs interop bench bench-recbole chaos mutants image-test clean
+.PHONY: help install demo test check docs interop bench bench-recbole chaos mutants image-test clean charts map
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -63,6 +65,12 @@ check: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/write_reference.py
+
+charts: $(INSTALLED)
+	$(BIN)/python docs/draw_charts.py
+
+map: $(INSTALLED)
+	@$(BIN)/python docs/print_map.py
 
 # Their pins are years old; without dependencies they run next to ours (tests/interop/requirements.txt).
 $(INTEROP)/.installed: pyproject.toml constraints.txt tests/interop/requirements.txt

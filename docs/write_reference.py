@@ -1,6 +1,5 @@
 """
-Write what the code says of itself into the documentation: docs/reference.md, the file tree of README.md and the
-settings in .env.example.
+Write what the code says of itself into the documentation: docs/reference.md and the settings in .env.example.
 
     make docs
 
@@ -10,7 +9,6 @@ goes undocumented.
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 import textwrap
@@ -29,7 +27,6 @@ from app.http.problems import STATUS
 from app.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference.md"
 EXAMPLE = ROOT / ".env.example"
 # The last section; its first paragraph stays, and each setting follows with its reason above it.
@@ -37,32 +34,11 @@ EXAMPLE_SETTINGS = re.compile(r"(?<=\n# --- Settings of the service -)(-+\n(?:# 
 # What docker-compose.yml or the image decides, and what .env.example has words of its own for.
 NOT_IN_EXAMPLE = {"bundle", "bundle_root", "data", "host", "port", "device", "api_keys", "api_keys_file"}
 NOT_IN_EXAMPLE |= {"database_url", "redis_url", "input_roots"}
-TREE = re.compile(r"(?<=<!-- tree: written by `make docs` -->\n```text\n).*?(?=```)", re.DOTALL)
-
-# What is not Python source says here what it is.
-OTHER_FILES = {
-    "CHANGELOG.md": "What changed, for users",
-    ".env.example": "Every variable of a deployment, with its default and its reason",
-    "Dockerfile": "The image of the service, its workers and its migrations",
-    "LICENSE": "Apache-2.0",
-    "Makefile": "demo, test, check, bench",
-    "benchmarks/": "Programs that measure; the last line of each is JSON",
-    "constraints.txt": "Every package, pinned",
-    "deploy/": "What a container runs first: secrets, a first bundle, then the command",
-    "docker-compose.yml": "API, worker, Redis, PostgreSQL, migration",
-    "docs/": "Architecture, reference, decisions, experiments",
-    "examples/": "A real sample, the script that drew it, and the demo",
-    "migrations/": "Alembic: the SQL schema, step by step",
-    "pyproject.toml": "Dependencies and the settings of the tools",
-    "tests/": "Mirrors app/ and models/; golden values of the released code in tests/golden/",
-}
-PACKAGES = ("app", "models")
 
 
 def main() -> None:
-    """Write the three files."""
+    """Write both files."""
     REFERENCE.write_text(reference(), encoding="utf-8")
-    README.write_text(with_tree(README.read_text(encoding="utf-8")), encoding="utf-8")
     EXAMPLE.write_text(with_settings(EXAMPLE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
@@ -152,12 +128,6 @@ def errors() -> Iterator[tuple[str, ...]]:
                 yield f"`{name}`", str(status), first_line(kind.__doc__)
 
 
-def with_tree(readme: str) -> str:
-    """README.md with its file tree as the disk has it."""
-    assert TREE.search(readme), "README.md has lost the place of its file tree"
-    return TREE.sub(lambda _: "".join(f"{line}\n" for line in tree()), readme)
-
-
 def with_settings(example: str) -> str:
     """.env.example with its last section as the settings are."""
     assert EXAMPLE_SETTINGS.search(example), ".env.example has lost the place of the settings"
@@ -170,24 +140,6 @@ def example_settings() -> Iterator[str]:
         if name not in NOT_IN_EXAMPLE:
             yield textwrap.fill(field.description or "", 118, initial_indent="# ", subsequent_indent="# ")
             yield f"#TAESAR_{name.upper()}={'' if field.default in (None, ()) else field.default}"
-
-
-def tree() -> Iterator[str]:
-    """One line per file of the packages, and per other top-level entry."""
-    for package in PACKAGES:
-        yield f"{package}/"
-        for path in sorted((ROOT / package).rglob("*.py")):
-            promise = first_line(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))))
-            if path.name != "__init__.py":
-                yield f"  {path.relative_to(ROOT / package).as_posix():<26} {promise}"
-    for name, promise in OTHER_FILES.items():
-        if is_there(ROOT / name):
-            yield f"{name:<28} {promise}"
-
-
-def is_there(path: Path) -> bool:
-    """A file, or a folder with something in it: git keeps no empty ones."""
-    return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
 def first_line(docstring: str | None) -> str:

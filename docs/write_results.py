@@ -1,72 +1,55 @@
 """
-Write the tables of docs/results-tables.md: python docs/write_results.py A/report.json ...
+Write the raw numbers of docs/results.md as CSV: python docs/write_results.py FOLDER A/report.json B/report.json ...
 
-Prints Markdown: one table of NDCG@10 per data set, rule and ranking, its differences with intervals, their means per
-recommender, HR@10 by how many target items users have and of those with few, all targets together, and commands; then
-the leak audits of all composites. Every number stands in the reports; nothing is computed here but means over targets
-and shares of the expert's lead.
+FOLDER gets one file per kind of number (docs/data/README.md has their columns). Every number stands in the reports;
+nothing is computed here but means over targets and shares of the expert's lead. ``make charts`` draws from the files.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 Score = dict[str, Any]
+Row = dict[str, str]
 LINES = ("original", "duplicated", "regenerated", "served", "mixed")
 GAINS = (("regenerated", "original"), ("regenerated", "duplicated"), ("served", "original"), ("served", "duplicated"))
-# How much of the target expert's lead over a recommender of original rows the composite, or serving as well, gives it.
-CARRIED = ("regenerated carries", "served carries")
 METRIC = "NDCG@10"
 MAIN, COLD = "1 or more", "0-2"
 # Of users, by target items in the history, as scores are reported; the first two together are COLD.
 GROUPS = ("0", "1-2", "3-5", "6 or more")
 COLD_PARTS = GROUPS[:2]
 COUNTED = ("popularity", "markov")
-AUDIT_HEADER = (
-    "data",
-    "rule",
-    "target",
-    "held-out item",
-    "users",
-    "hits",
-    "expected by chance",
-    "of as many recommendations",
-)
-COLD_HEADER = ("at most two target items", "served", "minus", "its HR@10", "users", "difference", "relative")
+EXPERT = ("target expert", "mixed")
 
 
-def main(paths: Sequence[str]) -> None:
-    """Print the page's tables."""
-    reports = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
-    for (name, rule, ranking), group in groupby(sorted(reports, key=_kind), key=_kind):
-        members = list(group)
-        gains = [f"{arm} - {baseline}" for arm, baseline in GAINS]
-        parts = [
-            f"### {name}, rule `{rule}`, ranking `{ranking}`\n",
-            *table(["target", "recommender", "users", "seeds", *LINES, *CARRIED], _score_rows(members)),
-            *table(["target", "recommender", *gains], _gain_rows(members)),
-            *table(["recommender", "targets", *gains], _mean_rows(members)),
-            *table(["items of the target", "recommender", "users", *LINES], _group_rows(members)),
-            *table(COLD_HEADER, _cold_rows(members)),
-            *(f"- `{report['provenance']['command']}`" for report in members),
+def main(folder: Path, paths: Sequence[str]) -> None:
+    """Write the files into *folder*."""
+    reports = sorted((json.loads(Path(path).read_text(encoding="utf-8")) for path in paths), key=_kind)
+    groups = [(kind, list(members)) for kind, members in groupby(reports, key=_kind)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (rows_of, columns) in FILES.items():
+        rows = [
+            {**dict(zip(columns, kind, strict=False)), **row} for kind, members in groups for row in rows_of(members)
         ]
-        sys.stdout.write("\n".join(parts) + "\n\n")
-    audits = table(AUDIT_HEADER, _audit_rows(sorted(reports, key=_kind)))
-    if audits:
-        sys.stdout.write("\n".join(["### Leak audits\n", *audits]))
+        # Reports of one target share what does not depend on the recommender, or on the ranking.
+        write_csv(folder / f"{name}.csv", _without_repeats(rows))
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table; none where there are no rows."""
-    # Reports of one target share what does not depend on the recommender.
-    lines = dict.fromkeys("| " + " | ".join(row) + " |" for row in rows)
-    return ["| " + " | ".join(header) + " |", "|" + "---|" * len(header), *lines, ""] if lines else []
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """One line per row under the names of the columns; no file where there are no rows."""
+    if not rows:
+        return
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _kind(report: dict[str, Any]) -> tuple[str, str, str]:
@@ -76,24 +59,30 @@ def _kind(report: dict[str, Any]) -> tuple[str, str, str]:
     return provenance["dataset"], rule, provenance.get("ranking", "all")
 
 
-def _score_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
+def _without_repeats(rows: Iterable[Row]) -> list[Row]:
+    return list({tuple(row.items()): row for row in rows}.values())
+
+
+def score_rows(reports: Iterable[dict[str, Any]]) -> Iterator[Row]:
+    """NDCG@10 of every line, and the share of the target expert's lead that it carries, in percent."""
     for report in reports:
         scores = {(s["recommender"], s["arm"]): s for s in report["results"]["scores"] if s["group"] == MAIN}
         seeds = {run["recommender"]: len(run["seeds"]) for run in report["results"]["runs"]}
         for recommender in dict.fromkeys(name for name, _ in scores):
-            found = [scores.get((recommender, line)) for line in LINES]
-            users = next(score["users"] for score in found if score is not None)
+            found = {line: scores.get((recommender, line)) for line in LINES}
             # Counting has no part in what the expert learned.
-            expert = None if recommender in COUNTED else scores.get(("target expert", "mixed"))
-            own = [scores.get((recommender, line)) for line in ("original", "regenerated", "served")]
-            yield [
-                report["provenance"]["target"],
-                recommender,
-                f"{users:,}",
-                str(seeds.get(recommender, 1)),
-                *("" if score is None else f"{score['means'][METRIC]:.4f}" for score in found),
-                *(_carried(own[0], score, expert) for score in own[1:]),
-            ]
+            expert = None if recommender in COUNTED else scores.get(EXPERT)
+            yield {
+                "target": report["provenance"]["target"],
+                "recommender": recommender,
+                "users": str(next(score["users"] for score in found.values() if score is not None)),
+                "seeds": str(seeds.get(recommender, 1)),
+                **{line: "" if score is None else f"{score['means'][METRIC]:.4f}" for line, score in found.items()},
+                **{
+                    f"{line}_carries_percent": _carried(found["original"], found[line], expert)
+                    for line in ("regenerated", "served")
+                },
+            }
 
 
 def _carried(original: Score | None, score: Score | None, expert: Score | None) -> str:
@@ -101,18 +90,27 @@ def _carried(original: Score | None, score: Score | None, expert: Score | None) 
     if original is None or score is None or expert is None:
         return ""
     base, here, above = (line["means"][METRIC] for line in (original, score, expert))
-    return f"{100 * (here - base) / (above - base):.0f} %" if above > base else ""
+    return f"{100 * (here - base) / (above - base):.0f}" if above > base else ""
 
 
-def _gain_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
+def difference_rows(reports: Iterable[dict[str, Any]]) -> Iterator[Row]:
+    """Differences in NDCG@10 between lines of one recommender on one target, with 95 % intervals."""
     for report in reports:
-        gains = _gains(report)
-        for recommender in dict.fromkeys(name for name, *_ in gains):
-            cells = [gains.get((recommender, *pair)) for pair in GAINS]
-            yield [report["provenance"]["target"], recommender, *("" if c is None else _stated(c) for c in cells)]
+        for (recommender, line, baseline), comparison in _gains(report).items():
+            interval, relative = comparison["interval"], comparison["relative"]
+            yield {
+                "target": report["provenance"]["target"],
+                "recommender": recommender,
+                "line": line,
+                "baseline": baseline,
+                "relative_percent": "" if relative is None else f"{100 * relative['mean']:+.0f}",
+                "difference": f"{interval['mean']:+.4f}",
+                "low": f"{interval['low']:+.4f}",
+                "high": f"{interval['high']:+.4f}",
+            }
 
 
-def _mean_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
+def mean_rows(reports: Iterable[dict[str, Any]]) -> Iterator[Row]:
     """
     Mean over targets of the relative difference; its interval from those of the targets, as if they were independent.
 
@@ -125,22 +123,21 @@ def _mean_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
             if (target, *line) in every:
                 raise SystemExit(f"two reports compare {line} on {target}: give one of them")
             every[target, *line] = comparison
-    for recommender in dict.fromkeys(name for _, name, *_ in every):
-        cells, most = [], 0
-        for pair in GAINS:
-            found = [c for (_, *line), c in every.items() if line == [recommender, *pair]]
-            relatives = [c for c in found if c["relative"] is not None]
-            if not relatives:
-                cells.append("")
-                continue
-            most = max(most, len(relatives))
-            mean = sum(c["relative"]["mean"] for c in relatives) / len(relatives)
-            half = math.sqrt(sum(_half_width(c["relative"]) ** 2 for c in relatives)) / len(relatives)
-            cells.append(f"{100 * mean:+.1f} % [{100 * (mean - half):+.1f}, {100 * (mean + half):+.1f}]")
-        yield [recommender, str(most), *cells]
+    for line in dict.fromkeys(tuple(line) for _, *line in every):
+        relatives = [c["relative"] for (_, *own), c in every.items() if tuple(own) == line and c["relative"]]
+        if relatives:
+            mean = sum(relative["mean"] for relative in relatives) / len(relatives)
+            half = math.sqrt(sum(_half_width(relative) ** 2 for relative in relatives)) / len(relatives)
+            yield {
+                **dict(zip(("recommender", "line", "baseline"), line, strict=True)),
+                "targets": str(len(relatives)),
+                "relative_percent": f"{100 * mean:+.1f}",
+                "low": f"{100 * (mean - half):+.1f}",
+                "high": f"{100 * (mean + half):+.1f}",
+            }
 
 
-def _group_rows(reports: Sequence[dict[str, Any]]) -> Iterable[list[str]]:
+def group_rows(reports: Iterable[dict[str, Any]]) -> Iterator[Row]:
     """HR@10 of every line over the users of a group, those of all targets together."""
     # Reports of one target share the lines of the decoders.
     scores = {
@@ -158,14 +155,20 @@ def _group_rows(reports: Sequence[dict[str, Any]]) -> Iterable[list[str]]:
         most = max(users for users, _ in lines.values())
         # A line of some of the targets only is of other people.
         shown = {line: hits / users for line, (users, hits) in lines.items() if users == most}
-        yield [group, recommender, f"{most:,}", *(f"{shown[line]:.4f}" if line in shown else "" for line in LINES)]
+        yield {
+            "target_items": group,
+            "recommender": recommender,
+            "users": str(most),
+            **{line: f"{shown[line]:.4f}" if line in shown else "" for line in LINES},
+        }
 
 
-def _cold_rows(reports: Sequence[dict[str, Any]]) -> Iterable[list[str]]:
+def cold_rows(reports: Iterable[dict[str, Any]]) -> Iterator[Row]:
     """
-    Users with few target items, those of all targets together: a user is a test user of one target only.
+    HR@10 of users with at most two target items, those of all targets together.
 
-    The interval of the mean over users is put together from those of the targets.
+    A user is a test user of one target only, so the interval of the mean over users is put together from those of the
+    targets.
     """
     found: dict[tuple[str, str, str], list[tuple[int, dict[str, Any], float, float]]] = {}
     for report in reports:
@@ -180,9 +183,18 @@ def _cold_rows(reports: Sequence[dict[str, Any]]) -> Iterable[list[str]]:
         served, base = (sum(part[0] * part[place] for part in parts) / users for place in (2, 3))
         mean = sum(count * interval["mean"] for count, interval, *_ in parts) / users
         half = math.sqrt(sum((count * _half_width(i)) ** 2 for count, i, *_ in parts)) / users
-        difference = f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
-        relative = f"{100 * mean / base:+.0f} %" if base else ""
-        yield [recommender, f"{served:.4f}", f"{other} ({line})", f"{base:.4f}", f"{users:,}", difference, relative]
+        yield {
+            "recommender": recommender,
+            "served": f"{served:.4f}",
+            "other": other,
+            "other_line": line,
+            "other_hit_rate": f"{base:.4f}",
+            "users": str(users),
+            "difference": f"{mean:+.4f}",
+            "low": f"{mean - half:+.4f}",
+            "high": f"{mean + half:+.4f}",
+            "relative_percent": f"{100 * mean / base:+.0f}" if base else "",
+        }
 
 
 def _cold_means(report: dict[str, Any]) -> dict[tuple[str, str], float]:
@@ -196,24 +208,28 @@ def _cold_means(report: dict[str, Any]) -> dict[tuple[str, str], float]:
     return {line: hits / users for line, (hits, users) in sums.items()}
 
 
-def _audit_rows(reports: Iterable[dict[str, Any]]) -> Iterable[list[str]]:
+def audit_rows(reports: Iterable[dict[str, Any]]) -> Iterator[Row]:
+    """Users whose own held-out item is among what regeneration put into their row."""
     for report in reports:
-        name, rule, _ = _kind(report)
         for audit in report["audits"]:
-            yield [
-                name,
-                rule,
-                report["provenance"]["target"],
-                audit["split"],
-                f"{audit['users']:,}",
-                f"{audit['hits']:,}",
-                f"{audit['expected_by_chance']:.1f}",
-                f"{audit['hits_of_recommendations']:,}",
-            ]
+            yield {
+                "target": report["provenance"]["target"],
+                "held_out": audit["split"],
+                "users": str(audit["users"]),
+                "hits": str(audit["hits"]),
+                "expected_by_chance": f"{audit['expected_by_chance']:.1f}",
+                "of_as_many_recommendations": str(audit["hits_of_recommendations"]),
+            }
+
+
+def command_rows(reports: Iterable[dict[str, Any]]) -> Iterator[Row]:
+    """What to type for each report."""
+    for report in reports:
+        yield {"command": report["provenance"]["command"]}
 
 
 def _gains(report: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Comparisons of lines of one recommender."""
+    """Comparisons of lines of one recommender, those of ``GAINS`` in their order."""
     return {
         (c["recommender"], c["arm"], c["baseline"]): c
         for c in report["results"]["comparisons"]
@@ -226,15 +242,21 @@ def _gains(report: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]
     }
 
 
-def _stated(comparison: dict[str, Any]) -> str:
-    interval, relative = comparison["interval"], comparison["relative"]
-    percent = "" if relative is None else f"{100 * relative['mean']:+.0f} %: "
-    return f"{percent}{interval['mean']:+.4f} [{interval['low']:+.4f}, {interval['high']:+.4f}]"
-
-
 def _half_width(interval: dict[str, float]) -> float:
     return (interval["high"] - interval["low"]) / 2
 
 
+KIND = ("data", "rule", "ranking")
+# Name -> what makes its rows, and the columns before them.
+FILES = {
+    "scores": (score_rows, KIND),
+    "differences": (difference_rows, KIND),
+    "means": (mean_rows, KIND),
+    "hit-rate-by-history": (group_rows, KIND),
+    "cold-start": (cold_rows, KIND),
+    "leak-audits": (audit_rows, KIND[:2]),
+    "commands": (command_rows, KIND),
+}
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,11 +1,13 @@
-"""Docs as tests: what the code says of itself stands in docs/reference.md and in the README, to the letter."""
+"""Docs as tests: what the code says of itself stands in docs/reference.md, and what docs name is there."""
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import inspect
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +37,7 @@ def script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -54,24 +56,6 @@ def documented(text: str) -> bool:
 def test_the_reference_is_what_the_code_says(writer) -> None:
     """`make docs` writes it again."""
     assert writer.reference() == REFERENCE, "docs/reference.md is out of date: run `make docs`"
-
-
-def test_the_file_tree_of_the_readme_is_the_disks(writer) -> None:
-    """One line per file; `make docs` writes it again."""
-    assert writer.with_tree(README) == README, "the README's file tree is out of date: run `make docs`"
-
-
-def test_every_module_has_its_line_in_the_readme() -> None:
-    """Checked without the writer: its own mistakes would not show in the test above."""
-    tree = README.split("```text\n")[1].split("```")[0]
-    for package in ("app", "models"):
-        block = re.search(rf"^{package}/\n((?:  .*\n)*)", tree, re.MULTILINE)
-        assert block
-        listed = [line.split()[0] for line in block.group(1).splitlines()]
-        on_disk = [p.relative_to(ROOT / package).as_posix() for p in (ROOT / package).rglob("*.py")]
-
-        assert sorted(listed) == sorted(name for name in on_disk if not name.endswith("__init__.py"))
-        assert all(len(line.split()) > 1 for line in block.group(1).splitlines())
 
 
 def test_every_setting_is_documented_with_its_reason() -> None:
@@ -95,17 +79,6 @@ def test_the_limits_that_the_readme_states_are_the_defaults() -> None:
     assert items == defaults["max_items_per_sequence"]
     assert items_in_all == defaults["max_items_per_request"]
     assert mebibytes * 2**20 == defaults["max_body_bytes"]
-
-
-def test_the_defaults_that_the_readme_lists_are_those_of_the_settings() -> None:
-    defaults = {f"TAESAR_{name.upper()}": field.default for name, field in Settings.model_fields.items()}
-    rows = re.findall(r"^\| (`TAESAR_\w+`(?:, `TAESAR_\w+`)*) \| (.+?) \|", README, re.MULTILINE)
-    for names, stated in rows:
-        values = [defaults[name] for name in re.findall(r"TAESAR_\w+", names)]
-        expected = ["unset"] if values[0] in (None, ()) else [f"`{value}`" for value in values]
-
-        assert stated.split(", ") == expected, names
-    assert rows
 
 
 def test_the_length_that_the_readme_and_the_settings_state_is_the_decoders() -> None:
@@ -135,19 +108,33 @@ def test_every_route_is_documented() -> None:
     assert [operation for operation in operations if not documented(operation)] == []
 
 
-def test_the_readme_names_every_command_and_route() -> None:
-    prose = README.split("<!-- tree:")[0]
+def test_the_readme_names_no_command_option_or_route_that_is_not_there() -> None:
+    """And every command of the four that own data take, and what a production loop calls."""
+    group = typer.main.get_command(cli)
+    options = {
+        name: {opt for parameter in command.params for opt in (*parameter.opts, *parameter.secondary_opts)}
+        for name, command in group.commands.items()  # type: ignore[attr-defined]
+    }
     paths = create_app(Settings()).openapi()["paths"]
-    operations = [f"{method.upper()} {path}" for path, methods in paths.items() for method in methods]
-    commands = typer.main.get_command(cli).commands  # type: ignore[attr-defined]
+    operations = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+    used = re.findall(r"^taesar (\w+)(.*)$", README, re.MULTILINE)
+    routes = set(re.findall(r"`((?:GET|POST|DELETE) /[^`]*)`", README))
 
-    assert [name for name in commands if not re.search(rf"^\| `taesar {name}[ `]", prose, re.MULTILINE)] == []
-    # What probes ask stands there by its path alone
-    assert [
-        operation
-        for operation in operations
-        if f"`{operation}`" not in prose and f"`{operation.removeprefix('GET ')}`" not in prose
-    ] == []
+    assert {name for name, _ in used} == {"prepare", "train", "regenerate", "serve", "evaluate"}
+    for name, arguments in used:
+        assert set(re.findall(r"(?<= )--[\w-]+", arguments)) <= options[name] | {"--overlap"}
+    assert {"POST /regenerate", "POST /jobs", "POST /models/{version}/activate"} <= routes <= operations
+
+
+def test_the_readme_and_the_results_answer_in_a_minute() -> None:
+    """A newcomer reads 150 lines and a table of eight rows, not a wall."""
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    rows = [line for line in results.splitlines() if line.startswith("|")]
+
+    assert len(README.splitlines()) <= 150
+    assert len(rows) - 2 <= 8
+    assert len(results.split()) < 600
+    assert all("docs/charts/gain.svg" in page or "charts/gain.svg" in page for page in (README, results))
 
 
 def test_same_answers_are_promised_where_tests_compare_them() -> None:
@@ -188,18 +175,50 @@ def test_every_error_type_is_documented_and_drawn_in_the_tree_atop_its_file(modu
     assert [name for name in kinds if name not in module.__doc__] == []
 
 
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links_of(page: Path) -> list[tuple[Path, str]]:
+    """File and anchor of every link of a page that leads to a file of ours."""
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", page.read_text(encoding="utf-8"))
+    return [(page.parent / file if file else page, anchor) for file, anchor in links]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_relative_links_lead_to_files_that_are_there(document) -> None:
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text(encoding="utf-8"))
+def test_links_lead_to_files_and_headings_that_are_there(document) -> None:
+    links = links_of(document)
 
-    assert [link for link in links if not (document.parent / link).exists()] == []
+    assert [str(file) for file, _ in links if not file.exists()] == []
+    assert [f"{file}#{anchor}" for file, anchor in links if anchor and anchor not in anchors_of(file)] == []
 
 
-def test_every_file_that_the_readme_names_is_there() -> None:
-    prose = README.split("<!-- tree:")[0]
-    named = re.findall(r"`((?:examples|docs|tests|benchmarks|app|models)/[\w./-]+)`", prose)
+def test_links_with_a_heading_are_looked_at() -> None:
+    """The test above would pass where it finds none."""
+    assert any(anchor for document in DOCUMENTS for _, anchor in links_of(document))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_file_that_a_document_names_is_there(document) -> None:
+    text = document.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:examples|docs|tests|benchmarks|app|models|migrations|deploy)/[\w./-]+)`", text)
 
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_document_is_reached_from_the_readme() -> None:
+    """By links from page to page; decisions are read by their folder."""
+    reached, waiting = set[Path](), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop().resolve()
+        if page.suffix == ".md" and page not in reached:
+            reached.add(page)
+            waiting += [file for file, _ in links_of(page) if file.exists()]
+    pages = [page for page in DOCUMENTS if page.parent.name != "decisions"]
+
+    assert [page.relative_to(ROOT).as_posix() for page in pages if page.resolve() not in reached] == []
 
 
 def test_every_example_in_a_docstring_is_run() -> None:
@@ -268,30 +287,109 @@ def report_of(target: str, *, relative: float, half_width: float) -> dict[str, A
     }
 
 
-def test_the_results_page_states_the_reports_and_their_mean_over_targets(tmp_path, capsys) -> None:
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_raw_numbers_are_the_reports_and_their_mean_over_targets(tmp_path) -> None:
     """Relative gains of +20 % and +40 %, each give or take 6 % and 8 %: +30 % give or take sqrt(6^2 + 8^2) / 2."""
     paths = []
     for target, relative, half_width in (("food", 0.2, 0.06), ("books", 0.4, 0.08)):
         paths.append(tmp_path / f"{target}.json")
         paths[-1].write_text(json.dumps(report_of(target, relative=relative, half_width=half_width)))
-    script("write_results").main([str(path) for path in paths])
-    page = capsys.readouterr().out
+    script("write_results").main(tmp_path / "data", [str(path) for path in paths])
+    found = {path.stem: csv_rows(path) for path in (tmp_path / "data").iterdir()}
+    scores = {(row["target"], row["recommender"]): row for row in found["scores"]}
 
-    assert "### d, rule `none`, ranking `unseen`" in page
-    assert "| food | sasrec | 10 | 3 | 0.1000 |  | 0.1200 |  |  | 40 % |  |" in page
-    assert "| food | markov | 10 | 1 | 0.1000 |  | 0.1200 |  |  |  |  |" in page  # a count carries no lead over
-    assert "| food | sasrec | +20 %: +0.0200 [+0.0100, +0.0300] |" in page
-    assert "| sasrec | 2 | +30.0 % [+25.0, +35.0] |" in page
-    assert "| 1-2 | sasrec | 8 | 0.3000 |  |" in page
-    assert page.count("| d | none | food | test | 1,234 | 7 | 3.2 | 11 |") == 1
+    assert {(row["data"], row["rule"], row["ranking"]) for row in found["scores"]} == {("d", "none", "unseen")}
+    assert [scores["food", "sasrec"][name] for name in ("users", "seeds", "original", "regenerated")] == [
+        "10",
+        "3",
+        "0.1000",
+        "0.1200",
+    ]
+    assert scores["food", "sasrec"]["regenerated_carries_percent"] == "40"
+    assert scores["food", "markov"]["regenerated_carries_percent"] == ""  # a count carries no lead over
+    assert found["differences"][0] | {"target": "food", "relative_percent": "+20", "low": "+0.0100"} == (
+        found["differences"][0] | {"target": "food", "relative_percent": "+20"}
+    )
+    assert [(row["targets"], row["relative_percent"], row["low"], row["high"]) for row in found["means"]] == [
+        ("2", "+30.0", "+25.0", "+35.0")
+    ]
+    assert [(row["target_items"], row["users"], row["original"]) for row in found["hit-rate-by-history"]] == [
+        ("1-2", "8", "0.3000")
+    ]
+    assert [row["of_as_many_recommendations"] for row in found["leak-audits"]] == ["11", "11"]
+    assert [row["command"] for row in found["commands"]] == ["evaluate"]
 
 
-def test_the_results_page_does_not_count_a_comparison_twice(tmp_path) -> None:
+def test_raw_numbers_do_not_count_a_comparison_twice(tmp_path) -> None:
     path = tmp_path / "report.json"
     path.write_text(json.dumps(report_of("food", relative=0.2, half_width=0.1)))
 
     with pytest.raises(SystemExit, match="two reports compare"):
-        script("write_results").main([str(path), str(path)])
+        script("write_results").main(tmp_path / "data", [str(path), str(path)])
+
+
+def test_raw_numbers_have_the_columns_that_the_command_writes(tmp_path) -> None:
+    """docs/data/ was not edited into another form."""
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(report_of("food", relative=0.2, half_width=0.1)))
+    script("write_results").main(tmp_path / "data", [str(path)])
+    written = {one.stem: list(csv_rows(one)[0]) for one in (tmp_path / "data").iterdir()}
+
+    assert written
+    assert {name: list(csv_rows(ROOT / "docs" / "data" / f"{name}.csv")[0]) for name in written} == written
+
+
+@pytest.mark.parametrize("name", script("draw_charts").CHARTS)
+def test_charts_are_what_the_raw_numbers_draw(name: str) -> None:
+    """`make charts` draws them again. By what each mark says of itself: widths of letters are the machine's."""
+    drawn = script("draw_charts").CHARTS[name]()
+    kept = (ROOT / "docs" / "charts" / f"{name}.svg").read_text(encoding="utf-8")
+    marks = re.findall(r'aria-label="([^"]*)"', drawn)
+
+    assert len(marks) > 10
+    assert re.findall(r'aria-label="([^"]*)"', kept) == marks
+
+
+def test_the_table_of_the_results_is_what_the_raw_numbers_say() -> None:
+    assert script("draw_charts").gain_table() in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+def test_the_map_names_every_file_once_and_imports_point_upwards() -> None:
+    """`make map`: rooms in an order in which nothing is imported from below."""
+    printer = script("print_map")
+    lines = list(printer.house_map(ROOT))
+    files = [line.split()[0].rsplit("/", 1)[-1] for line in lines if line.startswith("    ")]
+    rooms: list[str] = []
+    for line in lines:
+        if line.endswith("/") and not line.startswith(" "):
+            package = line
+        elif not line.startswith("    "):
+            name, _, imported = line.strip().partition("   imports ")
+            assert set(filter(None, imported.split(", "))) <= set(rooms)
+            rooms.append(package + name)
+
+    on_disk = [path.name for package in ("app", "models") for path in (ROOT / package).rglob("*.py")]
+    assert sorted(files) == sorted(name for name in on_disk if name != "__init__.py")
+    assert {"models/decoding", "app/jobs", "app/main"} <= set(rooms)
+    assert all(len(line.split(maxsplit=1)) == 2 for line in lines if line.startswith("    "))
+
+
+def tries() -> dict[str, list[str]]:
+    """The table of docs/architecture.md: a change, and the files that it touches."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("## Where a change goes\n")[1]
+    rows = re.findall(r"^\| ([^|`]+) \| (`[^|]+) \|", text.split("\n## ")[0], re.MULTILINE)
+    return {change: re.findall(r"`([\w./-]+)`", files) for change, files in rows}
+
+
+def test_a_typical_change_touches_at_most_four_files_and_they_are_there() -> None:
+    assert len(tries()) >= 7
+    for change, files in tries().items():
+        assert 1 <= len(files) <= 4, change
+        assert [name for name in files if not (ROOT / name).exists()] == [], change
 
 
 def test_the_mean_over_targets_is_of_everyone_in_the_cells(

@@ -175,7 +175,7 @@ class GCEGNN(SessionRecommender[PrefixBatch]):
         with torch.no_grad():
             self.item_embedding.weight[PADDING].zero_()
             # With gates of mixed sign it is chance whether a session starts near its items or opposite them, and from
-            # the far side training does not come back (docs/experiments.md, "Schedules of the recommenders").
+            # the far side training does not come back (docs/experiments/recommender-schedules.md).
             self.gate_D.abs_()
 
 

@@ -19,7 +19,7 @@ from models.training.base import train_base
 from models.training.experts import Experts, train_expert
 from models.training.loop import PARTIAL_SUFFIX, RESUME_SUFFIX, Progress, TrainingConfig, TrainingResult
 
-# Chosen on validation items (docs/experiments.md, "A better bundle"): many small steps and a rate that falls to 0.
+# Chosen on validation items (docs/experiments/better-bundle.md): many small steps and a rate that falls to 0.
 BASE_TRAINING = TrainingConfig(learning_rate=1e-3, batch_size=32, max_epochs=14, schedule="linear")
 # From the base's weights a gentler and shorter course; each of its few epochs may be the best.
 EXPERT_TRAINING = TrainingConfig(learning_rate=5e-4, batch_size=32, max_epochs=5, patience=5, schedule="linear")
