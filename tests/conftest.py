@@ -14,6 +14,7 @@ from models.data.dataset import Dataset, load_dataset
 from models.data.preparation import PreparationConfig, prepare
 from models.network.decoder import Decoder, DecoderConfig
 from models.vocabulary import Vocabulary
+from tests.silent_skips import pytest_configure  # noqa: F401 - a hook: pytest finds it by its name here
 
 # GPU kernels run as they are where there is a GPU, elsewhere in Triton's interpreter, which has to be asked for before
 # Triton is imported.

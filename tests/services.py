@@ -24,6 +24,8 @@ import psycopg
 import pytest
 import redis
 
+from tests.silent_skips import is_ci
+
 START_SECONDS = 60
 
 
@@ -33,8 +35,8 @@ class ServiceMissingError(Exception):
 
 def require(error: ServiceMissingError) -> None:
     """Skip the test that needs the service; under CI fail instead, so that no suite passes without it."""
-    if os.environ.get("CI", "").lower() in ("1", "true"):
-        pytest.fail(f"{error} (CI must run .ci/install-servers)", pytrace=False)
+    if is_ci():
+        pytest.fail(f"{error} (CI must run .ci/install-tools)", pytrace=False)
     pytest.skip(str(error))
 
 

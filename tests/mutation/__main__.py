@@ -8,7 +8,7 @@ Put small faults into chosen modules, one at a time, and see whether a test fail
 
 Progress comes fault by fault, survivors at the end with place and change; the last line is JSON. What is known stays
 in ``build/mutants.jsonl``: a run that was ended goes on where it stopped, and after a change of tests only survivors
-are tried again (``--fresh`` forgets). One process at a time; a fault that takes longer than 5 s and five times what
+are tried again (``--fresh`` forgets). One process at a time; a fault that takes longer than 15 s and five times what
 its tests took in the clean run counts as noticed.
 
 Why our own (weighed in November 2026): mutmut 3.8 leaves out decorated functions and everything at a module's top, so
@@ -116,7 +116,7 @@ def _try(bench: Workbench, module: Module, change: Change, clean: CleanRun) -> s
     reaching = clean.tests_of(change.line, last)
     with bench.holding(module, change.apply(original)):
         for tests in (reaching, [test for test in clean.seconds if test not in set(reaching)]):
-            limit = 5 + 5 * sum(clean.seconds[test] for test in tests)
+            limit = 15 + 5 * sum(clean.seconds[test] for test in tests)
             if tests and (killer := bench.first_failure(tests, limit_seconds=limit)) is not None:
                 return killer
     return None
