@@ -57,7 +57,7 @@ def decode(networks: Networks, whole_BL: Tensor, target: int, *, num_steps: int 
         for source, source_range in enumerate(networks.token_ranges):
             if source == target:
                 continue
-            is_source_B = (items_B >= source_range.first) & (items_B <= source_range.last)
+            is_source_B = source_range.mask(items_B)
             if not is_source_B.any():
                 continue
             written_B = next_tokens(
@@ -78,7 +78,7 @@ def next_tokens(target_BV: Tensor, base_BV: Tensor, source_BV: Tensor, target_ra
     """
     scores_BV = _scores(target_BV, base_BV, source_BV)
     best_B = scores_BV.argmax(dim=-1)
-    convertible_B = (best_B >= target_range.first) & (best_B <= target_range.last)
+    convertible_B = target_range.mask(best_B)
     if convertible_B.any():
         columns = target_range.columns
         local_KX = _scores(

@@ -34,7 +34,7 @@ from models.errors import (
     BundleVersionError,
     DatasetFormatError,
 )
-from models.files import check_replaceable, replacing
+from models.files import check_replaceable, replace_folder
 from models.network.decoder import Decoder, DecoderConfig
 from models.vocabulary import Vocabulary
 
@@ -110,7 +110,7 @@ def save_bundle(
     if len(experts) != len(vocabulary.domains):
         raise BundleMismatchError(f"{directory}: {len(experts)} experts for {len(vocabulary.domains)} domains")
     check_destination(directory)
-    with replacing(directory) as staging:
+    with replace_folder(directory) as staging:
         vocabulary.save(staging / VOCABULARY)
         names = [BASE, *(expert_file(index) for index in range(len(experts)))]
         for name, network in zip(names, [base, *experts], strict=True):

@@ -32,7 +32,7 @@ from models.data.dataset import Dataset, TokenArray, sha256_of
 from models.decoding.regenerator import Regenerated, Regenerator, without_repeats
 from models.decoding.rules import RULES_VERSION, Rule
 from models.errors import BundleMismatchError
-from models.files import check_replaceable, replacing
+from models.files import check_replaceable, replace_folder
 from models.vocabulary import TokenRange, Vocabulary
 
 SUMMARY = "summary.json"
@@ -155,7 +155,7 @@ def composite_rows(
     """The rows of every user in order, original first; see the top of this file for which there are."""
     rows = []
     for user, (sequence, result) in enumerate(zip(train, regenerated, strict=True)):
-        original = sequence[(sequence >= target_range.first) & (sequence <= target_range.last)]
+        original = sequence[target_range.mask(sequence)]
         if len(original) >= SHORTEST_ROW:
             rows.append(CompositeRow(user, ORIGINAL, original))
         says_new = result.replaced > 0 and not np.array_equal(result.token_ids, without_repeats(original))
@@ -231,7 +231,7 @@ def _write_folder(
     mapping: pl.DataFrame,
     summary: CompositeSummary,
 ) -> None:
-    with replacing(out) as staging:
+    with replace_folder(out) as staging:
         item_ids = [dataset.vocabulary.item_ids_of(row.token_ids) for row in rows]
         users = [dataset.user_ids[row.user] for row in rows]
         pl.DataFrame(

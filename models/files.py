@@ -1,7 +1,8 @@
-"""Folders that a command writes: whole or not at all, and never over somebody else's files."""
+"""Files and folders that are written whole or not at all, and never over somebody else's."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from models.errors import OutputExistsError
+
+PARTIAL_SUFFIX = ".partial"
 
 
 def check_replaceable(out: Path, *, what: str, required: frozenset[str], ours: Callable[[str], bool]) -> None:
@@ -36,16 +39,45 @@ def check_replaceable(out: Path, *, what: str, required: frozenset[str], ours: C
 
 
 @contextmanager
-def replacing(out: Path) -> Iterator[Path]:
+def replace_file(path: Path) -> Iterator[Path]:
     """
-    A new folder beside *out* that takes its place at the end, and vanishes if anything goes wrong.
+    Give a name beside *path* to write to; the file written takes its place at the end, or vanishes on any error.
+
+    Once this has returned, the file is on the disk, name and content, and stays there through a power cut. A kill in
+    between leaves ``.NAME.HEX.partial``. Missing parent folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    try:
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replace_folder(out: Path) -> Iterator[Path]:
+    """
+    Give a new folder beside *out* to fill; it takes its place at the end, or vanishes on any error.
 
     At every moment the former folder, the new one or both are whole: the former is moved aside, not deleted, until
     the new one stands. A kill in between leaves it as ``.NAME.HEX.former``.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     unique = uuid.uuid4().hex
-    folder, former = (out.parent / f".{out.name}.{unique}.{kind}" for kind in ("partial", "former"))
+    folder, former = (out.parent / f".{out.name}.{unique}{suffix}" for suffix in (PARTIAL_SUFFIX, ".former"))
     folder.mkdir()
     try:
         yield folder

@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from app.errors import UnknownModelError
 from app.runtime.logs import logger
 from app.serving.bundle_folders import BundleFolders
 from app.settings import Settings
@@ -70,10 +69,8 @@ class BundleModels:
     def _load_now(self, version: str, rule: str) -> Regenerator:
         def load(directory: Path) -> Bundle:
             bundle = load_bundle(directory, resolve_device(self._device))
-            if bundle.version != version:  # the folder was replaced between the two looks at it
-                raise UnknownModelError(version)
             log.info("model_loaded", version=version, directory=str(directory))
             return bundle
 
-        bundle = self._folders.load(version, load)
+        bundle = self._folders.load(version, load, version_of=lambda loaded: loaded.version)
         return Regenerator(bundle, rule)

@@ -51,9 +51,14 @@ class BundleFolders:
                 log.warning("bundle_skipped", folder=str(folder), reason=str(error))
         return versions
 
-    def load(self, version: str, load: Callable[[Path], LoadedT]) -> LoadedT:
+    def load(self, version: str, load: Callable[[Path], LoadedT], *, version_of: Callable[[LoadedT], str]) -> LoadedT:
         """
         What *load* makes of the first folder of *version* that it can read.
+
+        Args:
+            version: the version wanted.
+            load: loads a folder.
+            version_of: the version of what was loaded: a folder may be replaced between the two looks at it.
 
         Raises:
             UnknownModelError: no folder holds the version.
@@ -62,7 +67,10 @@ class BundleFolders:
         failure: UnknownModelError | BundleError = UnknownModelError(version)
         for folder in self.by_version().get(version, []):
             try:
-                return load(folder)
+                loaded = load(folder)
+                if version_of(loaded) != version:
+                    raise UnknownModelError(version)
+                return loaded
             except (UnknownModelError, BundleError) as error:
                 log.warning("bundle_skipped", folder=str(folder), reason=str(error))
                 failure = error

@@ -10,7 +10,6 @@ import torch
 
 from app.errors import (
     ModelUnavailableError,
-    UnknownModelError,
 )
 from app.runtime.logs import logger
 from app.runtime.metrics import Metrics
@@ -136,13 +135,7 @@ class ModelRegistry:
         return LoadedModel(process, RemoteRegenerator(process, REQUESTS), RemoteRegenerator(process, JOBS))
 
     def _load_version(self, version: str) -> LoadedModel:
-        def load(directory: Path) -> LoadedModel:
-            model = self._load(directory)
-            if model.bundle.version != version:  # the folder was replaced between the two looks at it
-                raise UnknownModelError(version)
-            return model
-
-        return self._folders.load(version, load)
+        return self._folders.load(version, self._load, version_of=lambda model: model.bundle.version)
 
     def _put_first(self, model: LoadedModel) -> None:
         others = tuple(other for other in self._loaded if other is not model)

@@ -7,13 +7,13 @@ synced and renamed; object stores do the same by their nature. Names are given b
 
 from __future__ import annotations
 
-import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
+from models.files import replace_file
 
 COPY_BYTES = 1 << 20
 
@@ -34,15 +34,15 @@ class Storage:
     def write(self, name: str, content: bytes) -> None:
         """Put *content* under *name*, replacing what was there."""
         if self._local:
-            with _LocalFile(Path(self._path(name))) as file:
-                file.write(content)
+            with replace_file(Path(self._path(name))) as partial:
+                partial.write_bytes(content)
         else:
             self._filesystem.pipe_file(self._path(name), content)
 
     def write_stream(self, name: str, source: BinaryIO) -> None:
         """Put all that *source* still holds under *name*; never more than 1 MiB of it in memory."""
         if self._local:
-            with _LocalFile(Path(self._path(name))) as file:
+            with replace_file(Path(self._path(name))) as partial, partial.open("wb") as file:
                 shutil.copyfileobj(source, file, COPY_BYTES)
         else:
             with self._filesystem.open(self._path(name), "wb") as file:
@@ -79,34 +79,6 @@ class Storage:
     def _path(self, name: str) -> str:
         assert ".." not in name.split("/")
         return f"{self._root}/{name}"
-
-
-class _LocalFile:
-    """A file that gets its name only when it is complete and on the disk."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-
-    def __enter__(self) -> BinaryIO:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._partial.open("wb")
-        return self._file
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._file:
-            if kind is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        if kind is not None:
-            self._partial.unlink(missing_ok=True)
-            return
-        self._partial.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY)  # the name itself must survive a power cut too
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _protocols(protocol: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ from models.data.reading import (
     read_interactions,
 )
 from models.errors import EmptyDatasetError, OutputExistsError
-from models.files import check_replaceable, replacing
+from models.files import check_replaceable, replace_folder
 from models.vocabulary import Vocabulary
 
 Ties = Literal["hash", "input"]
@@ -184,7 +184,7 @@ def prepare(
         fingerprint=_fingerprint(vocabulary, split),
     )
     report_stage("writing", 0.0)
-    with replacing(out) as folder:
+    with replace_folder(out) as folder:
         _write(folder, source, config, vocabulary, split, report)
     report_stage("writing", 1.0)
     return report

@@ -117,7 +117,7 @@ def _decide_paper(
     # 1. Global step over all items; column 0 is padding and no candidate.
     items = slice(1, target_CV.shape[1])
     token_C, alpha_C, beta_C, score_C, margin_C = step(target_CV, base_CV, source_CV, items)
-    convertible_C = (token_C >= target_range.first) & (token_C <= target_range.last)
+    convertible_C = target_range.mask(token_C)
     token_C = torch.where(convertible_C, token_C, PADDING)
     # 2. Local step over the target domain, where the global argmax fell into it.
     if parts.local:

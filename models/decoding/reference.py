@@ -66,7 +66,7 @@ def _decide_reference(
     alpha_CV, beta_CV = reference_confidence(target_CV), reference_disagreement(base_CV, source_CV)
     scores_CV = reference_scores(target_CV, source_CV, alpha_CV, beta_CV)
     best_C = scores_CV.argmax(dim=1)
-    convertible_C1 = ((best_C >= target_range.first) & (best_C <= target_range.last))[:, None]
+    convertible_C1 = target_range.mask(best_C)[:, None]
     # 2. Local scores over the target domain's columns, written over the global ones where the argmax fell into it.
     columns = target_range.columns
     target_CX = target_CV[:, columns]
@@ -78,7 +78,7 @@ def _decide_reference(
     # 3. One argmax over the mixture.
     winner_C, score_C, margin_C = best_candidates(scores_CV)
     written_C = winner_C + shift
-    in_target_C = (written_C >= target_range.first) & (written_C <= target_range.last)
+    in_target_C = target_range.mask(written_C)
     alpha_C, beta_C = (weights_CV.gather(1, winner_C[:, None])[:, 0] for weights_CV in (alpha_CV, beta_CV))
     return torch.where(in_target_C, written_C, PADDING), alpha_C, beta_C, score_C, margin_C
 

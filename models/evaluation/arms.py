@@ -215,7 +215,7 @@ def target_only(sequences: Sequences, domain: TokenRange) -> Sequences:
     >>> [row.tolist() for row in target_only(Sequences.from_lists([[5, 1, 6], [2]]), TokenRange(5, 9))]
     [[1, 2], []]
     """
-    inside = (sequences.token_ids >= domain.first) & (sequences.token_ids <= domain.last)
+    inside = domain.mask(sequences.token_ids)
     kept_before = np.concatenate([[0], np.cumsum(inside)])
     token_ids = (sequences.token_ids[inside] - (domain.first - 1)).astype(TOKENS)
     return Sequences(token_ids, kept_before[sequences.offsets].astype(np.int64))
@@ -261,7 +261,7 @@ def held_out_queries(before: Sequences, held_out_U: TokenArray, domain: TokenRan
         domain: the target's tokens.
         kept: keep only these items and number them from 1; None keeps whole histories in the vocabulary's tokens.
     """
-    users = np.flatnonzero((held_out_U >= domain.first) & (held_out_U <= domain.last))
+    users = np.flatnonzero(domain.mask(held_out_U))
     whole = picked(before, users)
     in_domain = target_only(whole, domain)
     own_targets = (held_out_U[users] - (domain.first - 1)).astype(TOKENS)

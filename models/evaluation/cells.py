@@ -35,6 +35,7 @@ from torch import Tensor
 from models.data.dataset import pad_right
 from models.errors import DatasetFormatError
 from models.evaluation.arms import Arm, ArmName, Queries, RowName
+from models.files import replace_file
 from models.ranking_metrics import ndcg_at_k, pessimistic_ranks, ranks_without
 from models.recommenders.multidomain import MultiDomainConfig
 from models.recommenders.popularity import Popularity
@@ -252,9 +253,8 @@ class Grid:
         self.directory.mkdir(parents=True, exist_ok=True)
         train = self._counted if recommender in COUNTED else self._trained
         cell = train(key, recommender, arm, seed, resume_file, progress)
-        staging = self._cell_file(key).with_suffix(".partial")
-        staging.write_text(json.dumps(dataclasses.asdict(cell)), encoding="utf-8")
-        staging.replace(self._cell_file(key))
+        with replace_file(self._cell_file(key)) as partial:
+            partial.write_text(json.dumps(dataclasses.asdict(cell)), encoding="utf-8")
         resume_file.unlink(missing_ok=True)
         return cell
 

@@ -13,11 +13,14 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from models.files import replace_file
 
 LOG = logging.getLogger(__name__)
 
@@ -75,9 +78,17 @@ def _compiler() -> str | None:
 def _key(source: Path, compiler: str, flags: tuple[str, ...]) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=TIMEOUT_SECONDS).stdout
     digest = hashlib.sha256()
-    for part in (source.read_bytes(), " ".join(flags).encode(), version, _processor().encode()):
+    for part in (*_texts(source), " ".join(flags).encode(), version, _processor().encode()):
         digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()[:16]
+
+
+def _texts(source: Path) -> Iterator[bytes]:
+    """The source and the headers of ours that it includes."""
+    text = source.read_bytes()
+    yield text
+    for name in re.findall(rb'^#include "(.+)"$', text, re.MULTILINE):
+        yield from _texts(source.parent / name.decode())
 
 
 def _processor() -> str:
@@ -105,15 +116,10 @@ def _folders() -> Iterator[Path]:
 
 
 def _compile(source: Path, compiler: str, flags: tuple[str, ...], library: Path) -> bool:
-    """Compile beside the destination and rename into place; raises what the compiler's failure raises."""
-    descriptor, staging = tempfile.mkstemp(prefix=f".{library.stem}-", suffix=".so", dir=library.parent)
-    os.close(descriptor)
-    try:
-        command = [compiler, *flags, str(source), "-o", staging]
+    """Compile into *library*; raises what the compiler's failure raises."""
+    with replace_file(library) as partial:
+        command = [compiler, *flags, str(source), "-o", str(partial)]
         subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT_SECONDS)
-        Path(staging).replace(library)
-    finally:
-        Path(staging).unlink(missing_ok=True)
     return True
 
 

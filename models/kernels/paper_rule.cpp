@@ -1,4 +1,4 @@
-// Rule `paper` of models/decoding/contrastive.py in one sweep: the three products, the weights and the argmax, without ever
+// Rule `paper` of models/decoding/paper.py in one sweep: the three products, the weights and the argmax, without ever
 // holding [positions, V].
 //
 // A panel, a vector of up to 16 positions, goes through three passes over the items, and up to eight panels through the
@@ -14,7 +14,7 @@
 // items in one fixed order, and nothing is ever added across lanes. A position's bits therefore depend neither on its
 // neighbours nor on how positions are grouped or shared among threads.
 //
-// Plain GNU vector extensions, no intrinsics. Tested as GCC compiles it for AVX-512 and AVX2.
+// Vectors are those of lanes.hpp.
 //
 // Layouts: tables [V][D] row-major as they come; hidden states of a panel transposed, [D][lanes]; logits [V][lanes].
 
@@ -33,13 +33,10 @@
 #include <sys/mman.h>
 #endif
 
+#include "lanes.hpp"
+
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16;
-#else
-constexpr int LANES = 8;
-#endif
 // Items multiplied at once, a register for each: enough to hide a multiply-add's latency, few enough that they, those
 // read ahead and the hidden states stay in the first cache.
 constexpr int GROUP = 8;
@@ -55,28 +52,14 @@ constexpr std::size_t ALIGNMENT = 1 << 21;
 // Stands for "no item yet" as a maximum: far below every logit, yet finite, so that 0 * (NOTHING - l) is 0, not NaN.
 constexpr float NOTHING = -1e30f;
 
-typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
-typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(float))));
 typedef Floats StoredFloats __attribute__((may_alias));  // memory that is written as float and read as vectors
 
-inline Floats all(float value) { return value - Floats{}; }
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 
-// e^x for x <= 0 within 2 units in the last place; exactly 1 at 0, 0 below -87.7.
+// e^x for x <= 0; of NaN next to nothing.
 inline Floats exponential(Floats x) {
-    const float rounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
-    x = larger(x, all(-88.0f));
-    const Floats shifted = x * 1.44269504088896341f + rounder;
-    const Floats n = shifted - rounder;
-    const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-    Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    return p * (Floats)(((Ints)shifted << 23) + (127 << 23));
+    return exponential_above_lowest(larger(x, all(LOWEST_EXPONENT)));
 }
 
 // ln x for normal x > 0 within 2 units in the last place.

@@ -111,7 +111,7 @@ def _decide_chunk(hidden: Sequence[Tensor], tables: Sequence[Tensor], target_ran
     masses_S7N = _masses(hidden, tables, bounds_S1)
     decided = _step(hidden, tables, bounds_S1, masses_S7N)
     token_N = decided.token_ids_N
-    convertible_N = (token_N >= target_range.first) & (token_N <= target_range.last)
+    convertible_N = target_range.mask(token_N)
     token_N.masked_fill_(~convertible_N, PADDING)
     # 2. Local step over the target domain, where the global argmax fell into it.
     chosen_K = convertible_N.nonzero()[:, 0]

@@ -4,7 +4,7 @@
 // One row at a time, lanes are its columns. The sum runs over lanes and then across them in one fixed order, so a row's
 // bits depend neither on other rows nor on how rows are shared among threads. NaN stays NaN.
 //
-// Plain GNU vector extensions, no intrinsics, as in paper_rule.cpp.
+// Vectors are those of lanes.hpp.
 
 #include <algorithm>
 #include <cmath>
@@ -13,37 +13,19 @@
 #include <thread>
 #include <vector>
 
+#include "lanes.hpp"
+
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16;
-#else
-constexpr int LANES = 8;
-#endif
 // Fewer rows than this are done before a thread has started.
 constexpr int64_t ROWS_PER_THREAD = 64;
 
-typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
-typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(float))));
 typedef uint32_t Bits __attribute__((vector_size(LANES * sizeof(float))));
 typedef uint16_t Halves __attribute__((vector_size(LANES * sizeof(uint16_t))));
 
-inline Floats all(float value) { return value - Floats{}; }
-
-// e^x for x <= 0 within 2 units in the last place; exactly 1 at 0, 0 below -87.7, NaN of NaN.
+// e^x for x <= 0; NaN of NaN.
 inline Floats exponential(Floats x) {
-    const float rounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
-    x = x < -88.0f ? all(-88.0f) : x;
-    const Floats shifted = x * 1.44269504088896341f + rounder;
-    const Floats n = shifted - rounder;
-    const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-    Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    return p * (Floats)(((Ints)shifted << 23) + (127 << 23));
+    return exponential_above_lowest(x < LOWEST_EXPONENT ? all(LOWEST_EXPONENT) : x);
 }
 
 inline float exponential(float x) { return exponential(all(x))[0]; }

@@ -61,7 +61,7 @@ def domain_specific_targets(token_ids_BT: Tensor, token_range: TokenRange) -> Te
     [[2, 0, 0, 3, 0, 0]]
     """
     T = token_ids_BT.shape[1]
-    in_domain_BT = (token_ids_BT >= token_range.first) & (token_ids_BT <= token_range.last)
+    in_domain_BT = token_range.mask(token_ids_BT)
     positions_T = torch.arange(T, device=token_ids_BT.device)
     # Index of the nearest domain item at or after each position, T where there is none.
     here_BT = torch.where(in_domain_BT, positions_T, T)

@@ -57,7 +57,7 @@ class PopularitySampler:
         """The candidates ranked by how often they occur in *sequences*; of equals the lower token first."""
         counts_X = np.zeros(len(candidates), dtype=np.int64)
         for tokens in sequences:
-            own = tokens[(tokens >= candidates.first) & (tokens <= candidates.last)].astype(np.int64)
+            own = tokens[candidates.mask(tokens)].astype(np.int64)
             np.add.at(counts_X, own - candidates.first, 1)
         return cls(np.argsort(-counts_X, kind="stable") + candidates.first, num_draws)
 

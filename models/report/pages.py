@@ -20,6 +20,7 @@ from models.evaluation.leak_audit import LeakAudit
 from models.evaluation.statistics import SEGMENTS, Correspondence, ProjectedItems, RowStatistics
 from models.evaluation.study import Provenance, Report
 from models.evaluation.summary import GROUPS, MAIN, Comparison, Results, Score
+from models.files import replace_file
 from models.ranking_metrics import METRICS
 from models.report import charts
 
@@ -56,9 +57,8 @@ def write_report(report: Report, out: Path) -> None:
         "report.html": html_page(report),
     }
     for name, text in written.items():
-        staging = out / f"{name}.partial"
-        staging.write_text(text, encoding="utf-8")
-        staging.replace(out / name)
+        with replace_file(out / name) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def markdown(report: Report) -> str:

@@ -104,7 +104,7 @@ def _untrained(base: Decoder, seed: int, name: str) -> Decoder:
 
 def _without_foreign(sequences: Sequences, candidates: TokenRange) -> Iterator[TokenArray]:
     """Each sequence's items of the domain, in order."""
-    return (tokens[(tokens >= candidates.first) & (tokens <= candidates.last)] for tokens in sequences)
+    return (tokens[candidates.mask(tokens)] for tokens in sequences)
 
 
 def _weights_hash(start: Decoder) -> str:

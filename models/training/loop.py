@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.errors import ResumeMismatchError, TrainingError
+from models.files import replace_file
 from models.training import distributed
 from models.training.batches import epoch_seed
 from models.training.devices import Precision, autocast, product_precision
@@ -38,7 +38,6 @@ BatchT = TypeVar("BatchT")
 Schedule = Literal["constant", "linear"]
 
 RESUME_SUFFIX = ".safetensors"
-PARTIAL_SUFFIX = ".partial"
 # Share of all steps over which the linear schedule climbs: Adam's first steps are its least certain ones.
 WARM_UP_SHARE = 0.05
 
@@ -344,12 +343,8 @@ class _State(Generic[ModuleT]):
             tensors |= {f"adam.{index}.{slot}": value for slot, value in slots.items()}
         history = [dataclasses.asdict(report) for report in self.history]
         metadata = {"identity": identity, "history": json.dumps(history)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = path.with_suffix(PARTIAL_SUFFIX)
-        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, staging, metadata=metadata)
-        with staging.open("rb") as file:
-            os.fsync(file.fileno())
-        staging.replace(path)
+        with replace_file(path) as partial:
+            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, partial, metadata=metadata)
 
     def load(self, path: Path, identity: str) -> None:
         try:

@@ -176,7 +176,7 @@ def trainable_sequences(sequences: Iterable[TokenArray]) -> list[TokenArray]:
 
 def held_out_rows(train: Sequences, targets_U: TokenArray, candidates: TokenRange) -> HeldOut:
     """The users whose held-out item is a candidate and whose history is not empty."""
-    chosen = np.flatnonzero((targets_U >= candidates.first) & (targets_U <= candidates.last) & (train.lengths > 0))
+    chosen = np.flatnonzero(candidates.mask(targets_U) & (train.lengths > 0))
     return HeldOut([train[int(user)] for user in chosen], targets_U[chosen])
 
 

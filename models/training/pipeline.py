@@ -13,11 +13,12 @@ import torch
 
 from models.bundle import Bundle, check_destination, load_bundle, save_bundle
 from models.data.dataset import Dataset
+from models.files import PARTIAL_SUFFIX
 from models.network.decoder import Decoder, DecoderConfig
 from models.training import distributed
 from models.training.base import train_base
 from models.training.experts import Experts, train_expert
-from models.training.loop import PARTIAL_SUFFIX, RESUME_SUFFIX, Progress, TrainingConfig, TrainingResult
+from models.training.loop import RESUME_SUFFIX, Progress, TrainingConfig, TrainingResult
 
 # Chosen on validation items (docs/experiments/better-bundle.md): many small steps and a rate that falls to 0.
 BASE_TRAINING = TrainingConfig(learning_rate=1e-3, batch_size=32, max_epochs=14, schedule="linear")
@@ -153,7 +154,7 @@ def train_bundle(
 
 def forget_run(run_directory: Path) -> None:
     """Delete the resume files of an unfinished or finished run, and the folder if nothing else is in it."""
-    for pattern in ("base.*", "expert-*.*"):
+    for pattern in ("base.*", "expert-*.*", ".base.*", ".expert-*.*"):
         for path in run_directory.glob(pattern):
             if path.suffix in {RESUME_SUFFIX, PARTIAL_SUFFIX}:
                 path.unlink()

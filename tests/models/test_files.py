@@ -1,4 +1,4 @@
-"""Output folders: whole or not at all, and a former one is never lost."""
+"""Output files and folders: whole or not at all, and a former one is never lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import OutputExistsError
-from models.files import check_replaceable, replacing
+from models.files import check_replaceable, replace_file, replace_folder
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -18,7 +18,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def test_a_new_folder_appears_at_the_end(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
-    with replacing(out) as folder:
+    with replace_folder(out) as folder:
         (folder / "a").write_text("new")
         assert not out.exists()
     assert contents(tmp_path) == {"deep/out/a": "new"}
@@ -27,7 +27,7 @@ def test_a_new_folder_appears_at_the_end(tmp_path: Path) -> None:
 def test_a_former_folder_is_replaced_whole(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
-    with replacing(tmp_path / "out") as folder:
+    with replace_folder(tmp_path / "out") as folder:
         (folder / "a").write_text("new")
         assert contents(tmp_path / "out") == {"old": "old"}
     assert contents(tmp_path) == {"out/a": "new"}
@@ -38,7 +38,7 @@ def test_a_failure_leaves_the_former_folder_and_nothing_else(tmp_path: Path) -> 
     (tmp_path / "out" / "old").write_text("old")
 
     def write() -> None:
-        with replacing(tmp_path / "out") as folder:
+        with replace_folder(tmp_path / "out") as folder:
             (folder / "a").write_text("new")
             raise RuntimeError("no")
 
@@ -58,7 +58,7 @@ def test_a_failure_to_move_in_puts_the_former_folder_back(tmp_path: Path, monkey
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match="disk gone"), replacing(tmp_path / "out"):
+    with pytest.raises(OSError, match="disk gone"), replace_folder(tmp_path / "out"):
         pass
     assert contents(tmp_path) == {"out/old": "old"}
 
@@ -66,7 +66,7 @@ def test_a_failure_to_move_in_puts_the_former_folder_back(tmp_path: Path, monkey
 def test_what_a_killed_process_left_is_not_in_the_way(tmp_path: Path) -> None:
     (tmp_path / f".out.{os.getpid()}.partial").mkdir()
     for _ in range(2):
-        with replacing(tmp_path / "out") as folder:
+        with replace_folder(tmp_path / "out") as folder:
             (folder / "a").write_text("new")
     assert contents(tmp_path / "out") == {"a": "new"}
 
@@ -74,11 +74,44 @@ def test_what_a_killed_process_left_is_not_in_the_way(tmp_path: Path) -> None:
 def test_the_folder_has_the_mode_that_the_umask_gives(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
-        with replacing(tmp_path / "out"):
+        with replace_folder(tmp_path / "out"):
             pass
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o700
+
+
+def test_a_file_appears_at_the_end_and_replaces_the_former_one(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file"
+    for text in ("former", "new"):
+        before = contents(tmp_path)
+        with replace_file(path) as partial:
+            partial.write_text(text)
+            assert {name: found for name, found in contents(tmp_path).items() if name == "deep/file"} == before
+        assert contents(tmp_path) == {"deep/file": text}
+
+
+def test_a_failure_leaves_the_former_file_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("former")
+
+    def write() -> None:
+        with replace_file(tmp_path / "file") as partial:
+            partial.write_text("half")
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        write()
+    assert contents(tmp_path) == {"file": "former"}
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    """Each writes to a name of its own; the one that ends last stays."""
+    with replace_file(tmp_path / "file") as first:
+        first.write_text("first")
+        with replace_file(tmp_path / "file") as second:
+            second.write_text("second")
+        assert contents(tmp_path)["file"] == "second"
+    assert contents(tmp_path) == {"file": "first"}
 
 
 def check(out: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,6 +46,15 @@ def test_built_lookups_do_not_read_the_items_again():
 
     assert (vocabulary.token_id("books", "b2"), vocabulary.item_ids_of([1, 2])) == (2, ["b1", "b2"])
     assert Counted.readings == readings > 0
+
+
+@pytest.mark.parametrize("made", [np.asarray, torch.tensor])
+def test_a_range_says_which_of_an_arrays_tokens_it_holds(made):
+    """Arrays and tensors of any shape; padding is in no range."""
+    mask = BOOKS_FOOD.token_range("food").mask(made([[0, 2, 3], [5, 6, 4]]))
+
+    assert mask.tolist() == [[False, False, True], [True, False, True]]
+    assert type(mask) is type(made([0]))
 
 
 def test_a_range_holds_its_two_ends_and_nothing_beyond():

@@ -6,6 +6,7 @@ import pytest
 
 from app.errors import UnknownModelError
 from app.jobs.job_models import BundleModels
+from app.serving.bundle_folders import BundleFolders
 from app.settings import Settings
 from models.errors import BundleMissingFileError
 
@@ -58,3 +59,13 @@ def test_a_version_without_a_whole_folder_is_refused_with_the_reason(root):
 
     with pytest.raises(BundleMissingFileError, match="a/base"):
         worker_models(folder).regenerator(version, "paper")
+
+
+def test_a_folder_replaced_between_the_two_looks_at_it_is_not_taken_for_the_former(root):
+    """Its name was read from one bundle, and what is loaded is another."""
+    folder, version = root
+    folders = BundleFolders(None, folder)
+
+    with pytest.raises(UnknownModelError, match=version):
+        folders.load(version, lambda directory: directory, version_of=lambda _: "of the new one")
+    assert folders.load(version, lambda directory: directory, version_of=lambda _: version) == folder / "m"

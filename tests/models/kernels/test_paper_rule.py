@@ -89,7 +89,7 @@ def test_the_compiled_rule_decides_as_the_definition(case: tuple[list[View], Tok
         tolerance = weight_rounding if name in ("alpha_N", "beta_N") else 2 * rounding
         torch.testing.assert_close(left, right, rtol=0, atol=tolerance)
     kept = ours.token_ids_N[ours.token_ids_N != 0]
-    assert ((kept >= target_range.first) & (kept <= target_range.last)).all()
+    assert target_range.mask(kept).all()
     assert (ours.margin_N >= 0).all()
 
 
@@ -247,6 +247,23 @@ def test_a_library_is_compiled_once_and_again_when_its_source_changes(
     assert first.stat().st_mtime_ns == written
     assert [path.name for path in first.parent.iterdir()] == [first.name]
     source.write_text('extern "C" int one() { return 2; }\n')
+    assert build(source) not in (None, first)
+
+
+@compiled
+def test_a_library_is_compiled_again_when_a_header_that_it_shares_changes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Headers are followed from one to the next; those of the system are the compiler's version's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = tmp_path / "one.cpp"
+    source.write_text('#include <vector>\n#include "near.hpp"\nextern "C" int one() { return ONE; }\n')
+    (tmp_path / "near.hpp").write_text('#include "far.hpp"\n')
+    (tmp_path / "far.hpp").write_text("constexpr int ONE = 1;\n")
+    first = build(source)
+    assert first is not None
+    assert build(source) == first
+    (tmp_path / "far.hpp").write_text("constexpr int ONE = 2;\n")
     assert build(source) not in (None, first)
 
 
