@@ -37,10 +37,9 @@ from models.errors import DatasetFormatError
 from models.evaluation.arms import Arm, ArmName, Queries, RowName
 from models.files import replace_file
 from models.ranking_metrics import ndcg_at_k, pessimistic_ranks, ranks_without
-from models.recommenders.multidomain import MultiDomainConfig
 from models.recommenders.popularity import Popularity
-from models.recommenders.recommender import Recommender, RecommenderConfig, Scorer
-from models.recommenders.registry import COUNTED, MULTI_DOMAIN, TRAINED
+from models.recommenders.recommender import Recommender, Scorer, SharedConfig, with_shared
+from models.recommenders.registry import CONFIGURATIONS, COUNTED, MULTI_DOMAIN, TRAINED
 from models.training.batches import epoch_generator
 from models.training.loop import Progress, TrainingConfig, fit
 from models.vocabulary import PADDING
@@ -59,19 +58,24 @@ class EvaluationConfig:
 
     Args:
         training: schedule; its seed is replaced by each cell's.
-        recommender: hyper-parameters.
-        multi_domain: hyper-parameters that only multi-domain recommenders have.
         schedules: by name, the whole schedule of each recommender that does not take ``training``.
+        shared: hyper-parameters that every recommender takes as far as it has them.
+        recommenders: by name, all hyper-parameters of each recommender that does not take ``shared`` and, for the
+            others, its defaults; of the class that the registry names.
     """
 
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
-    recommender: RecommenderConfig = dataclasses.field(default_factory=RecommenderConfig)
-    multi_domain: MultiDomainConfig = dataclasses.field(default_factory=MultiDomainConfig)
     schedules: Mapping[str, TrainingConfig] = dataclasses.field(default_factory=dict)
+    shared: SharedConfig = dataclasses.field(default_factory=SharedConfig)
+    recommenders: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def training_of(self, recommender: str) -> TrainingConfig:
         """The schedule of one recommender."""
         return self.schedules.get(recommender, self.training)
+
+    def config_of(self, recommender: str) -> Any:
+        """The hyper-parameters of one trained recommender."""
+        return self.recommenders.get(recommender) or with_shared(CONFIGURATIONS[recommender], self.shared)
 
 
 RankingName = Literal["all", "unseen"]
@@ -209,17 +213,15 @@ class Grid:
             "recommender": recommender,
             "arm": arm.fingerprint,
             "budget": self.original.fingerprint,
-            # The schedule that this recommender takes, wherever it was written; those of others change nothing.
-            "config": {
-                "training": dataclasses.asdict(self.config.training_of(recommender)),
-                "recommender": dataclasses.asdict(self.config.recommender),
-            },
+            # What this recommender takes, wherever it was written; what others take changes nothing.
+            "config": {"training": dataclasses.asdict(self.config.training_of(recommender))},
             "seed": seed,
             "device": self.device.type,
             "torch": torch.__version__,
         }
+        if recommender in CONFIGURATIONS:
+            content["config"]["recommender"] = dataclasses.asdict(self.config.config_of(recommender))
         if recommender in MULTI_DOMAIN:
-            content["config"]["multi_domain"] = dataclasses.asdict(self.config.multi_domain)
             content["domains"] = [(domain.first, domain.last) for domain in arm.domains]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -266,7 +268,7 @@ class Grid:
     ) -> Cell:
         del resume_file, progress  # counting takes a moment and needs neither
         started = time.perf_counter()
-        scorer = COUNTED[recommender].build(arm.rows, arm.num_items, self.config.recommender)
+        scorer = COUNTED[recommender].build(arm.rows, arm.num_items)
         return untrained_cell(scorer, arm, self.device, key=key, recommender=recommender, seed=seed, started=started)
 
     def _trained(
@@ -343,8 +345,8 @@ def build_seeded(recommender: str, arm: Arm, config: EvaluationConfig, seed: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if recommender in MULTI_DOMAIN:
-            return MULTI_DOMAIN[recommender].build(arm.domains, config.recommender, config.multi_domain)
-        return TRAINED[recommender].build(arm.rows, arm.num_items, config.recommender)
+            return MULTI_DOMAIN[recommender].build(arm.domains, config.config_of(recommender))
+        return TRAINED[recommender].build(arm.rows, arm.num_items, config.config_of(recommender))
 
 
 @torch.inference_mode()
@@ -359,7 +361,7 @@ def rank_queries(scorer: Scorer, queries: Queries, arm: Arm, device: torch.devic
     """
     order = np.argsort(queries.histories.lengths, kind="stable")
     num_empty = int((queries.histories.lengths == 0).sum())
-    popularity = Popularity.build(arm.rows, arm.num_items, RecommenderConfig())
+    popularity = Popularity.build(arm.rows, arm.num_items)
     rows = max(1, min(RANKING_ROWS, RANKING_ELEMENTS // len(arm.candidates)))
     ranks_N, unseen_ranks_N = np.zeros((2, len(queries)), dtype=np.int64)
     for chosen, model in ((order[:num_empty], popularity), (order[num_empty:], scorer)):

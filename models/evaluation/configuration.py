@@ -10,15 +10,18 @@ from typing import Any, get_args, get_type_hints
 
 from models.errors import ConfigurationError, ModelError
 from models.evaluation.cells import EvaluationConfig
-from models.recommenders.registry import MULTI_DOMAIN, TRAINED
+from models.recommenders.recommender import SharedConfig, with_shared
+from models.recommenders.registry import CONFIGURATIONS
 from models.training.loop import TrainingConfig
 
 
 def load_config(path: Path) -> EvaluationConfig:
     """
-    Read hyper-parameters from TOML: tables ``training``, ``recommender`` and ``multi_domain``, every key optional.
+    Read hyper-parameters from TOML: tables ``training`` and ``recommender``, every key optional.
 
-    A table ``training.NAME`` overrides keys of ``training`` for the trained recommender of that name alone.
+    ``recommender`` holds what several recommenders have, and each takes those of its keys that it has. A table
+    ``training.NAME`` or ``recommender.NAME`` is about the trained recommender of that name alone: it overrides keys of
+    the table around it, and ``recommender.NAME`` sets what only that recommender has.
 
     Raises:
         ConfigurationError: not TOML, an unknown table, recommender or key, or a value of the wrong type; the message
@@ -28,31 +31,36 @@ def load_config(path: Path) -> EvaluationConfig:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path}: not a readable TOML file: {error}") from error
-    unknown = sorted(content.keys() - {"training", "recommender", "multi_domain"})
+    unknown = sorted(content.keys() - {"training", "recommender"})
     if unknown:
         raise ConfigurationError(f"{path}: unknown table {unknown[0]!r}")
-    config = EvaluationConfig()
-    shared, own = _tables_of_recommenders(path, content.get("training", {}))
-    training = _overridden(path, config.training, "training", shared)
+    training_keys, own_training = _split_table(path, "training", content.get("training", {}))
+    shared_keys, own_keys = _split_table(path, "recommender", content.get("recommender", {}))
+    training = _overridden(path, TrainingConfig(), "training", training_keys)
+    shared = _overridden(path, SharedConfig(), "recommender", shared_keys)
     return EvaluationConfig(
         training=training,
-        recommender=_overridden(path, config.recommender, "recommender", content.get("recommender", {})),
-        multi_domain=_overridden(path, config.multi_domain, "multi_domain", content.get("multi_domain", {})),
-        schedules={name: _overridden(path, training, f"training.{name}", values) for name, values in own.items()},
+        schedules={
+            name: _overridden(path, training, f"training.{name}", values) for name, values in own_training.items()
+        },
+        shared=shared,
+        recommenders={
+            name: _overridden(path, with_shared(CONFIGURATIONS[name], shared), f"recommender.{name}", values)
+            for name, values in own_keys.items()
+        },
     )
 
 
-def _tables_of_recommenders(path: Path, training: Any) -> tuple[Any, dict[str, Any]]:
-    """Table ``training`` without the tables inside it, and those by recommender."""
-    if not isinstance(training, Mapping):
-        return training, {}  # refused where its keys are read
-    own = {name: values for name, values in training.items() if isinstance(values, Mapping)}
-    unknown = sorted(own.keys() - TRAINED.keys() - MULTI_DOMAIN.keys())
+def _split_table(path: Path, table: str, content: Any) -> tuple[Any, dict[str, Any]]:
+    """A table without the tables inside it, and those, which are named for trained recommenders."""
+    if not isinstance(content, Mapping):
+        return content, {}  # refused where its keys are read
+    own = {name: values for name, values in content.items() if isinstance(values, Mapping)}
+    unknown = sorted(own.keys() - CONFIGURATIONS.keys())
     if unknown:
-        raise ConfigurationError(
-            f"{path}: unknown recommender training.{unknown[0]}; trained ones: {', '.join((*TRAINED, *MULTI_DOMAIN))}"
-        )
-    return {key: value for key, value in training.items() if key not in own}, own
+        known = ", ".join(CONFIGURATIONS)
+        raise ConfigurationError(f"{path}: unknown recommender {table}.{unknown[0]}; trained ones: {known}")
+    return {key: value for key, value in content.items() if key not in own}, own
 
 
 def _overridden(path: Path, defaults: Any, table: str, values: Any) -> Any:

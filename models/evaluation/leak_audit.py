@@ -29,7 +29,6 @@ from models.data.dataset import Dataset
 from models.evaluation.arms import Arm, Composite, Queries, build_arm, held_out_queries, target_only
 from models.evaluation.cells import rank_queries
 from models.recommenders.markov import MarkovChain
-from models.recommenders.recommender import RecommenderConfig
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,6 @@ def audit(
 
 
 def _chain_ranks(original: Arm, queries: Queries) -> dict[int, int]:
-    chain = MarkovChain.build(original.rows, original.num_items, RecommenderConfig())
+    chain = MarkovChain.build(original.rows, original.num_items)
     ranks = rank_queries(chain, queries, original, torch.device("cpu"))
     return dict(zip(queries.users.tolist(), ranks.unseen, strict=True))

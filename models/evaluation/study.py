@@ -47,7 +47,7 @@ from models.evaluation.statistics import (
     top_mappings,
 )
 from models.evaluation.summary import Results, summarise
-from models.recommenders.registry import COUNTED
+from models.recommenders.registry import CONFIGURATIONS, COUNTED
 from models.training.loop import Progress
 
 # Of bootstrap, samples and projections: the same report from the same cells.
@@ -196,7 +196,7 @@ def run_study(
             dataset_fingerprint=dataset.fingerprint,
             target=study.target,
             ranking=study.ranking,
-            configuration=dataclasses.asdict(study.config) | {"seeds": list(study.seeds)},
+            configuration=_configuration(study),
             composite=None if composite is None else dict(composite.summary),
             cells_computed=computed,
             cells_reused=reused,
@@ -208,6 +208,16 @@ def run_study(
         correspondences=correspondences,
         projections=projections,
     )
+
+
+def _configuration(study: Study) -> dict[str, Any]:
+    """Seeds, and what each trained recommender of the study took."""
+    trained = [name for name in study.recommenders if name in CONFIGURATIONS]
+    return {
+        "seeds": list(study.seeds),
+        "training": {name: dataclasses.asdict(study.config.training_of(name)) for name in trained},
+        "recommender": {name: dataclasses.asdict(study.config.config_of(name)) for name in trained},
+    }
 
 
 def _run_cells(

@@ -33,6 +33,8 @@ Shapes: B = rows, T = positions, D = width, K = domains, M = targets of one doma
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,17 +43,40 @@ from models.network.decoder import causal_attention
 from models.recommenders.multidomain import (
     DomainStreams,
     MixedBatch,
-    MultiDomainConfig,
     MultiDomainRecommender,
     domain_cross_entropy,
     domain_streams,
     initialise,
     items_so_far,
 )
-from models.recommenders.recommender import RecommenderConfig, last_states
+from models.recommenders.recommender import SharedConfig, check_above_zero, check_at_least, last_states
 from models.vocabulary import PADDING, TokenRange
 
 LORA_STD = 1 / 50
+
+
+@dataclass(frozen=True)
+class ABXIConfig(SharedConfig):
+    """
+    Hyper-parameters of ABXI: the shared ones and its own.
+
+    Args:
+        temperature: that inner products are divided by in the loss, > 0.
+        domain_rank: of the low-rank projections of the domains' streams.
+        invariant_rank: of the low-rank projections of the invariant part.
+
+    Raises:
+        ConfigurationError: a value is out of its range.
+    """
+
+    temperature: float = 0.75
+    domain_rank: int = 16
+    invariant_rank: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, {"domain_rank": 1, "invariant_rank": 1})
+        check_above_zero(self, ("temperature",))
 
 
 class SwiGLU(nn.Module):
@@ -85,7 +110,7 @@ class LowRank(nn.Module):
 class LowRankBlock(nn.Module):
     """Post-LN causal attention, then post-LN SwiGLU."""
 
-    def __init__(self, config: RecommenderConfig) -> None:
+    def __init__(self, config: ABXIConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.attention_dropout = config.attention_dropout
@@ -123,7 +148,7 @@ class StreamStage(nn.Module):
 class DomainStage(nn.Module):
     """Stage 2 of one domain: the invariant part adapted to it, plus its own."""
 
-    def __init__(self, config: RecommenderConfig, rank: int) -> None:
+    def __init__(self, config: ABXIConfig, rank: int) -> None:
         super().__init__()
         self.low_rank = LowRank(config.width, rank)
         self.feed_forward = SwiGLU(config.width, config.inner_width)
@@ -143,17 +168,17 @@ class ABXI(MultiDomainRecommender):
 
     name = "abxi"
 
-    def __init__(self, domains: tuple[TokenRange, ...], config: RecommenderConfig, own: MultiDomainConfig) -> None:
-        super().__init__(domains, config, own)
-        self.temperature = own.abxi_temperature
+    def __init__(self, domains: tuple[TokenRange, ...], config: ABXIConfig) -> None:
+        super().__init__(domains, config)
+        self.temperature = config.temperature
         self.position_embedding = nn.Embedding(config.max_length + 1, config.width, padding_idx=PADDING)
         self.input_norm = nn.LayerNorm(config.width)
         self.blocks = nn.ModuleList(LowRankBlock(config) for _ in range(config.num_layers))
         self.shared = SwiGLU(config.width, config.inner_width)
         self.invariant = SwiGLU(config.width, config.inner_width)
-        self.mixed_stage = StreamStage(config.width, own.abxi_domain_rank)
-        self.stream_stages = nn.ModuleList(StreamStage(config.width, own.abxi_domain_rank) for _ in domains)
-        self.domain_stages = nn.ModuleList(DomainStage(config, own.abxi_invariant_rank) for _ in domains)
+        self.mixed_stage = StreamStage(config.width, config.domain_rank)
+        self.stream_stages = nn.ModuleList(StreamStage(config.width, config.domain_rank) for _ in domains)
+        self.domain_stages = nn.ModuleList(DomainStage(config, config.invariant_rank) for _ in domains)
         self.dropout = nn.Dropout(config.dropout)
         self.apply(initialise)
 

@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -46,7 +47,6 @@ from torch import Tensor
 from models.recommenders.multidomain import (
     MixedBatch,
     MixedInput,
-    MultiDomainConfig,
     MultiDomainRecommender,
     Tower,
     domain_cross_entropy,
@@ -54,8 +54,34 @@ from models.recommenders.multidomain import (
     initialise,
     transformer,
 )
-from models.recommenders.recommender import RecommenderConfig, last_states
+from models.recommenders.recommender import SharedConfig, check_above_zero, check_at_least, check_shares, last_states
 from models.vocabulary import PADDING, TokenRange
+
+
+@dataclass(frozen=True)
+class CGRecConfig(SharedConfig):
+    """
+    Hyper-parameters of CGRec: the shared ones and its own.
+
+    Args:
+        weight_memory: share of its old value that u, the running estimate behind the domain weights, keeps at an
+            update, in [0, 1).
+        weight_temperature: T, of the softmax that makes domain weights of u, > 0; small is sharp.
+        shapley_interval: steps between two updates of the domain weights; one takes 2^K - 1 passes without gradient.
+
+    Raises:
+        ConfigurationError: a value is out of its range.
+    """
+
+    weight_memory: float = 0.9
+    weight_temperature: float = 1.0
+    shapley_interval: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_shares(self, ("weight_memory",), below_one=True)
+        check_above_zero(self, ("weight_temperature",))
+        check_at_least(self, {"shapley_interval": 1})
 
 
 class CGRec(MultiDomainRecommender):
@@ -65,8 +91,9 @@ class CGRec(MultiDomainRecommender):
     harm_K: Tensor
     steps: Tensor
 
-    def __init__(self, domains: tuple[TokenRange, ...], config: RecommenderConfig, own: MultiDomainConfig) -> None:
-        super().__init__(domains, config, own)
+    def __init__(self, domains: tuple[TokenRange, ...], config: CGRecConfig) -> None:
+        super().__init__(domains, config)
+        self.config = config
         self.input = MixedInput(len(domains), config)
         self.blocks = transformer(config.num_layers, config)
         self.item_tower = Tower(config)
@@ -77,7 +104,7 @@ class CGRec(MultiDomainRecommender):
     @property
     def domain_weights_K(self) -> Tensor:
         """lambda: K softmax(-u / T); their mean is 1."""
-        return len(self.domains) * torch.softmax(-self.harm_K / self.own.weight_temperature, dim=0)
+        return len(self.domains) * torch.softmax(-self.harm_K / self.config.weight_temperature, dim=0)
 
     def encode_all(self, item_ids_BT: Tensor, known_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """
@@ -100,8 +127,8 @@ class CGRec(MultiDomainRecommender):
     def loss(self, batch: MixedBatch) -> Tensor:
         """Both levels' cross-entropies, weighted by domain; in training mode the domain weights move on."""
         if self.training:
-            if int(self.steps) % self.own.cgrec_shapley_interval == 0:
-                self.harm_K.lerp_(self.harms(batch), 1 - self.own.weight_memory)
+            if int(self.steps) % self.config.shapley_interval == 0:
+                self.harm_K.lerp_(self.harms(batch), 1 - self.config.weight_memory)
             self.steps += 1
         losses = self._level_losses(batch, range(len(self.domains)))
         share_K = torch.tensor([targets.weight for targets in batch.targets], device=self.device)

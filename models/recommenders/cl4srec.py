@@ -22,11 +22,48 @@ from torch import Tensor
 
 from models.data.dataset import Sequences
 from models.network.decoder import Decoder
-from models.recommenders.recommender import CausalRecommender, RecommenderConfig, SequenceBatch, sequence_batches
+from models.recommenders.recommender import (
+    CausalRecommender,
+    SequenceBatch,
+    SharedConfig,
+    check_above_zero,
+    check_at_least,
+    check_shares,
+    sequence_batches,
+)
 from models.recommenders.sasrec import decoder_config
 from models.vocabulary import PADDING
 
 ItemMatrix = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class CL4SRecConfig(SharedConfig):
+    """
+    Hyper-parameters of CL4SRec: SASRec's and its own.
+
+    Args:
+        crop: share of a row that a crop keeps.
+        mask: share of a row's items that masking hides.
+        reorder: share of a row inside the shuffled window.
+        temperature: tau of the contrastive loss, > 0.
+        contrast_weight: of the contrastive loss next to the cross-entropy.
+
+    Raises:
+        ConfigurationError: a value is out of its range.
+    """
+
+    crop: float = 0.6
+    mask: float = 0.3
+    reorder: float = 0.6
+    temperature: float = 1.0
+    contrast_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_shares(self, ("crop", "mask", "reorder"))
+        check_above_zero(self, ("temperature",))
+        check_at_least(self, {"contrast_weight": 0})
 
 
 @dataclass(frozen=True)
@@ -43,14 +80,14 @@ class CL4SRec(CausalRecommender[ContrastiveBatch]):
 
     name = "cl4srec"
 
-    def __init__(self, num_items: int, config: RecommenderConfig) -> None:
+    def __init__(self, num_items: int, config: CL4SRecConfig) -> None:
         super().__init__(num_items, config.max_length)
         self.config = config
         self.mask_item = num_items + 1
         self.decoder = Decoder(decoder_config(num_items + 1, config))
 
     @classmethod
-    def build(cls, rows: Sequences, num_items: int, config: RecommenderConfig) -> Self:  # noqa: ARG003
+    def build(cls, rows: Sequences, num_items: int, config: CL4SRecConfig) -> Self:  # noqa: ARG003
         """Needs nothing of the rows."""
         return cls(num_items, config)
 
@@ -74,8 +111,8 @@ class CL4SRec(CausalRecommender[ContrastiveBatch]):
         """Next-item cross-entropy plus the weighted contrastive loss."""
         both_2BT = self.on_device(torch.cat([batch.first_view_BT, batch.second_view_BT]))
         first_BD, second_BD = self.encode(both_2BT).chunk(2)
-        contrast = nt_xent(first_BD, second_BD, temperature=self.config.cl4srec_temperature)
-        return self.next_item_loss(batch.sequences) + self.config.cl4srec_weight * contrast
+        contrast = nt_xent(first_BD, second_BD, temperature=self.config.temperature)
+        return self.next_item_loss(batch.sequences) + self.config.contrast_weight * contrast
 
     def _two_views(self, item_ids_BT: ItemMatrix, generator: np.random.Generator) -> tuple[ItemMatrix, ItemMatrix]:
         operations_B3: npt.NDArray[np.int64] = generator.random((len(item_ids_BT), 3)).argsort(axis=1)
@@ -86,9 +123,9 @@ class CL4SRec(CausalRecommender[ContrastiveBatch]):
         self, item_ids_BT: ItemMatrix, operation_B: npt.NDArray[np.int64], generator: np.random.Generator
     ) -> ItemMatrix:
         candidates = (
-            crop(item_ids_BT, self.config.cl4srec_crop, generator),
-            mask(item_ids_BT, self.config.cl4srec_mask, self.mask_item, generator),
-            reorder(item_ids_BT, self.config.cl4srec_reorder, generator),
+            crop(item_ids_BT, self.config.crop, generator),
+            mask(item_ids_BT, self.config.mask, self.mask_item, generator),
+            reorder(item_ids_BT, self.config.reorder, generator),
         )
         augmented_BT = np.choose(operation_B[:, None], candidates)
         alone_B1 = _lengths_B1(item_ids_BT) == 1  # every operation would change all there is, or nothing

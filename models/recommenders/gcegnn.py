@@ -34,12 +34,44 @@ from torch import Tensor, nn
 
 from models.data.dataset import Sequences, pad_right
 from models.network.losses import linear_cross_entropy
-from models.recommenders.recommender import RecommenderConfig, SessionRecommender
+from models.recommenders.recommender import SessionRecommender, SharedConfig, check_at_least, check_shares
 from models.training.batches import length_bucketed_batches
 from models.vocabulary import PADDING
 
 NO_EDGE, SAME, PRECEDES, FOLLOWS, BOTH = range(5)
 SLOPE = 0.2
+
+
+@dataclass(frozen=True)
+class GCEGNNConfig:
+    """
+    Hyper-parameters of GCE-GNN.
+
+    Args:
+        width, max_length: see ``SharedConfig``.
+        window: items at most this far apart in a training row are linked in the global graph.
+        num_neighbours: heaviest links kept per item.
+        dropout_local: on the session-graph item vectors.
+        dropout_global: on the global-graph item vectors.
+        prefixes_per_row: samples drawn from a row each pass, its longest always among them; the authors expand every
+            prefix, which costs many times the steps for rows of the same users.
+
+    Raises:
+        ConfigurationError: a value is out of its range.
+    """
+
+    width: int = SharedConfig.width
+    max_length: int = SharedConfig.max_length
+    window: int = 3
+    num_neighbours: int = 12
+    dropout_local: float = 0.0
+    dropout_global: float = 0.5
+    prefixes_per_row: int = 8
+
+    def __post_init__(self) -> None:
+        names = ("width", "max_length", "window", "num_neighbours", "prefixes_per_row")
+        check_at_least(self, dict.fromkeys(names, 1))
+        check_shares(self, ("dropout_local", "dropout_global"), below_one=True)
 
 
 @dataclass(frozen=True)
@@ -70,10 +102,10 @@ class GCEGNN(SessionRecommender[PrefixBatch]):
     name = "gcegnn"
     causal = False
 
-    def __init__(self, graph: GlobalGraph, num_items: int, config: RecommenderConfig) -> None:
+    def __init__(self, graph: GlobalGraph, num_items: int, config: GCEGNNConfig) -> None:
         super().__init__(num_items, config.max_length)
         D = config.width
-        self.prefixes_per_row = config.gcegnn_prefixes_per_row
+        self.prefixes_per_row = config.prefixes_per_row
         self.neighbours_VS: Tensor
         self.weights_VS: Tensor
         self.register_buffer("neighbours_VS", graph.neighbours_VS)
@@ -88,14 +120,14 @@ class GCEGNN(SessionRecommender[PrefixBatch]):
         self.gate_position = nn.Linear(D, D)  # W_5, c
         self.gate_mean = nn.Linear(D, D, bias=False)  # W_6
         self.gate_D = nn.Parameter(torch.empty(D))  # q
-        self.dropout_local = nn.Dropout(config.gcegnn_dropout_local)
-        self.dropout_global = nn.Dropout(config.gcegnn_dropout_global)
+        self.dropout_local = nn.Dropout(config.dropout_local)
+        self.dropout_global = nn.Dropout(config.dropout_global)
         self._initialise(1 / math.sqrt(D))
 
     @classmethod
-    def build(cls, rows: Sequences, num_items: int, config: RecommenderConfig) -> Self:
+    def build(cls, rows: Sequences, num_items: int, config: GCEGNNConfig) -> Self:
         """Count the global graph in *rows*, which include regenerated ones where the arm has them."""
-        graph = global_graph(rows, num_items, window=config.gcegnn_window, num_neighbours=config.gcegnn_num_neighbours)
+        graph = global_graph(rows, num_items, window=config.window, num_neighbours=config.num_neighbours)
         return cls(graph, num_items, config)
 
     @property

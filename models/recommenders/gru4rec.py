@@ -8,14 +8,47 @@ position predicts its next item) and in the widths, which are the shared configu
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from torch import Tensor, nn
 
 from models.data.dataset import Sequences
-from models.recommenders.recommender import CausalRecommender, RecommenderConfig, SequenceBatch, sequence_batches
+from models.recommenders.recommender import (
+    CausalRecommender,
+    SequenceBatch,
+    SharedConfig,
+    check_at_least,
+    check_shares,
+    sequence_batches,
+)
 from models.vocabulary import PADDING
+
+
+@dataclass(frozen=True)
+class GRU4RecConfig:
+    """
+    Hyper-parameters of GRU4Rec.
+
+    Args:
+        width, max_length, dropout: see ``SharedConfig``.
+        hidden_width: of the recurrent state.
+        num_recurrent_layers: stacked recurrent layers.
+
+    Raises:
+        ConfigurationError: a value is out of its range.
+    """
+
+    width: int = SharedConfig.width
+    max_length: int = SharedConfig.max_length
+    dropout: float = SharedConfig.dropout
+    hidden_width: int = 128
+    num_recurrent_layers: int = 1
+
+    def __post_init__(self) -> None:
+        check_at_least(self, dict.fromkeys(("width", "max_length", "hidden_width", "num_recurrent_layers"), 1))
+        check_shares(self, ("dropout",), below_one=True)
 
 
 class GRU4Rec(CausalRecommender[SequenceBatch]):
@@ -23,24 +56,24 @@ class GRU4Rec(CausalRecommender[SequenceBatch]):
 
     name = "gru4rec"
 
-    def __init__(self, num_items: int, config: RecommenderConfig) -> None:
+    def __init__(self, num_items: int, config: GRU4RecConfig) -> None:
         super().__init__(num_items, config.max_length)
         self.item_embedding = nn.Embedding(num_items + 1, config.width, padding_idx=PADDING)
         self.dropout = nn.Dropout(config.dropout)
         self.recurrence = nn.GRU(
             config.width,
-            config.gru4rec_hidden_width,
-            num_layers=config.gru4rec_num_layers,
+            config.hidden_width,
+            num_layers=config.num_recurrent_layers,
             bias=False,
             batch_first=True,
         )
-        self.output = nn.Linear(config.gru4rec_hidden_width, config.width)
+        self.output = nn.Linear(config.hidden_width, config.width)
         nn.init.xavier_normal_(self.item_embedding.weight)
         for weight in self.recurrence.parameters():
             nn.init.xavier_uniform_(weight)
 
     @classmethod
-    def build(cls, rows: Sequences, num_items: int, config: RecommenderConfig) -> Self:  # noqa: ARG003
+    def build(cls, rows: Sequences, num_items: int, config: GRU4RecConfig) -> Self:  # noqa: ARG003
         """Needs nothing of the rows."""
         return cls(num_items, config)
 

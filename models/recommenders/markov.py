@@ -11,7 +11,6 @@ from torch import Tensor
 
 from models.data.dataset import Sequences
 from models.recommenders.popularity import Popularity
-from models.recommenders.recommender import RecommenderConfig
 from models.vocabulary import PADDING, TokenRange
 
 
@@ -37,7 +36,7 @@ class MarkovChain:
         self.popularity = popularity
 
     @classmethod
-    def build(cls, rows: Sequences, num_items: int, config: RecommenderConfig) -> Self:
+    def build(cls, rows: Sequences, num_items: int) -> Self:
         """Count the transitions between neighbours in *rows*."""
         inside = np.ones(len(rows.token_ids), dtype=bool)
         inside[rows.offsets[1:][rows.lengths > 0] - 1] = False  # a row's last item is followed by another row
@@ -45,7 +44,7 @@ class MarkovChain:
         second = rows.token_ids[1:][inside[:-1]].astype(np.int64)
         pairs, counts = np.unique(first * (num_items + 1) + second, return_counts=True)
         starts_V = np.searchsorted(pairs, np.arange(num_items + 2) * (num_items + 1))
-        return cls(pairs % (num_items + 1), counts, starts_V, Popularity.build(rows, num_items, config))
+        return cls(pairs % (num_items + 1), counts, starts_V, Popularity.build(rows, num_items))
 
     def scores(self, item_ids_BT: Tensor, candidates: TokenRange) -> Tensor:
         """Transition counts [B, X] out of each history's last item, popularity added as a fraction."""
@@ -56,6 +55,6 @@ class MarkovChain:
         for row, length in enumerate(lengths_B):
             last = int(item_ids_BT[row, int(length) - 1]) if length else PADDING
             links = slice(self.starts_V[last], self.starts_V[last + 1])
-            inside = (self.following[links] >= candidates.first) & (self.following[links] <= candidates.last)
+            inside = candidates.mask(self.following[links])
             scores[row, self.following[links][inside] - candidates.first] += self.counts[links][inside]
         return torch.from_numpy(scores).to(item_ids_BT.device)

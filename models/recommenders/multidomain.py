@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.data.dataset import Sequences
-from models.errors import ConfigurationError
 from models.network.decoder import DecoderBlock
 from models.network.losses import linear_cross_entropy
 from models.recommenders.recommender import (
     Recommender,
-    RecommenderConfig,
-    check_above_zero,
-    check_at_least,
+    SharedConfig,
     most_recent,
     sequence_batches,
 )
@@ -39,54 +36,6 @@ from models.recommenders.sasrec import decoder_config
 from models.vocabulary import PADDING, TokenRange
 
 INIT_STD = 0.02
-
-
-@dataclass(frozen=True)
-class MultiDomainConfig:
-    """
-    Hyper-parameters that only multi-domain recommenders have; sizes and dropouts are ``RecommenderConfig``'s.
-
-    Args:
-        weight_memory: share of its old value that the running estimate behind the domain weights keeps at an update,
-            in [0, 1) (CGRec, SyNCRec).
-        weight_temperature: of the softmax that makes domain weights of that estimate, > 0; small is sharp (CGRec,
-            SyNCRec).
-        abxi_temperature: that inner products are divided by in the loss, > 0.
-        abxi_domain_rank: of the low-rank projections of the domains' streams.
-        abxi_invariant_rank: of the low-rank projections of the invariant part.
-        cgrec_shapley_interval: steps between two updates of the domain weights; one takes 2^K - 1 passes without
-            gradient.
-        syncrec_num_experts: encoders, of which floor(0.8 * n) learn from the mixed stream; at least 2.
-        syncrec_expert_layers: Transformer blocks of each.
-        syncrec_mutual_weight: of the mutual-information term next to the cross-entropies, >= 0.
-
-    Raises:
-        ConfigurationError: a value is out of its range.
-    """
-
-    weight_memory: float = 0.9
-    weight_temperature: float = 1.0
-    abxi_temperature: float = 0.75
-    abxi_domain_rank: int = 16
-    abxi_invariant_rank: int = 16
-    cgrec_shapley_interval: int = 10
-    syncrec_num_experts: int = 4
-    syncrec_expert_layers: int = 1
-    syncrec_mutual_weight: float = 0.1
-
-    def __post_init__(self) -> None:
-        least = {
-            "abxi_domain_rank": 1,
-            "abxi_invariant_rank": 1,
-            "cgrec_shapley_interval": 1,
-            "syncrec_num_experts": 2,
-            "syncrec_expert_layers": 1,
-            "syncrec_mutual_weight": 0,
-        }
-        check_at_least(self, least)
-        check_above_zero(self, ("weight_temperature", "abxi_temperature"))
-        if not 0 <= self.weight_memory < 1:
-            raise ConfigurationError(f"weight_memory = {self.weight_memory!r} is not in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -159,16 +108,15 @@ class DomainStreams:
 class MultiDomainRecommender(Recommender[MixedBatch]):
     """A recommender over all domains' items that knows which domain each belongs to."""
 
-    def __init__(self, domains: tuple[TokenRange, ...], config: RecommenderConfig, own: MultiDomainConfig) -> None:
+    def __init__(self, domains: tuple[TokenRange, ...], config: SharedConfig) -> None:
         super().__init__(domains[-1].last, config.max_length)
         self.domains = domains
-        self.own = own
         self.item_embedding = nn.Embedding(self.num_items + 1, config.width, padding_idx=PADDING)
 
     @classmethod
-    def build(cls, domains: tuple[TokenRange, ...], config: RecommenderConfig, own: MultiDomainConfig) -> Self:
-        """An untrained model; *domains* follow one another from item 1."""
-        return cls(domains, config, own)
+    def build(cls, domains: tuple[TokenRange, ...], config: Any) -> Self:
+        """An untrained model; *domains* follow one another from item 1, *config* is of the class in the registry."""
+        return cls(domains, config)
 
     @abstractmethod
     def encode_for(self, domain: int, item_ids_BT: Tensor) -> Tensor:
@@ -222,7 +170,7 @@ class MultiDomainRecommender(Recommender[MixedBatch]):
 class MixedInput(nn.Module):
     """Item vector, domain and position (0 = oldest) of each slot as one vector: Dropout(LN(E[x] + E_domain + P))."""
 
-    def __init__(self, num_domains: int, config: RecommenderConfig) -> None:
+    def __init__(self, num_domains: int, config: SharedConfig) -> None:
         super().__init__()
         self.domain_embedding = nn.Embedding(num_domains, config.width)
         self.position_embedding = nn.Embedding(config.max_length, config.width)
@@ -240,7 +188,7 @@ class MixedInput(nn.Module):
 class Tower(nn.Module):
     """A feed-forward head: LN(v + Dropout(W_2 gelu(W_1 v)))."""
 
-    def __init__(self, config: RecommenderConfig) -> None:
+    def __init__(self, config: SharedConfig) -> None:
         super().__init__()
         self.inner = nn.Linear(config.width, config.inner_width)
         self.outer = nn.Linear(config.inner_width, config.width)
@@ -253,7 +201,7 @@ class Tower(nn.Module):
         return headed_BTD
 
 
-def transformer(num_layers: int, config: RecommenderConfig) -> nn.Sequential:
+def transformer(num_layers: int, config: SharedConfig) -> nn.Sequential:
     """SASRec's causal blocks, *num_layers* of them."""
     return nn.Sequential(*(DecoderBlock(decoder_config(1, config)) for _ in range(num_layers)))
 
@@ -287,7 +235,7 @@ def items_so_far(item_ids_BT: Tensor, domains: Sequence[TokenRange]) -> Tensor:
     >>> items_so_far(torch.tensor([[1, 11, 2, 0]]), (TokenRange(1, 10), TokenRange(11, 20))).tolist()
     [[[1, 1, 2, 2]], [[0, 1, 1, 1]]]
     """
-    return torch.stack([(item_ids_BT >= domain.first) & (item_ids_BT <= domain.last) for domain in domains]).cumsum(2)
+    return torch.stack([domain.mask(item_ids_BT) for domain in domains]).cumsum(2)
 
 
 def domain_streams(

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from models.data.dataset import Sequences
-from models.recommenders.recommender import RecommenderConfig
 from models.vocabulary import TokenRange
 
 
@@ -22,7 +21,7 @@ class Popularity:
         self.counts_V = counts_V
 
     @classmethod
-    def build(cls, rows: Sequences, num_items: int, config: RecommenderConfig) -> Self:  # noqa: ARG003
+    def build(cls, rows: Sequences, num_items: int) -> Self:
         """Count items 1..num_items in *rows*."""
         counts = np.bincount(rows.token_ids, minlength=num_items + 1)
         return cls(torch.from_numpy(counts).float())

@@ -1,5 +1,5 @@
 """
-What every recommender is: one protocol, one configuration, and the training rows most of them share.
+What every recommender is: one protocol, and what most of them share: hyper-parameters and training rows.
 
 A recommender knows items 1..num_items; 0 is padding, on the right. For one target domain the items are that
 domain's alone, numbered from 1 (``models.evaluation.arms`` does it); a model of mixed sequences knows every domain's.
@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Generic, Protocol, Self, TypeVar
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -29,35 +29,22 @@ BatchT = TypeVar("BatchT")
 
 
 @dataclass(frozen=True)
-class RecommenderConfig:
+class SharedConfig:
     """
-    Hyper-parameters of all recommenders; one default each.
+    Hyper-parameters that several recommenders have; one default each.
 
-    The paper trains every recommender under one configuration and its text has lost the numerals: the shared values
-    are those of its released code. What only one model has carries that model's name and its authors' value,
-    except where said otherwise.
+    The paper trains every recommender under one configuration and its text has lost the numerals: these values are
+    those of its released code. What only one model has is in a configuration of its own, beside the model, and has its
+    authors' value, except where said otherwise. A model takes those of these that it has.
 
     Args:
         width: D, of item embeddings and session vectors.
-        inner_width: of the feed-forward layers (SASRec, CL4SRec).
-        num_layers: Transformer blocks (SASRec, CL4SRec).
-        num_heads: attention heads (SASRec, CL4SRec).
+        inner_width: of feed-forward layers.
+        num_layers: Transformer blocks.
+        num_heads: attention heads.
         max_length: most recent items that a history keeps.
-        dropout: on embeddings and sublayer outputs (all but GCE-GNN).
-        attention_dropout: on attention weights (SASRec, CL4SRec).
-        gru4rec_hidden_width: of the recurrent state.
-        gru4rec_num_layers: stacked recurrent layers.
-        gcegnn_window: items at most this far apart in a training row are linked in the global graph.
-        gcegnn_num_neighbours: heaviest links kept per item.
-        gcegnn_dropout_local: on the session-graph item vectors.
-        gcegnn_dropout_global: on the global-graph item vectors.
-        gcegnn_prefixes_per_row: samples drawn from a row each pass, its longest always among them; the authors
-            expand every prefix, which costs many times the steps for rows of the same users.
-        cl4srec_crop: share of a row that a crop keeps.
-        cl4srec_mask: share of a row's items that masking hides.
-        cl4srec_reorder: share of a row inside the shuffled window.
-        cl4srec_temperature: tau of the contrastive loss, > 0.
-        cl4srec_weight: of the contrastive loss next to the cross-entropy.
+        dropout: on embeddings and sublayer outputs.
+        attention_dropout: on attention weights.
 
     Raises:
         ConfigurationError: a value is out of its range.
@@ -70,46 +57,24 @@ class RecommenderConfig:
     max_length: int = 128
     dropout: float = 0.2
     attention_dropout: float = 0.2
-    gru4rec_hidden_width: int = 128
-    gru4rec_num_layers: int = 1
-    gcegnn_window: int = 3
-    gcegnn_num_neighbours: int = 12
-    gcegnn_dropout_local: float = 0.0
-    gcegnn_dropout_global: float = 0.5
-    gcegnn_prefixes_per_row: int = 8
-    cl4srec_crop: float = 0.6
-    cl4srec_mask: float = 0.3
-    cl4srec_reorder: float = 0.6
-    cl4srec_temperature: float = 1.0
-    cl4srec_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        check_at_least(self, dict.fromkeys(_SIZES, 1) | {"cl4srec_weight": 0})
-        check_above_zero(self, ("cl4srec_temperature",))
-        for name in _DROPOUTS:
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} = {getattr(self, name)!r} is not in [0, 1)")
-        for name in _SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigurationError(f"{name} = {getattr(self, name)!r} is not in [0, 1]")
+        names = ("width", "inner_width", "num_layers", "num_heads", "max_length")
+        check_at_least(self, dict.fromkeys(names, 1))
+        check_shares(self, ("dropout", "attention_dropout"), below_one=True)
         if self.width % self.num_heads:
             raise ConfigurationError(f"width = {self.width} is not a multiple of num_heads = {self.num_heads}")
 
 
-_SIZES = (
-    "width",
-    "inner_width",
-    "num_layers",
-    "num_heads",
-    "max_length",
-    "gru4rec_hidden_width",
-    "gru4rec_num_layers",
-    "gcegnn_window",
-    "gcegnn_num_neighbours",
-    "gcegnn_prefixes_per_row",
-)
-_DROPOUTS = ("dropout", "attention_dropout", "gcegnn_dropout_local", "gcegnn_dropout_global")
-_SHARES = ("cl4srec_crop", "cl4srec_mask", "cl4srec_reorder")
+def with_shared(configuration: type[Any], shared: SharedConfig) -> Any:
+    """
+    A recommender's hyper-parameters: those of *shared* that it has, and the defaults of its own.
+
+    Raises:
+        ConfigurationError: they do not go together.
+    """
+    names = {field.name for field in fields(configuration)}
+    return configuration(**{name: value for name, value in asdict(shared).items() if name in names})
 
 
 def check_at_least(config: object, bounds: Mapping[str, float]) -> None:
@@ -124,6 +89,14 @@ def check_above_zero(config: object, names: Iterable[str]) -> None:
     for name in names:
         if not 0 < getattr(config, name) < math.inf:
             raise ConfigurationError(f"{name} = {getattr(config, name)!r} is not above 0")
+
+
+def check_shares(config: object, names: Iterable[str], *, below_one: bool = False) -> None:
+    """Raise a ConfigurationError for a value of *config* that is not in [0, 1], or with *below_one* in [0, 1)."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value <= 1 or (below_one and value == 1):
+            raise ConfigurationError(f"{name} = {value!r} is not in [0, 1{')' if below_one else ']'}")
 
 
 class Scorer(Protocol):
@@ -202,8 +175,15 @@ class SessionRecommender(Recommender[BatchT]):
 
     @classmethod
     @abstractmethod
-    def build(cls, rows: Sequences, num_items: int, config: RecommenderConfig) -> Self:
-        """An untrained model for items 1..num_items; *rows* are the training rows, for models that count in them."""
+    def build(cls, rows: Sequences, num_items: int, config: Any) -> Self:
+        """
+        An untrained model for items 1..num_items.
+
+        Args:
+            rows: the training rows, for models that count in them.
+            num_items: how many items there are.
+            config: of the class that the registry names beside this one.
+        """
 
     @abstractmethod
     def encode(self, item_ids_BT: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ RecBole in the loss alone: every position of a row predicts its next item, as th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -15,7 +16,12 @@ from torch import Tensor
 
 from models.data.dataset import Sequences
 from models.network.decoder import Decoder, DecoderConfig
-from models.recommenders.recommender import CausalRecommender, RecommenderConfig, SequenceBatch, sequence_batches
+from models.recommenders.recommender import CausalRecommender, SequenceBatch, SharedConfig, sequence_batches
+
+
+@dataclass(frozen=True)
+class SASRecConfig(SharedConfig):
+    """Hyper-parameters of SASRec: the shared ones, and none besides."""
 
 
 class SASRec(CausalRecommender[SequenceBatch]):
@@ -23,12 +29,12 @@ class SASRec(CausalRecommender[SequenceBatch]):
 
     name = "sasrec"
 
-    def __init__(self, num_items: int, config: RecommenderConfig) -> None:
+    def __init__(self, num_items: int, config: SASRecConfig) -> None:
         super().__init__(num_items, config.max_length)
         self.decoder = Decoder(decoder_config(num_items, config))
 
     @classmethod
-    def build(cls, rows: Sequences, num_items: int, config: RecommenderConfig) -> Self:  # noqa: ARG003
+    def build(cls, rows: Sequences, num_items: int, config: SASRecConfig) -> Self:  # noqa: ARG003
         """Needs nothing of the rows."""
         return cls(num_items, config)
 
@@ -51,7 +57,7 @@ class SASRec(CausalRecommender[SequenceBatch]):
         return self.next_item_loss(batch)
 
 
-def decoder_config(num_items: int, config: RecommenderConfig) -> DecoderConfig:
+def decoder_config(num_items: int, config: SharedConfig) -> DecoderConfig:
     """The decoder that a Transformer recommender of *num_items* items asks for."""
     return DecoderConfig(
         num_items,

@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,6 @@ from models.recommenders.multidomain import (
     DomainStreams,
     MixedBatch,
     MixedInput,
-    MultiDomainConfig,
     MultiDomainRecommender,
     StreamGroup,
     Tower,
@@ -56,12 +56,42 @@ from models.recommenders.multidomain import (
     initialise,
     transformer,
 )
-from models.recommenders.recommender import RecommenderConfig, last_states
+from models.recommenders.recommender import SharedConfig, check_above_zero, check_at_least, check_shares, last_states
 from models.vocabulary import PADDING, TokenRange
 
 # Share of the experts that learn from the mixed stream, and of a stream's mixture that its own side's experts have.
 OWN_SHARE = 0.8
 LEAST_NOISE = 1e-3
+
+
+@dataclass(frozen=True)
+class SyNCRecConfig(SharedConfig):
+    """
+    Hyper-parameters of SyNCRec: the shared ones and its own.
+
+    Args:
+        weight_memory: share of its old value that u, the running estimate behind the domain weights, keeps at a step,
+            in [0, 1).
+        weight_temperature: T, of the softmax that makes domain weights of u, > 0; small is sharp.
+        num_experts: encoders, of which floor(0.8 * n) learn from the mixed stream; at least 2.
+        expert_layers: Transformer blocks of each.
+        mutual_weight: of the mutual-information term next to the cross-entropies, >= 0.
+
+    Raises:
+        ConfigurationError: a value is out of its range.
+    """
+
+    weight_memory: float = 0.9
+    weight_temperature: float = 1.0
+    num_experts: int = 4
+    expert_layers: int = 1
+    mutual_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_shares(self, ("weight_memory",), below_one=True)
+        check_above_zero(self, ("weight_temperature",))
+        check_at_least(self, {"num_experts": 2, "expert_layers": 1, "mutual_weight": 0})
 
 
 class Gate(nn.Module):
@@ -91,13 +121,14 @@ class SyNCRec(MultiDomainRecommender):
     name = "syncrec"
     gain_K: Tensor
 
-    def __init__(self, domains: tuple[TokenRange, ...], config: RecommenderConfig, own: MultiDomainConfig) -> None:
-        super().__init__(domains, config, own)
-        num_mixed = int(OWN_SHARE * own.syncrec_num_experts)
-        num_single = own.syncrec_num_experts - num_mixed
+    def __init__(self, domains: tuple[TokenRange, ...], config: SyNCRecConfig) -> None:
+        super().__init__(domains, config)
+        self.config = config
+        num_mixed = int(OWN_SHARE * config.num_experts)
+        num_single = config.num_experts - num_mixed
         self.input = MixedInput(len(domains), config)
-        self.mixed_experts = _experts(num_mixed, own, config)
-        self.single_experts = _experts(num_single, own, config)
+        self.mixed_experts = _experts(num_mixed, config)
+        self.single_experts = _experts(num_single, config)
         self.mixed_gate = Gate(config.width, num_mixed, num_single)
         self.single_gates = nn.ModuleList(Gate(config.width, num_single, num_mixed) for _ in domains)
         self.mixed_tower = Tower(config)
@@ -109,7 +140,7 @@ class SyNCRec(MultiDomainRecommender):
     @property
     def domain_weights_K(self) -> Tensor:
         """lambda: K softmax(u / T); their mean is 1."""
-        return len(self.domains) * torch.softmax(self.gain_K / self.own.weight_temperature, dim=0)
+        return len(self.domains) * torch.softmax(self.gain_K / self.config.weight_temperature, dim=0)
 
     def encode_all(self, item_ids_BT: Tensor) -> Tensor:
         """The mixed stream's states c [B, T, D]; position t reads positions <= t."""
@@ -142,11 +173,11 @@ class SyNCRec(MultiDomainRecommender):
         single_K, warm_K, cold_K, num_warm_K, num_cold_K = self._stream_losses(batch, streams, mixed_BTD, single_PD)
         if self.training:
             gained_K = torch.where(num_warm_K > 0, (single_K - warm_K).detach(), self.gain_K)
-            self.gain_K.lerp_(gained_K, 1 - self.own.weight_memory)
+            self.gain_K.lerp_(gained_K, 1 - self.config.weight_memory)
         mixed_K = self.domain_weights_K * (num_warm_K * warm_K + num_cold_K * cold_K)
         mean = (num_warm_K * single_K + mixed_K).sum() / (num_warm_K + num_cold_K).sum()
         mutual = self.mutual_information(batch.item_ids_BT, streams, mixed_BTD, single_PD)
-        return batch.weight * (mean + self.own.syncrec_mutual_weight * mutual)
+        return batch.weight * (mean + self.config.mutual_weight * mutual)
 
     def mutual_information(
         self, item_ids_BT: Tensor, streams: DomainStreams, mixed_BTD: Tensor, single_PD: Tensor
@@ -205,8 +236,8 @@ class SyNCRec(MultiDomainRecommender):
         return single_K, warm_K, cold_K, num_warm_K, num_cold_K
 
 
-def _experts(number: int, own: MultiDomainConfig, config: RecommenderConfig) -> nn.ModuleList:
-    return nn.ModuleList(transformer(own.syncrec_expert_layers, config) for _ in range(number))
+def _experts(number: int, config: SyNCRecConfig) -> nn.ModuleList:
+    return nn.ModuleList(transformer(config.expert_layers, config) for _ in range(number))
 
 
 def _mixture(

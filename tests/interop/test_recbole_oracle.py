@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from models.ranking_metrics import METRICS, per_row_metrics, pessimistic_ranks
-from models.recommenders.gru4rec import GRU4Rec
-from models.recommenders.recommender import RecommenderConfig
-from models.recommenders.sasrec import SASRec
+from models.recommenders.gru4rec import GRU4Rec, GRU4RecConfig
+from models.recommenders.sasrec import SASRec, SASRecConfig
 from models.vocabulary import TokenRange
 
 NUM_ITEMS = 40
 LENGTH = 14
-CONFIG = RecommenderConfig(width=16, inner_width=24, max_length=LENGTH, gru4rec_hidden_width=20, gru4rec_num_layers=2)
+SASREC = SASRecConfig(width=16, inner_width=24, max_length=LENGTH)
+GRU4REC = GRU4RecConfig(width=16, max_length=LENGTH, hidden_width=20, num_recurrent_layers=2)
 
 COMMON = {
     "USER_ID_FIELD": "user_id",
@@ -62,7 +62,7 @@ def test_sasrec_equals_recbole_on_the_same_weights(recbole, batch):
         },
         Fields(),
     ).eval()
-    ours = SASRec(NUM_ITEMS, CONFIG).eval()
+    ours = SASRec(NUM_ITEMS, SASREC).eval()
     ours.decoder.load_state_dict(decoder_weights(theirs.state_dict()))
 
     assert_same_answers(ours, theirs, batch)
@@ -99,7 +99,7 @@ def test_gru4rec_equals_recbole_on_the_same_weights(recbole, batch):
     theirs = recbole.model.sequential_recommender.gru4rec.GRU4Rec(
         COMMON | {"embedding_size": 16, "hidden_size": 20, "num_layers": 2, "dropout_prob": 0.2}, Fields()
     ).eval()
-    ours = GRU4Rec(NUM_ITEMS, CONFIG).eval()
+    ours = GRU4Rec(NUM_ITEMS, GRU4REC).eval()
     weights = theirs.state_dict()
     ours.load_state_dict(
         {

@@ -81,7 +81,7 @@ def test_arms_without_regeneration_need_neither_bundle_nor_composite(dataset, tm
 
 def test_multi_domain_recommenders_run_on_mixed_rows_beside_the_others_on_every_arm(dataset, tmp_path):
     """One cell each, next to two of SASRec, all over the same test users."""
-    (tmp_path / "config.toml").write_text(CONFIG + "[multi_domain]\nsyncrec_num_experts = 2\n")
+    (tmp_path / "config.toml").write_text(CONFIG + "[recommender.syncrec]\nnum_experts = 2\n")
     done = run(
         dataset, tmp_path / "report", "--arms", "original,mixed", "--seeds", "1",
         "--config", str(tmp_path / "config.toml"), "--recommender", "sasrec,abxi,cgrec,syncrec",

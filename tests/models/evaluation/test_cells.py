@@ -16,9 +16,9 @@ from models.errors import DatasetFormatError
 from models.evaluation.arms import ARM_NAMES, Arm, build_arm, held_out_queries, load_composite, with_served
 from models.evaluation.cells import EvaluationConfig, Grid, RowObjective, build_seeded, rank_queries
 from models.ranking_metrics import per_row_metrics
-from models.recommenders.multidomain import MultiDomainConfig
-from models.recommenders.recommender import RecommenderConfig
-from models.recommenders.registry import MULTI_DOMAIN, TRAINED
+from models.recommenders.gru4rec import GRU4RecConfig
+from models.recommenders.recommender import SharedConfig, with_shared
+from models.recommenders.registry import CONFIGURATIONS, MULTI_DOMAIN, NAMES, TRAINED
 from models.training.loop import TrainingConfig, fit
 from models.vocabulary import TokenRange
 
@@ -26,7 +26,8 @@ TARGET = "food"
 CPU = torch.device("cpu")
 SMALL = EvaluationConfig(
     training=TrainingConfig(learning_rate=3e-3, batch_size=16, max_epochs=3, patience=10),
-    recommender=RecommenderConfig(width=16, inner_width=16, gru4rec_hidden_width=16),
+    shared=SharedConfig(width=16, inner_width=16),
+    recommenders={"gru4rec": GRU4RecConfig(width=16, hidden_width=16)},
 )
 
 
@@ -90,15 +91,16 @@ def test_the_key_of_a_multi_domain_cell_holds_its_own_hyper_parameters_and_the_d
     mixed = arms["mixed"]
     domains = (TokenRange(1, mixed.candidates.first), TokenRange(mixed.candidates.first + 1, mixed.num_items))
     grid = grid_of(arms, tmp_path)
-    sharper = grid_of(
-        arms, tmp_path, dataclasses.replace(SMALL, multi_domain=MultiDomainConfig(weight_temperature=0.05))
-    )
+    own = {"abxi": {"temperature": 0.05}, "cgrec": {"weight_temperature": 0.05}, "syncrec": {"mutual_weight": 0.05}}
     regrouped = dataclasses.replace(mixed, domains=domains)
 
     for name in MULTI_DOMAIN:
-        keys = {grid.key(name, mixed, 1), sharper.key(name, mixed, 1), grid.key(name, regrouped, 1)}
+        changed = dataclasses.replace(with_shared(CONFIGURATIONS[name], SMALL.shared), **own[name])
+        other = grid_of(arms, tmp_path, dataclasses.replace(SMALL, recommenders={name: changed}))
+        keys = {grid.key(name, mixed, 1), other.key(name, mixed, 1), grid.key(name, regrouped, 1)}
         assert len(keys) == 3
-    assert grid.key("sasrec", mixed, 1) == sharper.key("sasrec", mixed, 1) == grid.key("sasrec", regrouped, 1)
+        assert grid.key("sasrec", mixed, 1) == other.key("sasrec", mixed, 1)
+    assert grid.key("sasrec", mixed, 1) == grid.key("sasrec", regrouped, 1)
 
 
 def test_an_arm_of_more_rows_sees_all_of_them_over_its_passes(arms):
@@ -151,7 +153,7 @@ def test_a_finished_cell_is_read_back_and_a_changed_one_is_computed_anew(arms, t
     assert again.epochs == []
     assert grid.finished("sasrec", arms["original"], 2) is None
     assert grid.finished("sasrec", arms["regenerated"], 1) is None
-    wider = dataclasses.replace(SMALL, recommender=dataclasses.replace(SMALL.recommender, width=8))
+    wider = dataclasses.replace(SMALL, shared=dataclasses.replace(SMALL.shared, width=8))
     assert grid_of(arms, tmp_path, wider).finished("sasrec", arms["original"], 1) is None
     held_out = dataclasses.replace(arms["original"].test, targets=arms["original"].test.targets[::-1].copy())
     changed = dataclasses.replace(arms["original"], test=held_out)
@@ -209,6 +211,39 @@ def test_a_schedule_of_its_own_changes_the_key_of_its_recommender_alone(arms, tm
     assert own.key("gru4rec", arm, 1) == everywhere.key("gru4rec", arm, 1) != plain.key("gru4rec", arm, 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class LongerGRU4RecConfig(GRU4RecConfig):
+    """What ``GRU4RecConfig`` would be with one hyper-parameter more."""
+
+    zoneout: float = 0.1
+
+
+def test_a_new_hyper_parameter_of_one_recommender_changes_the_keys_of_no_other(arms, tmp_path, monkeypatch):
+    """Finished cells of the others are read back: each key holds its own recommender's configuration alone."""
+    config = dataclasses.replace(SMALL, recommenders={})
+    before = {name: grid_of(arms, tmp_path, config).key(name, arms["mixed"], 1) for name in NAMES}
+    longer = CONFIGURATIONS | {"gru4rec": LongerGRU4RecConfig}
+    monkeypatch.setattr("models.evaluation.cells.CONFIGURATIONS", longer)
+    after = {name: grid_of(arms, tmp_path, config).key(name, arms["mixed"], 1) for name in NAMES}
+
+    assert {name for name in NAMES if before[name] != after[name]} == {"gru4rec"}
+
+
+def test_a_value_of_one_recommender_alone_changes_its_keys_alone(arms, tmp_path):
+    """Two spellings of one configuration share a cell: for all, or for the one that takes it."""
+    narrow = dataclasses.replace(SMALL, shared=dataclasses.replace(SMALL.shared, num_heads=1))
+    alone = with_shared(CONFIGURATIONS["cl4srec"], narrow.shared)
+    plain, everywhere = grid_of(arms, tmp_path), grid_of(arms, tmp_path, narrow)
+    own = grid_of(arms, tmp_path, dataclasses.replace(SMALL, recommenders={**SMALL.recommenders, "cl4srec": alone}))
+    arm = arms["mixed"]
+
+    assert {name for name in NAMES if own.key(name, arm, 1) != plain.key(name, arm, 1)} == {"cl4srec"}
+    assert own.key("cl4srec", arm, 1) == everywhere.key("cl4srec", arm, 1)
+    # Heads are nothing that these have.
+    untouched = {name for name in NAMES if everywhere.key(name, arm, 1) == plain.key(name, arm, 1)}
+    assert untouched == {"gru4rec", "gcegnn", "popularity", "markov"}
+
+
 def test_the_key_of_a_cell_is_the_hash_of_what_its_ranks_depend_on(arms, tmp_path):
     """Spelled out, as cells on disk are found by it: another spelling would compute all of them anew."""
     content = {
@@ -218,7 +253,7 @@ def test_the_key_of_a_cell_is_the_hash_of_what_its_ranks_depend_on(arms, tmp_pat
         "budget": arms["original"].fingerprint,
         "config": {
             "training": dataclasses.asdict(SMALL.training),
-            "recommender": dataclasses.asdict(SMALL.recommender),
+            "recommender": dataclasses.asdict(SMALL.shared),
         },
         "seed": 7,
         "device": "cpu",

@@ -8,15 +8,15 @@ import torch
 
 from models.data.dataset import Sequences, pad_right
 from models.ranking_metrics import hit_rate_at_k, pessimistic_ranks
-from models.recommenders.multidomain import MultiDomainConfig, MultiDomainRecommender
-from models.recommenders.recommender import RecommenderConfig
-from models.recommenders.registry import COUNTED, MULTI_DOMAIN, TRAINED
+from models.recommenders.multidomain import MultiDomainRecommender
+from models.recommenders.recommender import SharedConfig, with_shared
+from models.recommenders.registry import CONFIGURATIONS, COUNTED, MULTI_DOMAIN, TRAINED
 from models.vocabulary import TokenRange
 
 NUM_ITEMS = 30
 ALL = TokenRange(1, NUM_ITEMS)
 DOMAINS = (TokenRange(1, 10), TokenRange(11, 18), TokenRange(19, NUM_ITEMS))
-SMALL = RecommenderConfig(width=16, inner_width=16, max_length=16, gru4rec_hidden_width=16)
+SMALL = SharedConfig(width=16, inner_width=16, max_length=16)
 ROWS = Sequences.from_lists(
     np.random.default_rng(3).integers(1, NUM_ITEMS + 1, size=length).tolist() for length in (2, 3, 5, 8, 8, 13, 20)
 )
@@ -28,10 +28,19 @@ every_causal = pytest.mark.parametrize("name", [name for name, model in TRAINED.
 every_counted = pytest.mark.parametrize("name", COUNTED)
 
 
-def build(name, config=SMALL, rows=ROWS, seed=0):
+def small(name, **changed):
+    """The configuration of one recommender; of *changed*, what it has."""
+    config = with_shared(CONFIGURATIONS[name], SMALL)
+    if name == "gru4rec":
+        config = replace(config, hidden_width=16)
+    return replace(config, **{key: value for key, value in changed.items() if hasattr(config, key)})
+
+
+def build(name, config=None, rows=ROWS, seed=0):
     torch.manual_seed(seed)
+    config = config or small(name)
     if name in MULTI_DOMAIN:
-        return MULTI_DOMAIN[name].build(DOMAINS, config, MultiDomainConfig()).eval()
+        return MULTI_DOMAIN[name].build(DOMAINS, config).eval()
     return TRAINED[name].build(rows, NUM_ITEMS, config).eval()
 
 
@@ -146,7 +155,7 @@ def test_fifty_users_on_a_cycle_are_learnt(name):
         (np.arange(start, start + length) % NUM_ITEMS + 1).tolist()
         for start, length in zip(starts, lengths, strict=True)
     )
-    config = replace(SMALL, dropout=0.0, attention_dropout=0.0, gcegnn_dropout_global=0.0, width=32)
+    config = small(name, dropout=0.0, attention_dropout=0.0, dropout_global=0.0, width=32)
     model = build(name, config, rows).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(25):
@@ -165,7 +174,7 @@ def test_fifty_users_on_a_cycle_are_learnt(name):
 @every_counted
 def test_counted_models_score_the_candidates_of_any_history_an_empty_one_included(name):
     """Shape, range and finiteness of the floors."""
-    model = COUNTED[name].build(ROWS, NUM_ITEMS, SMALL)
+    model = COUNTED[name].build(ROWS, NUM_ITEMS)
     histories = torch.cat([pad_right(HISTORIES), torch.zeros(1, 7, dtype=torch.int64)])
 
     scores = model.scores(histories, TokenRange(11, 15))

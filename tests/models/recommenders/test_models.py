@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from models.data.dataset import Sequences, pad_right
-from models.recommenders.cl4srec import CL4SRec, crop, mask, nt_xent, reorder
-from models.recommenders.gcegnn import GCEGNN, edge_types, global_graph
+from models.recommenders.cl4srec import CL4SRec, CL4SRecConfig, crop, mask, nt_xent, reorder
+from models.recommenders.gcegnn import GCEGNN, GCEGNNConfig, edge_types, global_graph
 from models.recommenders.markov import MarkovChain
 from models.recommenders.popularity import Popularity
-from models.recommenders.recommender import RecommenderConfig, sequence_batches
+from models.recommenders.recommender import sequence_batches
 from models.vocabulary import TokenRange
 
-CONFIG = RecommenderConfig(width=8, inner_width=8, max_length=12, gcegnn_num_neighbours=3)
+GCEGNN_CONFIG = GCEGNNConfig(width=8, max_length=12, num_neighbours=3)
 ROWS = Sequences.from_lists([[1, 2, 3], [1, 2], [4, 1, 2, 1], [5, 6]])
 
 
@@ -47,14 +47,14 @@ def test_a_row_longer_than_the_model_keeps_its_last_positions():
 
 def test_popularity_counts_occurrences():
     """Occurrences of items 1..6."""
-    scores = Popularity.build(ROWS, 6, CONFIG).scores(pad_right([np.asarray([3])]), TokenRange(1, 6))
+    scores = Popularity.build(ROWS, 6).scores(pad_right([np.asarray([3])]), TokenRange(1, 6))
 
     assert scores.tolist() == [[4, 3, 1, 1, 1, 1]]
 
 
 def test_markov_counts_transitions_out_of_the_last_item_and_popularity_breaks_ties():
     """1 -> 2 three times; no transition crosses rows (3 -> 1 would)."""
-    model = MarkovChain.build(ROWS, 6, CONFIG)
+    model = MarkovChain.build(ROWS, 6)
     total = 11
     after_1, after_3 = model.scores(pad_right([np.asarray([4, 1]), np.asarray([3])]), TokenRange(1, 6)).tolist()
 
@@ -102,7 +102,7 @@ def test_augmentations_do_what_they_say_to_every_row():
 def test_cl4srec_loss_is_the_next_item_loss_plus_the_weighted_contrast():
     """The parts add up, and the mask item is neither a target nor a candidate."""
     torch.manual_seed(0)
-    model = CL4SRec.build(ROWS, 6, CONFIG).eval()
+    model = CL4SRec.build(ROWS, 6, CL4SRecConfig(width=8, inner_width=8, max_length=12)).eval()
     (batch,) = model.batches(ROWS, 8, np.random.default_rng(0))
     contrast = nt_xent(model.encode(batch.first_view_BT), model.encode(batch.second_view_BT), temperature=1.0)
     expected = model.next_item_loss(batch.sequences) + 0.1 * contrast
@@ -196,7 +196,7 @@ def test_gcegnn_in_a_batch_equals_its_equations_read_one_session_at_a_time():
     """Repeats, self-repeats, single items and items without global neighbours."""
     torch.manual_seed(0)
     rows = Sequences.from_lists([[3, 5, 3, 7, 7, 2, 3], [1, 2, 3, 1], [2, 7]])
-    model = GCEGNN.build(rows, 9, CONFIG).eval()
+    model = GCEGNN.build(rows, 9, GCEGNN_CONFIG).eval()
     sessions = [[3, 5, 3, 7, 7, 2, 3], [1], [4, 4], [9, 1, 9, 2, 1, 5], [8], [2, 3, 2, 3]]
     batch = model.encode(pad_right([np.asarray(session) for session in sessions]))
 
@@ -209,7 +209,7 @@ def test_gcegnn_starts_with_sessions_near_their_items_whatever_the_seed(seed):
     """From the far side training does not come back: its best is then hardly above a Markov chain."""
     torch.manual_seed(seed)
     rows = Sequences.from_lists([list(range(start, start + 5)) for start in range(1, 200, 5)])
-    model = GCEGNN.build(rows, 204, RecommenderConfig(max_length=12)).eval()
+    model = GCEGNN.build(rows, 204, GCEGNNConfig(max_length=12)).eval()
     item_ids_BT = pad_right(list(rows))
     with torch.no_grad():
         own_BD = F.normalize(model.item_embedding(item_ids_BT).mean(dim=1), dim=-1)
@@ -220,7 +220,7 @@ def test_gcegnn_starts_with_sessions_near_their_items_whatever_the_seed(seed):
 
 def test_gcegnn_draws_the_longest_prefix_and_no_more_than_asked():
     """A row of n items gives min(n - 1, m) different prefixes, n - 1 items the longest, each with its next item."""
-    model = GCEGNN.build(ROWS, 30, RecommenderConfig(width=8, max_length=12, gcegnn_prefixes_per_row=3))
+    model = GCEGNN.build(ROWS, 30, GCEGNNConfig(width=8, max_length=12, prefixes_per_row=3))
     rows = Sequences.from_lists([list(range(1, 11)), [11, 12], [21, 22, 23]])
     drawn = [
         (session[session != 0].tolist(), int(target))

@@ -14,16 +14,15 @@ from models.errors import ConfigurationError
 from models.ranking_metrics import hit_rate_at_k, pessimistic_ranks
 from models.recommenders.abxi import ABXI, LowRank, aligned_streams
 from models.recommenders.cgrec import CGRec, shapley_values
-from models.recommenders.multidomain import MultiDomainConfig, domain_streams, targets_per_domain
-from models.recommenders.recommender import RecommenderConfig
-from models.recommenders.registry import MULTI_DOMAIN
+from models.recommenders.multidomain import domain_streams, targets_per_domain
+from models.recommenders.recommender import SharedConfig, with_shared
+from models.recommenders.registry import CONFIGURATIONS, MULTI_DOMAIN
 from models.recommenders.syncrec import SyNCRec
 from models.vocabulary import TokenRange
 
 DOMAINS = (TokenRange(1, 10), TokenRange(11, 20), TokenRange(21, 30))
 NUM_ITEMS = 30
-SMALL = RecommenderConfig(width=16, inner_width=16, max_length=16)
-OWN = MultiDomainConfig()
+SMALL = SharedConfig(width=16, inner_width=16, max_length=16)
 ROWS = Sequences.from_lists(
     np.random.default_rng(3).integers(1, NUM_ITEMS + 1, size=length).tolist() for length in (2, 3, 5, 8, 8, 13, 20)
 )
@@ -31,9 +30,9 @@ ROWS = Sequences.from_lists(
 every_model = pytest.mark.parametrize("name", MULTI_DOMAIN)
 
 
-def build(model, config=SMALL, own=OWN):
+def build(model, shared=SMALL, **own):
     torch.manual_seed(0)
-    return model.build(DOMAINS, config, own).eval()
+    return model.build(DOMAINS, replace(with_shared(CONFIGURATIONS[model.name], shared), **own)).eval()
 
 
 def one_batch(model, rows):
@@ -115,21 +114,23 @@ def test_domain_streams_of_similar_length_share_a_group_and_their_domains_are_co
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("recommender", "name", "value"),
     [
-        ("weight_memory", 1.0),
-        ("weight_temperature", 0.0),
-        ("abxi_temperature", -1.0),
-        ("abxi_domain_rank", 0),
-        ("cgrec_shapley_interval", 0),
-        ("syncrec_num_experts", 1),
-        ("syncrec_mutual_weight", -0.1),
+        ("cgrec", "weight_memory", 1.0),
+        ("cgrec", "weight_temperature", 0.0),
+        ("cgrec", "shapley_interval", 0),
+        ("abxi", "temperature", -1.0),
+        ("abxi", "domain_rank", 0),
+        ("syncrec", "weight_memory", 1.0),
+        ("syncrec", "weight_temperature", 0.0),
+        ("syncrec", "num_experts", 1),
+        ("syncrec", "mutual_weight", -0.1),
     ],
 )
-def test_a_hyper_parameter_out_of_its_range_is_refused_by_name(name, value):
+def test_a_hyper_parameter_out_of_its_range_is_refused_by_name(recommender, name, value):
     """Before anything is trained; a single expert, for one, leaves a side without any."""
     with pytest.raises(ConfigurationError, match=name):
-        replace(OWN, **{name: value})
+        CONFIGURATIONS[recommender](**{name: value})
 
 
 # What all of them promise
@@ -399,7 +400,7 @@ def test_cgrec_reads_no_item_outside_a_coalition_but_its_domain_and_place():
 
 def test_cgrec_moves_its_weights_every_few_steps_and_against_harm():
     """u <- 0.9 u + 0.1 phi at steps 0 and 3 of interval 3; a harmful domain weighs less; dropout returns."""
-    model = build(CGRec, replace(SMALL, dropout=0.5), replace(OWN, cgrec_shapley_interval=3)).train()
+    model = build(CGRec, replace(SMALL, dropout=0.5), shapley_interval=3).train()
     batch = one_batch(model, ROWS)
     phi_K = model.harms(batch)
     assert model.training
@@ -441,7 +442,7 @@ def test_syncrec_streams_stop_each_others_gradients_at_the_experts():
 
 def test_syncrec_mixes_distinct_experts_by_its_gates():
     """c is the tower of 0.8 of the mixed experts' weighted sum and 0.2 of the single ones'."""
-    model = build(SyNCRec, own=replace(OWN, syncrec_num_experts=6))
+    model = build(SyNCRec, num_experts=6)
     items = torch.tensor([[1, 11, 2, 21]])
     embedded = model.input(model.item_embedding(items), torch.tensor([[0, 1, 0, 2]]))
     own, other = model.mixed_gate(embedded)

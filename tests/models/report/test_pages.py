@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -23,15 +24,18 @@ from models.evaluation.configuration import load_config
 from models.evaluation.study import Study, run_study
 from models.evaluation.summary import GROUPS, MAIN, summarise
 from models.ranking_metrics import METRICS, per_row_metrics
-from models.recommenders.recommender import RecommenderConfig
-from models.recommenders.registry import TRAINED
+from models.recommenders.cl4srec import CL4SRecConfig
+from models.recommenders.gcegnn import GCEGNNConfig
+from models.recommenders.gru4rec import GRU4RecConfig
+from models.recommenders.recommender import SharedConfig
+from models.recommenders.registry import CONFIGURATIONS, TRAINED
 from models.report import charts
 from models.report.pages import markdown, write_report
 from models.training.loop import TrainingConfig
 
 SMALL = EvaluationConfig(
     training=TrainingConfig(learning_rate=3e-3, batch_size=16, max_epochs=1, patience=10),
-    recommender=RecommenderConfig(width=16, inner_width=16),
+    shared=SharedConfig(width=16, inner_width=16),
 )
 
 
@@ -375,13 +379,32 @@ def test_a_page_without_t_sne_says_how_to_get_it(report, tmp_path):
 def test_the_documented_configuration_is_the_default(tmp_path):
     """examples/evaluation.toml names every key with its default value, and nothing else."""
     path = Path(__file__).parents[3] / "examples" / "evaluation.toml"
-    keys = set(re.findall(r"^(\w+) =", path.read_text(), re.MULTILINE))
+    tables = tomllib.loads(path.read_text())
+    defaults, shared = load_config(path), asdict(SharedConfig())
+    own = {name: asdict(config()).keys() - shared.keys() for name, config in CONFIGURATIONS.items()}
 
-    assert load_config(path) == EvaluationConfig()
-    defaults = asdict(EvaluationConfig())
-    assert keys == {*defaults["training"], *defaults["recommender"], *defaults["multi_domain"]} - {"seed"}
-    (tmp_path / "some.toml").write_text("[recommender]\nwidth = 64\ndropout = 0\n")
-    assert load_config(tmp_path / "some.toml").recommender == RecommenderConfig(width=64, dropout=0)
+    assert defaults.training == TrainingConfig()
+    assert defaults.shared == SharedConfig()
+    assert all(defaults.config_of(name) == config() for name, config in CONFIGURATIONS.items())
+    assert tables["training"].keys() == asdict(TrainingConfig()).keys() - {"seed"}
+    assert tables["recommender"].keys() - own.keys() == shared.keys()
+    assert {name: tables["recommender"][name].keys() for name, keys in own.items() if keys} == {
+        name: keys for name, keys in own.items() if keys
+    }
+
+
+def test_a_recommender_takes_what_it_has_of_the_shared_hyper_parameters_and_its_own_table_before_them(tmp_path):
+    """A key comes from the recommender's own table, else from [recommender], else it is the default."""
+    (tmp_path / "some.toml").write_text(
+        "[recommender]\nwidth = 64\ndropout = 0\nnum_heads = 4\n"
+        "[recommender.gru4rec]\nhidden_width = 8\ndropout = 0.1\n"
+    )
+    config = load_config(tmp_path / "some.toml")
+
+    assert config.shared == SharedConfig(width=64, dropout=0, num_heads=4)
+    assert config.config_of("gru4rec") == GRU4RecConfig(width=64, dropout=0.1, hidden_width=8)
+    assert config.config_of("gcegnn") == GCEGNNConfig(width=64)
+    assert config.config_of("cl4srec") == CL4SRecConfig(width=64, dropout=0, num_heads=4)
 
 
 def test_the_tuned_configuration_can_be_read():
@@ -391,7 +414,8 @@ def test_the_tuned_configuration_can_be_read():
     schedules = {name: config.training_of(name) for name in TRAINED}
     assert {name for name, one in schedules.items() if one.schedule == "constant"} == {"gru4rec"}
     assert {name for name, one in schedules.items() if one.average_decay > 0} == {"gru4rec"}
-    assert config.recommender.dropout == 0.5
+    assert config.shared.dropout == 0.5
+    assert (config.config_of("cl4srec").temperature, config.config_of("gcegnn").dropout_local) == (12.0, 0.5)
 
 
 def test_a_table_of_a_recommender_overrides_the_schedule_of_that_one_alone(tmp_path):
@@ -416,9 +440,14 @@ def test_a_table_of_a_recommender_overrides_the_schedule_of_that_one_alone(tmp_p
         ("[training]\npatience = true", "training.patience = True is not of type int"),
         ('[training]\nprecision = "half"', "training.precision = 'half' is none of 'auto'"),
         ("[recommender]\nnum_heads = 3", "recommender: width = 128 is not a multiple of num_heads = 3"),
-        ("[recommender]\ngcegnn_window = 0", "gcegnn_window = 0 is less than 1"),
-        ("[recommender]\ncl4srec_crop = 1.5", "cl4srec_crop = 1.5 is not in [0, 1]"),
-        ("[recommender]\ncl4srec_temperature = 0", "cl4srec_temperature = 0 is not above 0"),
+        ("[recommender.gcegnn]\nwindow = 0", "recommender.gcegnn: window = 0 is less than 1"),
+        ("[recommender.cl4srec]\ncrop = 1.5", "recommender.cl4srec: crop = 1.5 is not in [0, 1]"),
+        ("[recommender.cl4srec]\ntemperature = 0", "recommender.cl4srec: temperature = 0 is not above 0"),
+        ("[recommender.gcegnn]\ndropout = 0.1", "unknown key recommender.gcegnn.dropout; known: width"),
+        ("[recommender.gru4rec]\nhidden_width = 1.5", "recommender.gru4rec.hidden_width = 1.5 is not of type int"),
+        ("[recommender.markov]\nwidth = 3", "unknown recommender recommender.markov"),
+        ("[recommender]\nhidden_width = 3", "unknown key recommender.hidden_width"),
+        ("[multi_domain]\nweight_memory = 0.5", "unknown table 'multi_domain'"),
         ("[recommender]\ndropout = 1", "dropout = 1 is not in [0, 1)"),
         ("[training]\nbatch_size = 0", "training: batch_size 0 is less than 1"),
         ("[training.gru4rec]\nlearning_rate = -1", "training.gru4rec: learning_rate -1 is not above 0"),
@@ -428,7 +457,6 @@ def test_a_table_of_a_recommender_overrides_the_schedule_of_that_one_alone(tmp_p
         ("[training]\ngru4rec = 3", "unknown key training.gru4rec"),
         ("[training.gru4rec]\nwidth = 3", "unknown key training.gru4rec.width"),
         ('[training.gru4rec]\npatience = "long"', "training.gru4rec.patience = 'long' is not of type int"),
-        ("[recommender.gru4rec]\nwidth = 3", "unknown key recommender.gru4rec"),
         ("[schedules.gru4rec]\npatience = 3", "unknown table 'schedules'"),
     ],
 )
