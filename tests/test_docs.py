@@ -354,8 +354,30 @@ def test_charts_are_what_the_raw_numbers_draw(name: str) -> None:
     assert re.findall(r'aria-label="([^"]*)"', kept) == marks
 
 
+def test_every_chart_is_made_by_the_command() -> None:
+    """No picture without its numbers."""
+    kept = {path.stem for path in (ROOT / "docs").rglob("*.svg")}
+
+    assert kept == set(script("draw_charts").CHARTS)
+
+
 def test_the_table_of_the_results_is_what_the_raw_numbers_say() -> None:
     assert script("draw_charts").gain_table() in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+EXPERIMENTS = sorted(set((ROOT / "docs" / "experiments").glob("*.md")) - {ROOT / "docs" / "experiments" / "README.md"})
+
+
+@pytest.mark.parametrize("page", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_begins_with_its_question_and_answer_and_is_in_the_index(page: Path) -> None:
+    title, question, answer = page.read_text(encoding="utf-8").split("\n\n")[:3]
+    index = (ROOT / "docs" / "experiments" / "README.md").read_text(encoding="utf-8")
+
+    assert title.startswith("# ")
+    assert question.startswith("**Question.** ")
+    assert question.endswith("?")
+    assert answer.startswith("**Answer.** ")
+    assert f"]({page.name})" in index
 
 
 def test_the_map_names_every_file_once_and_imports_point_upwards() -> None:
