@@ -12,7 +12,7 @@ from app.cli.console import console, say
 from app.cli.options import override
 
 if TYPE_CHECKING:
-    from models.data.counts import PreparationReport
+    from models.data.preparation_report import PreparationReport
 
 SHOWN_BAD_ROWS = 10
 

@@ -30,7 +30,6 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from models.data.counts import Counts, DomainCounts, PreparationReport, Removed
 from models.data.dataset import (
     FORMAT_VERSION,
     MANIFEST,
@@ -42,6 +41,7 @@ from models.data.dataset import (
     TokenArray,
     sha256_of,
 )
+from models.data.preparation_report import Counts, DomainCounts, PreparationReport, Removed
 from models.data.reading import (
     Codes,
     Columns,

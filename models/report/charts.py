@@ -167,7 +167,7 @@ def scatter(
             y=alt.Y("y:Q", scale=y, axis=None),
             color=_colour(names),
             size=alt.condition("datum.linked", alt.value(32), alt.value(14)),
-            opacity=alt.condition("datum.linked", alt.value(0.95), alt.value(0.22)),
+            opacity=alt.condition("datum.linked", alt.value(0.95), alt.value(0.35)),
         )
     )
     return _svg(alt.layer(lines, marks).properties(width=WIDTH, height=WIDTH * 3 // 4), title)
@@ -175,7 +175,7 @@ def scatter(
 
 def _colour(names: Sequence[str]) -> alt.Color:
     colours = [COLOURS[index % len(COLOURS)] for index in range(len(names))]
-    legend = alt.Legend(title=None, orient="top", labelLimit=LONGEST_LABEL, columns=4) if any(names) else None
+    legend = alt.Legend(title=None, orient="top", labelLimit=LONGEST_LABEL, columns=6) if any(names) else None
     return alt.Color("series:N", sort=list(names), scale=alt.Scale(domain=list(names), range=colours), legend=legend)
 
 
