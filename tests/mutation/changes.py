@@ -250,6 +250,8 @@ def _children(node: ast.AST) -> Iterator[ast.AST]:
             yield from node.body
         case ast.ClassDef():
             yield from node.body
+        case ast.keyword(arg="strict"):  # of zip: as an assertion, it says what the code around it makes sure of
+            return
         case ast.AnnAssign():
             if node.value is not None:
                 yield node.value

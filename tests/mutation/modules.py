@@ -14,12 +14,12 @@ class Module:
     Args:
         path: of the module, from the repository's root.
         tests: files, from the repository's root; the examples in the module's own docstrings are among them.
-        without: tests whose id holds one of these words stay out: PostgreSQL's half of a test repeats SQLite's.
+        last: tests whose id holds this word run after the others: PostgreSQL has to be started for them.
     """
 
     path: str
     tests: tuple[str, ...]
-    without: tuple[str, ...] = ()
+    last: str | None = None
 
 
 _DECODING = (
@@ -35,19 +35,19 @@ _TABLE = (
     Module("models/data/preparation.py", ("tests/models/data/test_preparation.py",)),
     Module("models/decoding/*.py", _DECODING),
     Module("app/serving/batching.py", ("tests/app/serving/test_batching.py",)),
-    Module("app/mappings/mapping_store.py", ("tests/app/jobs/test_mappings.py",), without=("postgresql",)),
-    Module("app/jobs/job_store.py", _JOBS, without=("postgresql",)),
-    Module("app/jobs/records.py", _JOBS, without=("postgresql",)),
-    Module("app/jobs/chunks.py", _JOBS, without=("postgresql",)),
-    Module("app/jobs/retries.py", _JOBS, without=("postgresql",)),
-    Module("app/jobs/runner.py", _JOBS, without=("postgresql",)),
+    Module("app/mappings/mapping_store.py", ("tests/app/jobs/test_mappings.py",), last="postgresql"),
+    Module("app/jobs/job_store.py", _JOBS, last="postgresql"),
+    Module("app/jobs/records.py", _JOBS, last="postgresql"),
+    Module("app/jobs/chunks.py", _JOBS, last="postgresql"),
+    Module("app/jobs/retries.py", _JOBS, last="postgresql"),
+    Module("app/jobs/runner.py", _JOBS, last="postgresql"),
 )
 
 
 def chosen(root: Path, words: list[str]) -> list[Module]:
     """The table's modules whose path holds one of *words*; all of them without any. Folders are spelled out."""
     single = [
-        Module(name, (name, *entry.tests), entry.without)
+        Module(name, (name, *entry.tests), entry.last)
         for entry in _TABLE
         for path in sorted(root.glob(entry.path))
         if path.read_text(encoding="utf-8").strip()

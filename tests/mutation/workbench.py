@@ -56,20 +56,20 @@ class CleanRun:
     seconds: dict[str, float]
     lines: dict[str, list[int]]
 
-    def tests_of(self, first: int, last: int) -> list[str]:
+    def tests_of(self, first: int, last: int, *, after_others: str | None) -> list[str]:
         """The tests that run one of the lines, the fastest first; all where the lines are shared."""
         wanted = set(range(first, last + 1))
         shared = wanted & set(self.lines.get(SHARED, ()))
         tests = [test for test in self.seconds if shared or wanted & set(self.lines.get(test, ()))]
-        return sorted(tests, key=self.seconds.__getitem__)
+        return sorted(tests, key=lambda test: (after_others is not None and after_others in test, self.seconds[test]))
 
 
 class Workbench:
     """
     A copy of the repository in *folder*: what is edited meanwhile changes nothing.
 
-    Faults are written to disk, so that processes which a test starts meet them, too; bytecode is never written, since
-    Python takes it for fresh when size and second agree.
+    Faults are written to disk, so that processes which a test starts meet them, too. The module's bytecode goes before
+    and after: Python takes it for fresh when size and second agree.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -80,11 +80,17 @@ class Workbench:
         """The module says *source* inside the block."""
         place = self.folder / module.path
         original = place.read_bytes()
-        place.write_bytes(source)
+        self._write(place, source)
         try:
             yield
         finally:
-            place.write_bytes(original)
+            self._write(place, original)
+
+    @staticmethod
+    def _write(place: Path, source: bytes) -> None:
+        place.write_bytes(source)
+        for bytecode in (place.parent / "__pycache__").glob(f"{place.stem}.*.pyc"):
+            bytecode.unlink()
 
     def run_clean(self, module: Module) -> CleanRun:
         """
@@ -94,11 +100,10 @@ class Workbench:
             RuntimeError: one of them fails.
         """
         observer = Observer(str(self.folder / module.path))
-        words = " and ".join(f"not {word}" for word in module.without)
 
         def watched(report: Path) -> int:
             observer.start()
-            code = pytest.main([*_OPTIONS, "-k", words, *module.tests], plugins=[observer])
+            code = pytest.main([*_OPTIONS, *module.tests], plugins=[observer])
             lines = {test: sorted(found) for test, found in observer.lines.items()}
             report.write_text(json.dumps({"seconds": observer.seconds, "lines": lines, "failed": observer.failed}))
             return int(code)
@@ -110,7 +115,11 @@ class Workbench:
         return CleanRun(report["seconds"], report["lines"])
 
     def first_failure(self, tests: list[str], *, limit_seconds: float) -> str | None:
-        """The first of *tests* that fails, "time" when they end too late, None when all pass."""
+        """
+        The first of *tests* that fails, "time" when they end too late, None when all pass.
+
+        Time that its threads were ready to run while others had the processors does not count.
+        """
         observer = Observer("")
 
         def quiet(report: Path) -> int:
@@ -159,8 +168,8 @@ class Workbench:
 
     @staticmethod
     def _wait(child: int, limit_seconds: float) -> int | None:
-        deadline = time.monotonic() + limit_seconds
-        while time.monotonic() < deadline:
+        started = time.monotonic()
+        while time.monotonic() - started < limit_seconds + _seconds_in_line(child):
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 return os.waitstatus_to_exitcode(status)
@@ -179,8 +188,7 @@ def workbench(root: Path) -> Iterator[Workbench]:
             copy(root / part, folder / part)
         for cache in folder.rglob("__pycache__"):
             shutil.rmtree(cache)
-        sys.dont_write_bytecode = True
-        os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": name, "OMP_NUM_THREADS": "1"}
+        os.environ |= {"PYTHONPATH": name, "OMP_NUM_THREADS": "1"}
         sys.path[:] = [name, *(path for path in sys.path if Path(path or ".").resolve() != root)]
         for slow in _SLOW_IMPORTS:
             importlib.import_module(slow)
@@ -189,6 +197,15 @@ def workbench(root: Path) -> Iterator[Workbench]:
             yield Workbench(folder)
         finally:
             os.chdir(before)
+
+
+def _seconds_in_line(process: int) -> float:
+    """How long a thread of the process, the unluckiest, was ready and did not run."""
+    longest = 0
+    for thread in Path(f"/proc/{process}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):
+            longest = max(longest, int(thread.read_text().split()[1]))
+    return longest / 1e9
 
 
 def as_json(clean: CleanRun) -> dict[str, Any]:

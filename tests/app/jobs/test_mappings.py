@@ -67,6 +67,13 @@ def test_decisions_become_counts_and_score_sums_per_pair():
     ]
 
 
+def test_one_decision_is_one_increment():
+    vocabulary = Vocabulary(("books", "kitchen"), (("b1",), ("k1",)))
+    [found] = increments_of(vocabulary, np.asarray([1]), np.asarray([2]), np.asarray([0.5], dtype=np.float32))
+
+    assert found == Increment("books", "b1", "k1", 1, 500_000)
+
+
 def test_no_decision_is_no_increment():
     vocabulary = Vocabulary(("books",), (("b1",),))
     nothing = np.zeros(0, dtype=np.int64)
