@@ -147,7 +147,7 @@ def _choices(option: str, given: str, known: tuple[str, ...]) -> tuple[str, ...]
 def _regenerated(dataset: Dataset, bundle: Bundle, target: str, rule: Rule, out: Path) -> Path:
     """The composite of *bundle* in *out*, made unless it is already there."""
     from app.cli.progress import StageProgress
-    from models.composite import SUMMARY, write_composite
+    from models.composite.folder import SUMMARY, write_composite
 
     folder = out / f"composite-{rule}"
     made_of = {

@@ -27,7 +27,7 @@ def regenerate(
     """
     from app.cli.progress import StageProgress
     from models.bundle import load_bundle
-    from models.composite import write_composite
+    from models.composite.folder import write_composite
     from models.data.dataset import load_dataset
     from models.training.devices import resolve_device
 

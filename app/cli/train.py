@@ -154,7 +154,7 @@ def train(
     ends with the same weights. Under `torchrun --nproc-per-node N --no-python` N GPUs train together.
     """
     from app.cli.progress import TrainingProgress
-    from models.composite import SHORTEST_ROW
+    from models.composite.regenerated_rows import SHORTEST_ROW
     from models.data.dataset import load_dataset
     from models.training import distributed
     from models.training.devices import resolve_device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ from app.jobs.records import Job
 from app.jobs.results import ResultRow
 from app.mappings.mapping_store import Increment, increments_of
 from models.decoding.regenerator import Regenerated
-from models.histories import ReadHistory, read_history, sequence_of
+from models.exports.encoding import KEPT, REPLACED
+from models.histories import ReadHistory, Rewritten, items_of, read_history, rewritten
 from models.vocabulary import Vocabulary
 
 
@@ -55,20 +57,40 @@ def regenerate_rows(regenerator: Regenerates, job: Job, rows: Sequence[SequenceR
     results = regenerator.regenerate(
         [history.token_ids for _, history in read], job.target_domain, training_rows=job.purpose == "training"
     )
-    rewritten = [
-        ResultRow(
-            user_id=row.user_id,
-            items=sequence_of(history, result, row.item_ids, vocabulary),
-            kept=result.kept,
-            replaced=result.replaced,
-            deleted=result.deleted,
-            unknown=history.num_skipped,
-            truncated=history.num_truncated,
-            unknown_kept=len(history.passed_positions),
-        )
-        for (row, history), result in zip(read, results, strict=True)
+    results_rows = [
+        _result_row(row, history, result, vocabulary) for (row, history), result in zip(read, results, strict=True)
     ]
-    return ChunkResult(rewritten, bad, _counts_of(rewritten), _increments(vocabulary, results))
+    return ChunkResult(results_rows, bad, _counts_of(results_rows), _increments(vocabulary, results))
+
+
+def _result_row(row: SequenceRow, history: ReadHistory, result: Regenerated, vocabulary: Vocabulary) -> ResultRow:
+    stayed = rewritten(history, result)
+    items = items_of(stayed, row.item_ids, vocabulary)
+    return ResultRow(
+        user_id=row.user_id,
+        items=[item for place, item in enumerate(items) if place == 0 or items[place - 1] != item],
+        kept=result.kept,
+        replaced=result.replaced,
+        deleted=result.deleted,
+        unknown=history.num_skipped,
+        truncated=history.num_truncated,
+        unknown_kept=len(history.passed_positions),
+        interactions=_interactions(row, stayed, items),
+    )
+
+
+def _interactions(row: SequenceRow, stayed: Rewritten, items: Sequence[str]) -> list[tuple[object, ...]]:
+    found: list[tuple[object, ...]] = []
+    columns = (stayed.positions.tolist(), items, stayed.replaced.tolist(), stayed.scores.tolist())
+    for position, item, replaced, score in zip(*columns, strict=True):
+        time = row.times[position] if row.times else None
+        carried = row.carried[position] if row.carried else ()
+        if replaced:
+            source = (REPLACED, row.item_ids[position], row.domains[position], None if math.isnan(score) else score)
+        else:
+            source = (KEPT, None, None, None)
+        found.append((item, time, *source, carried))
+    return found
 
 
 def _counts_of(rows: Sequence[ResultRow]) -> SequenceCounts:

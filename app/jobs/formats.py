@@ -51,6 +51,8 @@ PARQUET_SOURCE = pa.schema(
         ("item_ids", pa.list_(pa.string())),
         ("domains", pa.list_(pa.string())),
         ("num_rows", pa.int64()),
+        ("times", pa.list_(pa.float64())),
+        ("carried", pa.list_(pa.list_(pa.string()))),
     ]
 )
 
@@ -97,6 +99,8 @@ class SequenceRow:
     Args:
         line: 1-based line (Parquet: row) where it begins; a CSV header is line 1.
         num_rows: input rows that it was made of.
+        times: of its items; empty where the input has none.
+        carried: of each item, the values of the columns that the job carries along; empty where there are none.
     """
 
     line: int
@@ -104,6 +108,8 @@ class SequenceRow:
     item_ids: Sequence[str]
     domains: Sequence[str]
     num_rows: int = 1
+    times: Sequence[float] = ()
+    carried: Sequence[Sequence[str | None]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +267,7 @@ class _Interaction:
     user_id: str
     item_id: str
     domain: str
-    timestamp: float
+    timestamp: float | None
 
 
 @dataclass
@@ -329,8 +335,8 @@ def _parse_interaction(line: int, cells: Sequence[Any]) -> _Interaction | BadRow
         problem = _name_problem(column, value)
         if problem is not None:
             return BadRow(line, problem)
-    timestamp = _seconds(cells[3]) if len(cells) > 3 else 0.0
-    if math.isnan(timestamp):
+    timestamp = _seconds(cells[3]) if len(cells) > 3 else None
+    if timestamp is not None and math.isnan(timestamp):
         return BadRow(line, "timestamp is neither a number nor a date of ISO 8601")
     return _Interaction(line, str(user_id), str(item_id), str(domain), timestamp)
 
@@ -370,8 +376,15 @@ def _row_of(rows: _UserRows, limits: SourceLimits) -> SequenceRow | BadRow:
     if rows.num_rows > limits.max_items:
         reason = f"user {rows.user_id!r} has {rows.num_rows} items; the limit is {limits.max_items}"
         return BadRow(first, reason, rows.num_rows)
-    ordered = sorted(rows.interactions, key=lambda i: i.timestamp)
-    return SequenceRow(first, rows.user_id, [i.item_id for i in ordered], [i.domain for i in ordered], rows.num_rows)
+    ordered = sorted(rows.interactions, key=lambda i: i.timestamp or 0.0)
+    return SequenceRow(
+        first,
+        rows.user_id,
+        [i.item_id for i in ordered],
+        [i.domain for i in ordered],
+        rows.num_rows,
+        [i.timestamp for i in ordered if i.timestamp is not None],
+    )
 
 
 def _read_parquet(file: BinaryIO, limits: SourceLimits) -> Iterator[SequenceRow | BadRow]:

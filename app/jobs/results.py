@@ -1,53 +1,57 @@
 """
-Bytes of results: chunk files, and streams of Parquet, NDJSON, CSV and RecBole's ``.inter``.
+Bytes of results: chunk files, and the streams of a finished job in every output format (``models.exports``).
 
 Everything here is a pure function of its rows: the same rows give the same bytes, whichever process writes them. A
-stream is made from one Arrow batch after the other and holds no more than one of them.
+stream is made from one chunk after the other and holds no more than one of them.
 """
 
 from __future__ import annotations
 
-import csv
 import io
-import json
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from app.counts import ITEM_COUNTS, ItemCounts
+from app.errors import UnsupportedFormatError
 from app.jobs.formats import PARQUET_SOURCE, SequenceRow
+from models.exports.encoding import FileParts, interactions_schema
+from models.exports.export_formats import FILE_FORMATS, FileFormatName, load_format
 
-ResultFormat = Literal["parquet", "ndjson", "csv", "inter"]
-FileParts = Generator[bytes, None, None]
-"""A file, part by part. Closing it lets go of what it is made from."""
+ResultView = Literal["sequences", "interactions"]
 
-RESULT_FORMATS: tuple[ResultFormat, ...] = get_args(ResultFormat)
+MEDIA_TYPES: Mapping[FileFormatName, str] = {name: entry.media_type for name, entry in FILE_FORMATS.items()}
 
-MEDIA_TYPES: dict[ResultFormat, str] = {
-    "parquet": "application/vnd.apache.parquet",
-    "ndjson": "application/x-ndjson",
-    "csv": "text/csv",
-    "inter": "text/tab-separated-values",
-}
-
-CHUNK = pa.schema(
+SEQUENCES = pa.schema(
     [
         ("user_id", pa.string()),
         ("items", pa.list_(pa.string())),
         *((name, pa.int32()) for name in ITEM_COUNTS),
     ]
 )
+_CARRIED = "carried"
+_STAYED = pa.struct(
+    [*(field for field in interactions_schema() if field.name != "user"), pa.field(_CARRIED, pa.list_(pa.string()))]
+)
+CHUNK = pa.schema([*SEQUENCES, ("interactions", pa.list_(_STAYED))])
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultRow(ItemCounts):
-    """One rewritten sequence of a job; the counts add up to the items of its input row."""
+    """
+    One rewritten sequence of a job; the counts add up to the items of its input row.
+
+    ``interactions`` are its items once more, repeats included: (item, timestamp, origin, source_item, source_domain,
+    score, carried values) of each.
+    """
 
     user_id: str
     items: Sequence[str]
+    interactions: Sequence[tuple[object, ...]]
 
 
 def input_file(rows: Sequence[SequenceRow]) -> bytes:
@@ -58,113 +62,89 @@ def input_file(rows: Sequence[SequenceRow]) -> bytes:
         [row.item_ids for row in rows],
         [row.domains for row in rows],
         [row.num_rows for row in rows],
+        [row.times for row in rows],
+        [row.carried for row in rows],
     ]
     return _parquet_file(pa.table(columns, schema=PARQUET_SOURCE))
 
 
 def read_input_file(content: bytes) -> list[SequenceRow]:
-    """What ``input_file`` wrote; before it wrote num_rows, every row counted as one."""
+    """What ``input_file`` wrote; earlier versions wrote fewer columns, whose defaults hold."""
     table = pq.read_table(pa.BufferReader(content))
-    columns = (table[name].to_pylist() for name in PARQUET_SOURCE.names if name in table.column_names)
-    return [SequenceRow(*values) for values in zip(*columns, strict=True)]
+    rows = []
+    for row in table.to_pylist():
+        times, carried = row.pop("times", None), row.pop("carried", None)
+        rows.append(SequenceRow(**row, times=times or (), carried=carried or ()))
+    return rows
 
 
 def output_file(rows: Sequence[ResultRow]) -> bytes:
     """The results of a chunk as a Parquet file."""
-    return _parquet_file(pa.table([[getattr(row, name) for row in rows] for name in CHUNK.names], schema=CHUNK))
+    columns = [[getattr(row, name) for row in rows] for name in SEQUENCES.names]
+    names = [field.name for field in _STAYED]
+    stayed = [[dict(zip(names, values, strict=True)) for values in row.interactions] for row in rows]
+    return _parquet_file(pa.table([*columns, stayed], schema=CHUNK))
 
 
 def read_output_file(content: bytes) -> pa.Table:
-    """What ``output_file`` wrote, as a table of ``CHUNK``; before it wrote unknown_kept, nothing unknown stayed."""
+    """
+    What ``output_file`` wrote, as a table of ``CHUNK``.
+
+    Before it wrote unknown_kept, nothing unknown stayed; before it wrote interactions, they are null.
+    """
     table = pq.read_table(pa.BufferReader(content))
-    if "unknown_kept" in table.column_names:
-        return table
-    return table.append_column(CHUNK.field("unknown_kept"), pa.nulls(table.num_rows, pa.int32()).fill_null(0))
+    if "unknown_kept" not in table.column_names:
+        table = table.append_column(SEQUENCES.field("unknown_kept"), pa.array([0] * table.num_rows, pa.int32()))
+    if "interactions" not in table.column_names:
+        table = table.append_column(CHUNK.field("interactions"), pa.nulls(table.num_rows, CHUNK.field(-1).type))
+    return table
 
 
-def encode_results(chunks: Iterable[pa.Table], result_format: ResultFormat) -> FileParts:
-    """All *chunks*, in order, as one file of the format."""
-    return _RESULT_ENCODERS[result_format](chunks)
+def encode_results(
+    chunks: Iterable[pa.Table],
+    result_format: FileFormatName,
+    view: ResultView | None = None,
+    *,
+    carried: Sequence[str] = (),
+) -> FileParts:
+    """
+    All *chunks*, in order, as one file.
+
+    Args:
+        chunks: tables of ``CHUNK``.
+        result_format: of the file.
+        view: one row per sequence, or one per interaction; None takes sequences where the format has them.
+        carried: names of the columns that the job carried along; interactions have them.
+
+    Raises:
+        UnsupportedFormatError: the format has no such view, or the result is of a version without interactions.
+    """
+    chosen = load_format(result_format)
+    if view is None:
+        view = "sequences" if chosen.sequences is not None else "interactions"
+    encode = chosen.sequences if view == "sequences" else chosen.interactions
+    if encode is None:
+        raise UnsupportedFormatError(f"format {result_format!r} has no view {view!r}")
+    if view == "sequences":
+        return encode(SEQUENCES, (chunk.select(SEQUENCES.names) for chunk in chunks))
+    return encode(interactions_schema(carried=carried), _interaction_tables(chunks, carried))
 
 
-def to_parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> FileParts:
-    """One Parquet file; a row group per table."""
-    sink = _Drained()
-    with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression="zstd") as writer:
-        for table in tables:
-            if table.num_rows:
-                writer.write_table(table)
-                yield sink.drain()
-    yield sink.drain()
-
-
-def to_ndjson(tables: Iterable[pa.Table]) -> FileParts:
-    """One JSON object per row; keys in the order of the columns."""
-    for table in tables:
-        yield "".join(f"{_json(row)}\n" for row in table.to_pylist()).encode()
-
-
-def to_csv(names: Sequence[str], rows: Iterable[Sequence[Sequence[object]]], *, delimiter: str = ",") -> FileParts:
-    """A header of *names*, then every row of every block; lines end with a line feed."""
-    yield _csv_lines([names], delimiter)
-    for block in rows:
-        if block:
-            yield _csv_lines(block, delimiter)
-
-
-def _interactions(chunks: Iterable[pa.Table]) -> Iterator[list[tuple[str, str, int]]]:
-    """(user, item, position from 1) of every item: the long form that CSV and .inter share."""
+def _interaction_tables(chunks: Iterable[pa.Table], carried: Sequence[str]) -> Iterator[pa.Table]:
+    schema = interactions_schema(carried=carried)
     for chunk in chunks:
-        users, items = chunk["user_id"].to_pylist(), chunk["items"].to_pylist()
-        yield [
-            (user, item, position)
-            for user, sequence in zip(users, items, strict=True)
-            for position, item in enumerate(sequence, start=1)
-        ]
-
-
-_RESULT_ENCODERS: dict[ResultFormat, Callable[[Iterable[pa.Table]], FileParts]] = {
-    "parquet": lambda chunks: to_parquet(CHUNK, chunks),
-    "ndjson": to_ndjson,
-    "csv": lambda chunks: to_csv(("user_id", "item_id", "timestamp"), _interactions(chunks)),
-    "inter": lambda chunks: to_csv(
-        ("user_id:token", "item_id:token", "timestamp:float"), _interactions(chunks), delimiter="\t"
-    ),
-}
+        lists = chunk["interactions"].combine_chunks()
+        if lists.null_count:
+            raise UnsupportedFormatError("the job was done by an earlier version, whose results have no interactions")
+        rows = lists.flatten()
+        users = chunk["user_id"].combine_chunks().take(pc.list_parent_indices(lists))
+        columns = [users, *(rows.field(name) for name in schema.names[1 : len(schema) - len(carried)])]
+        extra = rows.field(_CARRIED)
+        columns += [pc.list_element(extra, place) for place in range(len(carried))] if len(rows) else []
+        yield pa.table(columns, schema=schema) if len(rows) else schema.empty_table()
 
 
 def _parquet_file(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
-
-
-def _json(row: object) -> str:
-    return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
-
-
-def _csv_lines(rows: Sequence[Sequence[object]], delimiter: str) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
-
-
-class _Drained(io.RawIOBase):
-    """A sink that gives up what was written to it."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, content: object) -> int:
-        part = bytes(content)  # type: ignore[call-overload]
-        self._parts.append(part)
-        return len(part)
-
-    def drain(self) -> bytes:
-        """All bytes since the last call."""
-        content = b"".join(self._parts)
-        self._parts.clear()
-        return content

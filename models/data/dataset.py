@@ -101,6 +101,29 @@ class Sequences:
 
 
 @dataclass(frozen=True)
+class SequenceTimes:
+    """
+    The times of ragged sequences, one flat array; see ``Sequences``.
+
+    Args:
+        values: as the log had them, float64, shape [sum of lengths].
+        offsets: int64, shape [U + 1].
+    """
+
+    values: Times
+    offsets: npt.NDArray[np.int64]
+
+    def __getitem__(self, index: int) -> Times:
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    def of_first(self, lengths_U: npt.NDArray[np.int64]) -> Times:
+        """The times of the first so many items of each sequence, flat."""
+        within = np.arange(int(lengths_U.sum())) - np.repeat(np.cumsum(lengths_U) - lengths_U, lengths_U)
+        times: Times = self.values[np.repeat(self.offsets[:-1], lengths_U) + within]
+        return times
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A prepared dataset; ``load_dataset`` makes one."""
 
@@ -132,9 +155,9 @@ class Dataset:
         return TIMES in self.manifest["files"]
 
     @cached_property
-    def times(self) -> Times:
+    def times(self) -> SequenceTimes:
         """
-        The time of every item of ``complete``, flat: that of sequence u's i-th is at ``complete.offsets[u] + i``.
+        The time of every item of s[:n]; reads no held-out item.
 
         Raises:
             DatasetFormatError: the dataset is of a version that kept no times, or they do not fit.
@@ -143,7 +166,7 @@ class Dataset:
             raise DatasetFormatError(
                 f"{self.directory}: prepared by an earlier version, which kept no times: `taesar prepare` its log again"
             )
-        return _read_times(self.directory / TIMES, self.user_ids, self.complete)
+        return _read_times(self.directory / TIMES, self.user_ids, self.train)
 
 
 def load_dataset(directory: Path) -> Dataset:
@@ -219,15 +242,17 @@ def _read_held_out(path: Path, user_ids: tuple[str, ...]) -> TokenArray:
     return table["token_id"].to_numpy().astype(TOKENS)
 
 
-def _read_times(path: Path, user_ids: tuple[str, ...], complete: Sequences) -> Times:
+def _read_times(path: Path, user_ids: tuple[str, ...], train: Sequences) -> SequenceTimes:
     try:
         table = pl.read_parquet(path, columns=["user_id", "times"])
         lists = table["times"]
+        lengths = lists.list.len().to_numpy().astype(np.int64)
         fits = tuple(table["user_id"].to_list()) == user_ids and np.array_equal(
-            lists.list.len().to_numpy(), complete.lengths
+            np.maximum(lengths - 2, 0), train.lengths
         )
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DatasetFormatError(f"{path}: not a readable table of times: {error}") from error
     if not fits:
         raise DatasetFormatError(f"{path}: its users or their numbers of times differ from the sequences'")
-    return lists.explode(empty_as_null=False, keep_nulls=False).to_numpy().astype(np.float64)
+    values = lists.explode(empty_as_null=False, keep_nulls=False).to_numpy().astype(np.float64)
+    return SequenceTimes(values, np.concatenate([[0], np.cumsum(lengths)]))

@@ -35,7 +35,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from models.composite import CHECKED_FILES, COMPOSITE, REGENERATED, SHORTEST_ROW, SUMMARY
+from models.composite.folder import CHECKED_FILES, COMPOSITE, SUMMARY
+from models.composite.regenerated_rows import REGENERATED, SHORTEST_ROW
 from models.data.dataset import TOKENS, Dataset, Sequences, TokenArray, sha256_of
 from models.decoding.rules import RULES_VERSION
 from models.errors import DatasetFormatError
@@ -153,6 +154,11 @@ def load_composite(directory: Path, dataset: Dataset, target: str) -> Composite:
         raise DatasetFormatError(f"{directory}: made for target {made_for!r}, not for {target!r}")
     if fingerprint != dataset.fingerprint:
         raise DatasetFormatError(f"{directory}: made of another dataset than {dataset.directory}")
+    if summary.get("interactions", "training") != "training":
+        raise DatasetFormatError(
+            f"{directory}: made of all interactions, held-out ones among them (--interactions all); an evaluation "
+            "needs one of training interactions"
+        )
     if rules_version != RULES_VERSION:
         raise DatasetFormatError(f"{directory}: made by rules that decide otherwise today; make it anew")
     if damaged:

@@ -19,7 +19,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from models.composite import SHORTEST_ROW
+from models.composite.regenerated_rows import SHORTEST_ROW
 from models.data.dataset import Dataset, Sequences
 from models.evaluation.arms import Composite, duplicated_rows, picked, target_only
 from models.evaluation.projection import principal_components, t_sne

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from models.bundle import Bundle
-from models.composite import MAPPING, check_trained_on
+from models.composite.folder import MAPPING, check_trained_on
 from models.data.dataset import Dataset
 from models.errors import ConfigurationError
 from models.evaluation.arms import (

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.bench_recbole import import_recbole
 from models.bundle import save_bundle
-from models.composite import write_composite
+from models.composite.folder import write_composite
 from models.network.decoder import Decoder, DecoderConfig
 
 

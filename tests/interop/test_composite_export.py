@@ -8,7 +8,7 @@ import warnings
 import polars as pl
 import pytest
 
-from models.composite import COMPOSITE
+from models.composite.folder import COMPOSITE
 
 
 def composite_rows(folder):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.bundle import Bundle, save_bundle
-from models.composite import write_composite
+from models.composite.folder import write_composite
 from models.data.dataset import Dataset
 from models.network.decoder import Decoder, DecoderConfig
 

@@ -39,11 +39,12 @@ from app.jobs.intake import Accepted, JobIntake
 from app.jobs.job_bodies import JobBody, JobOptions, JobPage, JobRequest
 from app.jobs.parts import JobParts
 from app.jobs.records import TERMINAL, Job, JobState
-from app.jobs.results import MEDIA_TYPES, ResultFormat, encode_results, read_output_file
+from app.jobs.results import MEDIA_TYPES, ResultView, encode_results, read_output_file
 from app.runtime.shutdown import Shutdown
 from app.serving.model_registry import LoadedModel
 from app.settings import Settings
 from models.errors import InputFormatError, UnknownDomainError
+from models.exports.export_formats import FILE_FORMATS, FileFormatName, describe_formats
 
 router = APIRouter(tags=["jobs"])
 
@@ -52,7 +53,8 @@ BodyT = TypeVar("BodyT", bound=BaseModel)
 EVENT_SECONDS = 0.5
 KEEP_ALIVE_EVENTS = 30
 MAX_PAGE = 1000
-_FORMAT_OF: dict[str, ResultFormat] = {media_type: name for name, media_type in MEDIA_TYPES.items()}
+# Of the formats of one media type, the Accept header means the first.
+_FORMAT_OF: dict[str, FileFormatName] = {kind: name for name, kind in reversed(list(MEDIA_TYPES.items()))}
 
 
 def _in_a_form(schema: dict[str, Any]) -> dict[str, Any]:
@@ -252,6 +254,7 @@ async def follow_job(
             NotAcceptableError,
             JobStateError,
             ResultGoneError,
+            UnsupportedFormatError,
             RequestValidationError,
             StoreUnavailableError,
         ),
@@ -262,23 +265,36 @@ def download_result(
     job_id: str,
     parts: JobPartsOf,
     result_format: Annotated[
-        ResultFormat | None, Query(alias="format", description="Without it, the Accept header chooses.")
+        FileFormatName | None,
+        Query(
+            alias="format",
+            description=f"Without it, the Accept header chooses. {describe_formats(FILE_FORMATS)}",
+        ),
+    ] = None,
+    view: Annotated[
+        ResultView | None,
+        Query(
+            description="'sequences': a row per sequence, or in text formats per item; 'interactions': a row per item "
+            "that stays, with its time and where it comes from. Without it, sequences where the format has them."
+        ),
     ] = None,
     accept: Annotated[str | None, Header()] = None,
 ) -> StreamingResponse:
     """
     The rewritten sequences in the order of the input.
 
-    Parquet and NDJSON: one row per sequence with its counts. CSV and `.inter`: one row per item, with its position
-    from 1 as timestamp.
+    As sequences, Parquet and NDJSON have one row per sequence with its counts; CSV and `.inter` one row per item, with
+    its position from 1 as timestamp. As interactions, every format has one row per item: user, item, timestamp, origin
+    (kept or replaced), source_item, source_domain, score; docs/files.md describes every column.
     """
-    chosen = result_format or _FORMAT_OF[preferred(accept, list(_FORMAT_OF))]
+    offered = list(dict.fromkeys(MEDIA_TYPES.values()))
+    chosen = result_format or _FORMAT_OF[preferred(accept, offered)]
     names = parts.jobs.output_names(job_id)
     tables = (read_output_file(parts.storage.read(f"{job_id}/{name}")) for name in names)
     return ClosingStream(
-        encode_results(tables, chosen),
+        encode_results(tables, chosen, view),
         media_type=MEDIA_TYPES[chosen],
-        headers={"Content-Disposition": f'attachment; filename="{job_id}.{chosen}"'},
+        headers={"Content-Disposition": f'attachment; filename="{job_id}{FILE_FORMATS[chosen].suffix}"'},
     )
 
 

@@ -23,7 +23,7 @@ from app.http.problems import problem_responses
 from app.http.routes.jobs import JobPartsOf
 from app.http.routes.models import inference_of
 from app.http.streams import ClosingStream
-from app.jobs.results import MEDIA_TYPES, FileParts, to_csv, to_ndjson, to_parquet
+from app.jobs.results import MEDIA_TYPES
 from app.mappings.mapping_bodies import MappingPage
 from app.mappings.mapping_store import (
     Dictionary,
@@ -39,6 +39,10 @@ from app.storage.database import reading
 from app.storage.tables import ALL_JOBS
 from models.decoding.rules import Rule, describe_rules
 from models.errors import UnknownDomainError
+from models.exports.as_csv import to_csv
+from models.exports.as_ndjson import to_ndjson
+from models.exports.as_parquet import to_parquet
+from models.exports.encoding import FileParts
 
 router = APIRouter(tags=["mappings"])
 
@@ -169,7 +173,7 @@ def encoded_lines(blocks: Iterable[list[MappingRow]], media_type: str) -> FilePa
     if media_type == MEDIA_TYPES["csv"]:
         return to_csv(LINES.names, ([_values(row) for row in block] for block in blocks))
     tables = (pa.table(list(zip(*map(_values, block), strict=True)), schema=LINES) for block in blocks)
-    return to_parquet(LINES, tables) if media_type == MEDIA_TYPES["parquet"] else to_ndjson(tables)
+    return to_parquet(LINES, tables) if media_type == MEDIA_TYPES["parquet"] else to_ndjson(LINES, tables)
 
 
 def _values(row: MappingRow) -> tuple[object, ...]:

@@ -19,6 +19,7 @@ from app.errors import (
     ResultGoneError,
     UnknownJobError,
     UnknownModelError,
+    UnsupportedFormatError,
 )
 from app.jobs.formats import BadRow, SequenceRow, read_rows
 from app.jobs.intake import JobIntake
@@ -501,9 +502,12 @@ def test_a_result_from_before_unknown_items_stayed_is_read_as_having_none(harnes
     [name, *_] = harness.parts.jobs.output_names(job.job_id)
     table = pq.read_table(io.BytesIO(harness.parts.storage.read(f"{job.job_id}/{name}")))
     earlier = io.BytesIO()
-    pq.write_table(table.drop_columns("unknown_kept"), earlier)
+    pq.write_table(table.drop_columns(["unknown_kept", "interactions"]), earlier)
+    read = read_output_file(earlier.getvalue())
 
-    assert read_output_file(earlier.getvalue()) == table
+    assert read.drop_columns("interactions") == table.drop_columns("interactions")
+    with pytest.raises(UnsupportedFormatError, match="earlier version"):
+        list(encode_results([read], "csv", "interactions"))
 
 
 def test_a_job_in_which_every_user_is_bad_fails_in_every_format(harness, inputs, sequences, write_ndjson):

@@ -61,7 +61,8 @@ def test_every_item_of_the_whole_sequence_has_the_time_that_the_log_gave_it(orig
     named = [dataset.vocabulary.item_ids_of(sequence) for sequence in dataset.complete]
 
     assert named == [["a0"], ["a0", "b1"], ["a0", "b1", "a2", "b3"]]
-    assert dataset.times.tolist() == [0, 0, 1, 0, 1, 2, 3]
+    assert [times.tolist() for times in map(dataset.times.__getitem__, range(3))] == [[0], [0, 1], [0, 1, 2, 3]]
+    assert dataset.times.of_first(dataset.train.lengths).tolist() == [0, 1]
 
 
 def test_a_dataset_from_before_times_loads_and_says_what_it_lacks(directory):

@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from models.bundle import Bundle
-from models.composite import composite_rows, inter_text
-from models.data.dataset import pad_right
+from models.composite.mixed_log import MixedLog
+from models.composite.regenerated_rows import composite_rows, regenerated_user
+from models.data.dataset import Sequences, pad_right
 from models.decoding.blocks import View
 from models.decoding.contrastive import decide
 from models.decoding.reference import (
@@ -30,6 +31,7 @@ from models.decoding.reference import (
 )
 from models.decoding.regenerator import Regenerator
 from models.decoding.rules import Rule
+from models.exports.as_inter import inter_text
 from models.network.decoder import Decoder, DecoderConfig
 from models.network.losses import domain_specific_targets, linear_cross_entropy, next_item_targets
 from models.vocabulary import TokenRange, Vocabulary
@@ -217,8 +219,19 @@ def test_training_file_text_equals_the_released_one(released_bundle: Bundle, tar
     It orders a user's rows as the text of a list, ours puts the original first; everything else is equal.
     """
     sequences = whole_sequences()
-    results = Regenerator(released_bundle, "reference").regenerate(sequences, target)
-    rows = composite_rows(sequences, results, token_range(target))
+    regenerator = Regenerator(released_bundle, "reference")
+    log = MixedLog(
+        tuple(map(str, range(len(sequences)))),
+        Sequences.from_lists(sequences),
+        times_N=None,
+        skipped_U=np.zeros(len(sequences), dtype=np.int64),
+        vocabulary=released_bundle.vocabulary,
+        target=target,
+        newer_items=(),
+    )
+    results = regenerator.regenerate(sequences, target)
+    users = [regenerated_user(log, user, regenerator.max_items, result) for user, result in enumerate(results)]
+    rows = composite_rows(log, users)
 
     def text(chosen: list[tuple[int, list[int]]]) -> str:
         ordered = sorted(chosen, key=lambda row: (row[0], str(row[1])))

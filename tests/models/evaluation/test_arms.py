@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from models.composite import COMPOSITE, SUMMARY
+from models.composite.folder import COMPOSITE, SUMMARY
 from models.data.dataset import Dataset, Sequences
 from models.errors import DatasetFormatError
 from models.evaluation.arms import ARM_NAMES, Arm, Composite, build_arm, duplicated_rows, load_composite, picked

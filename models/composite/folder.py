@@ -1,0 +1,292 @@
+"""
+The composite dataset of one target domain: original and regenerated sequences together (eq. 6), and what was mapped.
+
+Folder layout:
+    composite.parquet   user_id, origin (original | regenerated), item_ids, token_ids: one row per sequence
+    interactions/       part-00000.parquet, ...: every item that stays, with its time and where it comes from
+    <target>.inter      the sequences for RecBole: user_id:token, item_id_list:token_seq, item_id:token
+    counts.parquet      user_id, kept, replaced, deleted, unknown, unknown_kept, truncated: one row per user
+    mapping.parquet     source_domain, source_item, target_item (null: deleted), count, mean_score, share
+    summary.json        target, rule, versions, totals, seconds, SHA-256 of composite.parquet and mapping.parquet
+    <format>/ or interactions.<suffix>   what was asked for besides (models.exports)
+
+By default only ``Dataset.train`` is read, so no held-out item can enter; ``everything`` reads all, for production. Rows
+come user by user in dataset order.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from models.bundle import Bundle
+from models.composite.mapping import mapping_table
+from models.composite.mixed_log import MixedLog, read_log
+from models.composite.regenerated_rows import (
+    COUNTS,
+    ORIGINAL,
+    CompositeRow,
+    RegeneratedUser,
+    composite_rows,
+    interaction_schema_of,
+    interaction_tables,
+    regenerated_user,
+)
+from models.data.dataset import Dataset, TokenArray, sha256_of
+from models.decoding.regenerator import Regenerator
+from models.decoding.rules import RULES_VERSION, Rule
+from models.errors import BundleMismatchError
+from models.exports.as_inter import inter_text
+from models.exports.as_parquet import write_parts
+from models.exports.as_recbole import file_name
+from models.exports.encoding import HeldOutItem, TrainingData
+from models.exports.export_formats import FORMATS, FormatName, load_format
+from models.files import check_replaceable, replace_folder
+
+Which = Literal["training", "all"]
+
+SUMMARY = "summary.json"
+COMPOSITE = "composite.parquet"
+INTERACTIONS = "interactions"
+COUNTED = "counts.parquet"
+MAPPING = "mapping.parquet"
+# What an evaluation reads.
+CHECKED_FILES = (COMPOSITE, MAPPING)
+INTER_SUFFIX = ".inter"
+# Users regenerated between two progress reports.
+USERS_PER_REPORT = 512
+
+
+@dataclass(frozen=True)
+class CompositeSummary:
+    """
+    Totals over all users; kept + replaced + deleted + unknown + unknown_kept + truncated is the interactions read.
+
+    ``interactions`` says which those were: "training" leaves every user's last two out, which are held out.
+    """
+
+    target: str
+    rule: Rule
+    bundle_version: str
+    dataset_fingerprint: str
+    interactions: Which
+    users: int
+    original_rows: int
+    regenerated_rows: int
+    kept: int
+    replaced: int
+    deleted: int
+    unknown: int
+    unknown_kept: int
+    truncated: int
+    has_times: bool
+    seconds: float
+    rules_version: int = RULES_VERSION
+
+
+@dataclass(frozen=True)
+class Made:
+    """All that is written: a log, what became of its users, and the rows of the composite."""
+
+    log: MixedLog
+    users: Sequence[RegeneratedUser]
+    rows: Sequence[CompositeRow]
+
+
+def write_composite(
+    dataset: Dataset,
+    bundle: Bundle,
+    *,
+    target: str,
+    rule: Rule,
+    out: Path,
+    interactions: Which = "training",
+    exports: Sequence[FormatName] = (),
+    prefixes: bool = False,
+    on_users: Callable[[int, int], None] | None = None,
+) -> CompositeSummary:
+    """
+    Regenerate every sequence for *target* and write the folder described at the top.
+
+    Args:
+        dataset: prepared dataset. With "training" the one that the bundle was trained on; with "all" it may be a newer
+            one: what the bundle does not know stays in place (target domain) or is left out (others), counted.
+        bundle: base and experts.
+        target: name of the target domain.
+        rule: decoding rule.
+        out: the folder to write; an earlier composite there is replaced, anything else refused.
+        interactions: "training" leaves out what is held out, for evaluation; "all" takes everything, for production.
+        exports: further formats to write.
+        prefixes: whether the rows of an export that predicts only last items stand once for every item.
+        on_users: if given, called with (users done, users in all) as work goes on.
+
+    Raises:
+        UnknownDomainError: no such domain.
+        BundleMismatchError: "training", and the bundle was trained on another dataset, another split of it, or, as a
+            refit bundle, on what is held out.
+        OutputExistsError: *out* holds something that is not a composite.
+    """
+    started = time.perf_counter()
+    if interactions == "training":
+        check_trained_on(bundle, dataset)
+    bundle.vocabulary.token_range(target)
+    required = frozenset({COMPOSITE, COUNTED, MAPPING, SUMMARY})
+    check_replaceable(out, what="a composite dataset", required=required, ours=lambda name: _is_ours(name, required))
+    log = read_log(dataset, bundle.vocabulary, target, everything=interactions == "all")
+    users = _regenerate_all(log, Regenerator(bundle, rule), on_users)
+    made = Made(log, users, composite_rows(log, users))
+    counts_UC = np.asarray([user.counts for user in users], dtype=np.int64).reshape(-1, len(COUNTS))
+    original_rows = sum(row.origin == ORIGINAL for row in made.rows)
+    summary = CompositeSummary(
+        target=target,
+        rule=rule,
+        bundle_version=bundle.version,
+        dataset_fingerprint=dataset.fingerprint,
+        interactions=interactions,
+        users=len(dataset.user_ids),
+        original_rows=original_rows,
+        regenerated_rows=len(made.rows) - original_rows,
+        **dict(zip(COUNTS, counts_UC.sum(axis=0).tolist(), strict=True)),
+        has_times=dataset.has_times,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+    # Read where an export wants them, and never to make the training rows
+    is_held_out = interactions == "training" and bool(exports)
+    validation, test = [_held_out(dataset, target, from_end) if is_held_out else [] for from_end in (2, 1)]
+    with replace_folder(out) as folder:
+        _write_folder(folder, made, counts_UC, summary)
+        schema = interaction_schema_of(log)
+        write_parts(folder / INTERACTIONS, schema, interaction_tables(log, users, schema))
+        for name in exports:
+            data = TrainingData(
+                target=target,
+                rows=[(log.user_ids[row.user], log.item_ids_of(row.token_ids)) for row in made.rows],
+                schema=schema,
+                interactions=lambda: interaction_tables(log, users, schema),
+                validation=validation,
+                test=test,
+                prefixes=prefixes,
+                directory=out / name,
+            )
+            _write_export(folder, name, data)
+    return summary
+
+
+def check_trained_on(bundle: Bundle, dataset: Dataset) -> None:
+    """
+    Whether *bundle* was trained on the training interactions of this very dataset and split, and on no others.
+
+    Raises:
+        BundleMismatchError: it was not.
+    """
+    if bundle.provenance.get("dataset_fingerprint") != dataset.fingerprint:
+        raise BundleMismatchError(
+            f"{bundle.directory}: not trained on dataset {dataset.directory}; with other items it can do nothing for "
+            "it, and with another split it may have seen the items held out here. For production, --interactions all "
+            "takes what it knows"
+        )
+    if bundle.provenance.get("refit"):
+        raise BundleMismatchError(
+            f"{bundle.directory}: trained on the held-out items, too (--refit), so it can serve and make production "
+            "data (--interactions all), but nothing that is evaluated on those items"
+        )
+
+
+def _is_ours(name: str, required: frozenset[str]) -> bool:
+    exported = {f"{INTERACTIONS}{entry.suffix}" for entry in FORMATS.values() if entry.suffix}
+    return name in required | exported | set(FORMATS) | {INTERACTIONS} or name.endswith(INTER_SUFFIX)
+
+
+def _regenerate_all(
+    log: MixedLog, regenerator: Regenerator, on_users: Callable[[int, int], None] | None
+) -> list[RegeneratedUser]:
+    total = len(log.sequences)
+    regenerated: list[RegeneratedUser] = []
+    while len(regenerated) < total:
+        users = range(len(regenerated), min(total, len(regenerated) + USERS_PER_REPORT))
+        read: list[TokenArray] = [log.history(user, regenerator.max_items).token_ids for user in users]
+        results = regenerator.regenerate(read, log.target, training_rows=True)
+        regenerated += [
+            regenerated_user(log, user, regenerator.max_items, result)
+            for user, result in zip(users, results, strict=True)
+        ]
+        if on_users is not None:
+            on_users(len(regenerated), total)
+    return regenerated
+
+
+def _held_out(dataset: Dataset, target: str, from_end: int) -> list[HeldOutItem]:
+    """The items at that place from the end of the whole sequences, where they are of *target*."""
+    target_range = dataset.vocabulary.token_range(target)
+    complete = dataset.complete
+    found = []
+    for user, user_id in enumerate(dataset.user_ids):
+        sequence = complete[user]
+        place = len(sequence) - from_end
+        if place < 0 or sequence[place] not in target_range:
+            continue
+        before = sequence[:place]
+        history = before[target_range.mask(before)]
+        time_of = float(dataset.times[user][place]) if dataset.has_times else None
+        [item] = dataset.vocabulary.item_ids_of([int(sequence[place])])
+        found.append(HeldOutItem(user_id, dataset.vocabulary.item_ids_of(history), item, time_of))
+    return found
+
+
+def _write_export(folder: Path, name: FormatName, data: TrainingData) -> None:
+    export = load_format(name)
+    if export.folder is not None:
+        (folder / name).mkdir()
+        export.folder(data, folder / name)
+        return
+    assert export.interactions is not None
+    with (folder / f"{INTERACTIONS}{FORMATS[name].suffix}").open("wb") as file:
+        for part in export.interactions(data.schema, data.interactions()):
+            file.write(part)
+
+
+def _write_folder(folder: Path, made: Made, counts_UC: npt.NDArray[np.int64], summary: CompositeSummary) -> None:
+    log, rows = made.log, made.rows
+    item_ids = [log.item_ids_of(row.token_ids) for row in rows]
+    users = [log.user_ids[row.user] for row in rows]
+    pl.DataFrame(
+        {
+            "user_id": users,
+            "origin": [row.origin for row in rows],
+            "item_ids": item_ids,
+            # Tokens beyond the vocabulary are nobody else's
+            "token_ids": [None if log.newer_items else row.token_ids.tolist() for row in rows],
+        },
+        schema={
+            "user_id": pl.String,
+            "origin": pl.String,
+            "item_ids": pl.List(pl.String),
+            "token_ids": pl.List(pl.Int32),
+        },
+    ).write_parquet(folder / COMPOSITE)
+    (folder / inter_file(summary.target)).write_text(inter_text(users, item_ids), encoding="utf-8")
+    pl.DataFrame({"user_id": list(log.user_ids), **dict(zip(COUNTS, counts_UC.T, strict=True))}).write_parquet(
+        folder / COUNTED
+    )
+    mapping = mapping_table([user.result for user in made.users], log.vocabulary)
+    mapping.write_parquet(folder / MAPPING)
+    content = asdict(summary) | {"files": {name: sha256_of(folder / name) for name in CHECKED_FILES}}
+    (folder / SUMMARY).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def inter_file(target: str) -> str:
+    """
+    Name of the RecBole file of a target's sequences.
+
+    >>> inter_file("food"), inter_file("Food/Drink")
+    ('food.inter', 'Food%2FDrink.inter')
+    """
+    return f"{file_name(target)}{INTER_SUFFIX}"
