@@ -1,5 +1,5 @@
 """
-Every error of the service, the only table exception -> status, and the one renderer of problem+json (RFC 9457).
+Every error that the service raises on purpose; ``app.http.problems`` gives each its status.
 
 ServiceError
 |- UnauthorizedError             no key, or one that is not accepted
@@ -28,8 +28,7 @@ ServiceError
    |- NotReadyError              requests cannot be served just now
    `- NotAliveError              requests cannot be served before a restart
 
-``models.errors`` has its own tree; ``STATUS`` covers those of its types that a request can meet. A status is found by
-the exception's closest ancestor in the table; what has none is our mistake: 500, logged with its traceback.
+``models.errors`` has its own tree.
 """
 
 from __future__ import annotations

@@ -1,10 +1,4 @@
-"""
-The application: settings -> parts -> one FastAPI application, and the process that serves it.
-
-The service is a list of parts. A part brings its routers, its readiness probes and a lifespan; ``PARTS`` names their
-builders. Adding a resource means one builder in that list: keys, limits, problem+json, request ids, metrics and the
-OpenAPI document come with it.
-"""
+"""The process that serves: uvicorn around the application, from the first request to the last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cutting an input into cut_rows, each the rows of one chunk."""
+"""Cuts a job's input into parts, each the rows of one chunk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ChunkRows:
 
 def cut_rows(entries: Iterable[SequenceRow | BadRow], chunk_sequences: int) -> Iterator[ChunkRows]:
     """
-    *entries* in cut_rows of *chunk_sequences* good rows; the last may hold fewer, or only bad ones.
+    *entries* in parts of *chunk_sequences* good rows; the last may hold fewer, or only bad ones.
 
     Raises:
         InputFormatError: more than MAX_BAD_ROWS of them are bad on the way to one part.

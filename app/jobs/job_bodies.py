@@ -1,4 +1,4 @@
-"""What clients send and receive about jobs and mappings, as pydantic models with examples."""
+"""What clients send and receive about jobs, as pydantic models with examples."""
 
 from __future__ import annotations
 

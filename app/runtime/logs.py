@@ -1,4 +1,4 @@
-"""Telemetry: structured logs that carry a request id, and Prometheus metrics on a registry that is passed in."""
+"""Structured logs that carry a request id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of the process: known to what would go on for ever, and how much of its time is left."""
+"""Tells long-running parts that the process is stopping, and how much of its time is left."""
 
 from __future__ import annotations
 

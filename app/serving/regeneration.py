@@ -1,5 +1,5 @@
 """
-Online inference: schemas -> tokens -> batcher -> models -> schemas, and the registry of loaded bundles.
+From a request to its answer: sequences -> tokens -> batcher -> model's process -> sequences.
 
 The batcher's thread gives each batch to the model's process and waits for it. Every row in the queue carries the model
 that was active when its request came, so a switch never drops or mixes requests: the old model answers what it
