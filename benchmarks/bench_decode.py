@@ -56,9 +56,10 @@ from benchmarks.measure import (
 from models.bundle import Bundle
 from models.data.dataset import pad_right
 from models.decoding.blocks import View
-from models.decoding.contrastive import Decisions, decide, decide_in_blocks
+from models.decoding.contrastive import decide, decide_in_blocks
 from models.decoding.paper import PAPER
 from models.decoding.regenerator import Regenerator
+from models.kernels.paper_rule import Decisions
 from models.vocabulary import TokenRange
 
 # What is timed on whole sequences; the rest on hidden states at hand.

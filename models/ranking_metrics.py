@@ -1,6 +1,10 @@
 """
 Ranking metrics with one relevant item per row.
 
+Ours although ranx, RecTools and RecBole have these metrics: they take or make a sorted list per user, in which chance
+orders equal scores. Here a rank is counted from the scores, on the device where they are, and equals count against the
+recommender. A test compares the values with RecBole's.
+
 Full ranking over a candidate range, no sampled negatives. Ties rank pessimistically: an item's rank counts every
 candidate that scores at least as high, so a constant scorer ranks last everywhere.
 

@@ -183,7 +183,7 @@ def train(
     config = PipelineConfig(network, base, expert, experts, sampled_softmax)
     run_directory = out.parent / f"{out.name}.run"
     place = resolve_device(device)
-    with distributed.joined(place):
+    with distributed.join_processes(place):
         console.quiet = not distributed.is_main()
         if fresh and distributed.is_main():
             forget_run(run_directory)

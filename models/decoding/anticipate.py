@@ -6,16 +6,16 @@ run's last item, and the run's last m = min(RUN_ITEMS, length of the run) items 
 target items under p = softmax(h . e_x), x in the target domain, that the row does not hold yet, the most probable one
 last; the run's earlier items are deleted.
 
-Ours, not the paper's. Its rules ask at a source item what the decoders expect *instead* of it, from the history before
-it: the item itself, the freshest thing known, is never read, neighbouring items get the same answer, and most answers
-repeat a neighbour and collapse. Here the run is read whole, its answers differ, and they say what the other domains
-tell about the target: in training rows they stand before the item that they announce, so a recommender learns to take
-the hint, and the same hint is there in a live history.
+This rule is ours, not the paper's, and it contrasts nothing: one expert is read. The paper's rules look at the history
+*before* a source item and choose what stands in its place. The item itself, the freshest thing known, is never read,
+so neighbouring items get the same answer, and most answers repeat a neighbour and collapse. Here the run is read whole,
+and its answers differ. They are hints: they say what the other domains tell about the target. In training rows they
+stand before the item that they announce, so a recommender learns to take the hint, and a live history has it too.
 
-The expert recites rows that it was trained on: it ranks the item that really came next among its ten best several
-times as often as in rows that it has not seen, and a recommender trained on such hints would trust them too much. So
-in training rows the item that really came next is no candidate for the run before it (*withheld*), and source items
-after the last target item are deleted: there is nothing after them to learn from.
+The expert recites rows that it was trained on: there it ranks the item that really came next among its ten best
+several times as often as in rows that it has not seen. A recommender trained on such hints would trust them too much.
+So in training rows the item that really came next is no candidate for the run before it (it is *withheld*), and source
+items after the last target item are deleted: nothing after them could be learned.
 
 Shapes: R = runs, D = width, X = items of the target domain, K = candidates kept per run.
 """
@@ -76,11 +76,11 @@ class Hint:
     margin: float
 
 
-def runs(history: TokenArray, target_range: TokenRange) -> list[SourceRun]:
+def find_runs(history: TokenArray, target_range: TokenRange) -> list[SourceRun]:
     """
     The runs of a sequence, in order.
 
-    >>> [(run.first, run.last, run.following) for run in runs(np.asarray([9, 1, 8, 9, 2, 8]), TokenRange(1, 5))]
+    >>> [(run.first, run.last, run.following) for run in find_runs(np.asarray([9, 1, 8, 9, 2, 8]), TokenRange(1, 5))]
     [(0, 0, 1), (2, 3, 2), (5, 5, 0)]
     """
     source_T = ~target_range.mask(history)
@@ -92,7 +92,7 @@ def runs(history: TokenArray, target_range: TokenRange) -> list[SourceRun]:
     ]
 
 
-def expected_items(view: View, target_range: TokenRange, count: int) -> Expected:
+def rank_expected(view: View, target_range: TokenRange, count: int) -> Expected:
     """
     The *count* most probable items of the target domain (all of them where it has fewer) at each of R positions.
 
@@ -132,12 +132,12 @@ def _best(values_CX: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return best_CK, column_CK
 
 
-def candidates_needed(histories: Sequence[TokenArray]) -> int:
+def count_candidates(histories: Sequence[TokenArray]) -> int:
     """K that always suffices: a run's hints, what the longest row may hold already, one withheld, one runner-up."""
     return RUN_ITEMS + max((len(history) for history in histories), default=0) + 2
 
 
-def hints(
+def choose_hints(
     history: TokenArray,
     runs_of_history: Sequence[SourceRun],
     expected: Expected,
@@ -187,13 +187,13 @@ class AnticipateRule:
 
     def choose(self, window: Window, bundle: Bundle, target: str, *, training_rows: bool) -> Choices:
         """See ``DecodingRule``; a choice has no alpha and beta, its score is a log-probability."""
-        runs_B = [runs(history, window.target_range) for history in window.histories]
+        runs_B = [find_runs(history, window.target_range) for history in window.histories]
         expected = _expected_after(runs_B, window, bundle, target)
         choices, first_row = Choices.all_deleted(len(window.tokens_N)), 0
         for index, (history, own_runs) in enumerate(zip(window.histories, runs_B, strict=True)):
             items = window.items_of(index)
             positions_N = window.positions_N[items]
-            for hint in hints(history, own_runs, expected, first_row, training_row=training_rows):
+            for hint in choose_hints(history, own_runs, expected, first_row, training_row=training_rows):
                 at = items.start + int(np.searchsorted(positions_N, hint.position))
                 choices.replacements_N[at] = hint.token_id
                 choices.weights_4N[2:, at] = hint.log_probability, hint.margin
@@ -207,8 +207,8 @@ def _expected_after(runs_B: Sequence[Sequence[SourceRun]], window: Window, bundl
     last_R = np.asarray([run.last for own_runs in runs_B for run in own_runs], dtype=np.int64)
     expert = bundle.expert(target)
     hidden_RD = StateReader(window.histories, sequences_R, last_R).hidden_states(expert, np.arange(len(last_R)))
-    count = candidates_needed(window.histories)
-    return expected_items(View(hidden_RD, expert.item_embeddings_VD), window.target_range, count)
+    count = count_candidates(window.histories)
+    return rank_expected(View(hidden_RD, expert.item_embeddings_VD), window.target_range, count)
 
 
 ANTICIPATE = AnticipateRule()

@@ -24,34 +24,9 @@ from torch import Tensor
 from models.bundle import Bundle
 from models.decoding.blocks import View, block_logits, block_rows
 from models.decoding.window import Choices, StateReader, Window
-from models.kernels.paper_rule import Decided, SourceGroup
+from models.kernels.paper_rule import Decisions, SourceGroup
 from models.network.decoder import DecoderConfig
 from models.vocabulary import TokenRange
-
-# Token, alpha, beta, score and margin of every position of a block; see ``Decisions``.
-BlockDecisions = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Decisions:
-    """
-    What happens to each of N source items; every field has shape [N].
-
-    Args:
-        token_ids_N: int64, the replacing token of the target domain, or 0: deleted.
-        alpha_N: weight of the target expert in the deciding step (rule ``paper``: the local step where there was
-            one, else the global; ``without-sde``: 0; reference rules: at the winning item).
-        beta_N: weight of the contrast, likewise.
-        score_N: the winning score of the deciding step.
-        margin_N: its lead over the runner-up's in the same step, >= 0; infinite when there is one candidate only. Of
-            a replaced item it says how clear the choice among target items was, not how clear it was to replace it.
-    """
-
-    token_ids_N: Tensor
-    alpha_N: Tensor
-    beta_N: Tensor
-    score_N: Tensor
-    margin_N: Tensor
 
 
 def _compiled_nowhere(tensors: Sequence[Tensor]) -> None:
@@ -69,8 +44,8 @@ class ContrastiveRule:
         find_compiled: what decides the same in compiled code where these tensors are, if anything does.
     """
 
-    decide_block: Callable[[Tensor, Tensor, Tensor, TokenRange], BlockDecisions]
-    find_compiled: Callable[[Sequence[Tensor]], Callable[..., Decided] | None] = _compiled_nowhere
+    decide_block: Callable[[Tensor, Tensor, Tensor, TokenRange], Decisions]
+    find_compiled: Callable[[Sequence[Tensor]], Callable[..., Decisions] | None] = _compiled_nowhere
 
     def max_items(self, config: DecoderConfig) -> int:
         """One more than decoders have positions: the last item is decided, but read by nothing."""
@@ -108,8 +83,7 @@ class ContrastiveRule:
         )
         choices = Choices.all_deleted(len(window.tokens_N))
         choices.replacements_N[scored] = decisions.token_ids_N.cpu().numpy()
-        weights = (decisions.alpha_N, decisions.beta_N, decisions.score_N, decisions.margin_N)
-        choices.weights_4N[:, scored] = torch.stack(weights).cpu().numpy()
+        choices.weights_4N[:, scored] = torch.stack(decisions[1:]).cpu().numpy()
         return choices
 
 
@@ -138,13 +112,12 @@ def decide(
     views = (target_expert, base, *source_experts)
     compiled = rule.find_compiled([tensor for view in views for tensor in view]) if stops and stops[-1] else None
     if compiled:
-        decided = compiled(
+        return compiled(
             [target_expert.hidden_ND, base.hidden_ND, torch.cat([view.hidden_ND for view in source_experts])],
             [target_expert.table_VD, base.table_VD],
             [SourceGroup(view.table_VD, len(view.hidden_ND)) for view in source_experts],
             target_range,
         )
-        return Decisions(*decided)
     groups = [
         decide_in_blocks(
             rule,
@@ -157,7 +130,7 @@ def decide(
     ]
     if not groups:
         return _no_decisions(base)
-    return Decisions(*(torch.cat(parts) for parts in zip(*(_fields(group) for group in groups), strict=True)))
+    return Decisions(*(torch.cat(parts) for parts in zip(*groups, strict=True)))
 
 
 def decide_in_blocks(
@@ -198,10 +171,6 @@ def decide_in_blocks(
     if not blocks:
         return _no_decisions(base)
     return Decisions(*(torch.cat(parts)[:N] for parts in zip(*blocks, strict=True)))
-
-
-def _fields(decisions: Decisions) -> BlockDecisions:
-    return decisions.token_ids_N, decisions.alpha_N, decisions.beta_N, decisions.score_N, decisions.margin_N
 
 
 def _no_decisions(view: View) -> Decisions:

@@ -32,9 +32,9 @@ import torch
 from torch import Tensor
 
 from models.decoding.blocks import best_candidates, log_softmax
-from models.decoding.contrastive import BlockDecisions, ContrastiveRule
+from models.decoding.contrastive import ContrastiveRule
 from models.kernels import paper_rule
-from models.kernels.paper_rule import Decided
+from models.kernels.paper_rule import Decisions
 from models.vocabulary import PADDING, TokenRange
 
 
@@ -96,7 +96,7 @@ def paper_scores(target_CX: Tensor, base_CX: Tensor, source_CX: Tensor, alpha_C:
     return (1 + alpha_C[:, None]) * target_CX + beta_C[:, None] * (base_CX - source_CX)
 
 
-def _find_compiled(tensors: Sequence[Tensor]) -> Callable[..., Decided] | None:
+def _find_compiled(tensors: Sequence[Tensor]) -> Callable[..., Decisions] | None:
     """What decides by rule ``paper`` where these tensors are, if anything but the definition can."""
     if paper_rule.fits(*tensors):
         return paper_rule.decide_paper if paper_rule.is_available() else None
@@ -110,7 +110,7 @@ def _find_compiled(tensors: Sequence[Tensor]) -> Callable[..., Decided] | None:
 
 def _decide_paper(
     target_CV: Tensor, base_CV: Tensor, source_CV: Tensor, target_range: TokenRange, *, parts: PaperParts
-) -> BlockDecisions:
+) -> Decisions:
     step = partial(_paper_step, contrast=parts.contrast)
     if not parts.gate:
         return step(target_CV, base_CV, source_CV, target_range.columns)
@@ -124,12 +124,10 @@ def _decide_paper(
         local = step(target_CV[convertible_C], base_CV[convertible_C], source_CV[convertible_C], target_range.columns)
         for decided_C, local_C in zip((token_C, alpha_C, beta_C, score_C, margin_C), local, strict=True):
             decided_C[convertible_C] = local_C
-    return token_C, alpha_C, beta_C, score_C, margin_C
+    return Decisions(token_C, alpha_C, beta_C, score_C, margin_C)
 
 
-def _paper_step(
-    target_CV: Tensor, base_CV: Tensor, source_CV: Tensor, columns: slice, *, contrast: bool
-) -> BlockDecisions:
+def _paper_step(target_CV: Tensor, base_CV: Tensor, source_CV: Tensor, columns: slice, *, contrast: bool) -> Decisions:
     target_CX, base_CX, source_CX = target_CV[:, columns], base_CV[:, columns], source_CV[:, columns]
     if contrast:
         alpha_C, beta_C = confidence(target_CX), agreement(base_CX, source_CX)
@@ -137,7 +135,7 @@ def _paper_step(
         alpha_C, beta_C = target_CX.new_zeros(2, len(target_CX))
     scores_CX = paper_scores(target_CX, base_CX, source_CX, alpha_C, beta_C)
     column_C, score_C, margin_C = best_candidates(scores_CX)
-    return column_C + columns.start, alpha_C, beta_C, score_C, margin_C
+    return Decisions(column_C + columns.start, alpha_C, beta_C, score_C, margin_C)
 
 
 PAPER = ContrastiveRule(partial(_decide_paper, parts=PaperParts()), find_compiled=_find_compiled)

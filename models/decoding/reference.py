@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from models.decoding.blocks import aligned, best_candidates, log_softmax
-from models.decoding.contrastive import BlockDecisions, ContrastiveRule
+from models.decoding.contrastive import ContrastiveRule
+from models.kernels.paper_rule import Decisions
 from models.vocabulary import PADDING, TokenRange
 
 # The released code's guard of logarithm and quotient.
@@ -61,7 +62,7 @@ def reference_scores(target_CX: Tensor, source_CX: Tensor, alpha_CX: Tensor, bet
 
 def _decide_reference(
     target_CV: Tensor, base_CV: Tensor, source_CV: Tensor, target_range: TokenRange, *, shift: int
-) -> BlockDecisions:
+) -> Decisions:
     # 1. Global scores over every column, padding included.
     alpha_CV, beta_CV = reference_confidence(target_CV), reference_disagreement(base_CV, source_CV)
     scores_CV = reference_scores(target_CV, source_CV, alpha_CV, beta_CV)
@@ -80,7 +81,7 @@ def _decide_reference(
     written_C = winner_C + shift
     in_target_C = target_range.mask(written_C)
     alpha_C, beta_C = (weights_CV.gather(1, winner_C[:, None])[:, 0] for weights_CV in (alpha_CV, beta_CV))
-    return torch.where(in_target_C, written_C, PADDING), alpha_C, beta_C, score_C, margin_C
+    return Decisions(torch.where(in_target_C, written_C, PADDING), alpha_C, beta_C, score_C, margin_C)
 
 
 REFERENCE = ContrastiveRule(partial(_decide_reference, shift=1))

@@ -1,11 +1,11 @@
 """
 Stage 2: mixed sequences -> target-only sequences (eq. 3-5).
 
-Teacher-forced: one causal pass of every needed decoder over the original mixed sequence; replacements are not fed
-back. Under the contrastive rules a decision reads what came before the source item, so that one at position 0 is
-deleted; under rule ``anticipate`` it reads the source item, too.
+A rule (see ``rules``) chooses for each source item; this file cuts sequences, hands them to the rule in windows, and
+puts its choices in place. Every decoder reads the original mixed sequence once; replacements are not fed back
+(teacher forcing).
 
-Shapes: B = sequences, T = positions, N = source positions, R = runs of them, D = width.
+Shapes: N = source items of a window.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from models.bundle import Bundle
 from models.data.dataset import TOKENS, TokenArray
 from models.decoding.rules import Rule, load_rule
-from models.decoding.window import Choices, Window, spans
+from models.decoding.window import Choices, Window, split_spans
 from models.vocabulary import PADDING
 
 # Positions of sequences decided together: bounds the memory of gathered hidden states (3 decoders x 128 floats each).
@@ -36,7 +36,7 @@ class Steps:
         positions: 0-based positions in the sequence that was regenerated.
         source_tokens: the item that stood there.
         replacements: the target token that replaces it, 0 where it is deleted.
-        alpha, beta, score, margin: see ``contrastive.Decisions``; NaN at position 0, which is not scored. Rule
+        alpha, beta, score, margin: see ``kernels.paper_rule.Decisions``; NaN at position 0, which is not scored. Rule
             ``anticipate`` has no alpha and beta (NaN), its score is a log-probability, and what it deletes has none.
     """
 
@@ -121,7 +121,7 @@ class Regenerator:
         target_range = self.bundle.vocabulary.token_range(target)
         histories = [np.asarray(sequence, dtype=TOKENS)[-self.max_items :] for sequence in sequences]
         results: list[Regenerated] = []
-        for first, last in spans(histories, WINDOW_POSITIONS):
+        for first, last in split_spans(histories, WINDOW_POSITIONS):
             window = Window.of(histories[first:last], target_range)
             choices = self._decoding.choose(window, self.bundle, target, training_rows=training_rows)
             results += [_assemble(window, index, choices) for index in range(len(window.histories))]

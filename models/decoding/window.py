@@ -1,5 +1,5 @@
 """
-What a decoding rule is given and gives back: a window of histories with their source items, and a choice for each.
+The protocol of decoding rules: a window of histories with their source items goes in, a choice for each comes out.
 
 Shapes: N = source items of the window, D = width.
 """
@@ -132,7 +132,7 @@ class StateReader:
         sequences_N = self._sequences_N[chosen_N]
         members = np.unique(sequences_N)
         starts = np.zeros(len(self._histories), dtype=np.int64)
-        for first, last in spans([self._histories[row] for row in members], ENCODER_POSITIONS):
+        for first, last in split_spans([self._histories[row] for row in members], ENCODER_POSITIONS):
             rows = members[first:last]
             packed = pack([self._histories[row] for row in rows], decoder.config.max_length, device)
             starts[rows] = packed.starts
@@ -143,7 +143,7 @@ class StateReader:
         return hidden_ND
 
 
-def spans(histories: Sequence[TokenArray], positions: int) -> Iterator[tuple[int, int]]:
+def split_spans(histories: Sequence[TokenArray], positions: int) -> Iterator[tuple[int, int]]:
     """Consecutive spans of sequences that together have at most so many *positions*, or of one longer sequence."""
     first, num_read = 0, 0
     for index, history in enumerate(histories):

@@ -46,7 +46,7 @@ ArmName = Literal["original", "duplicated", "regenerated", "mixed"]
 ARM_NAMES: tuple[ArmName, ...] = get_args(ArmName)
 # What a line of the results says was ranked: an arm, or the arm ``regenerated`` with regenerated histories.
 RowName = Literal[ArmName, "served"]
-# These need a composite: one for its rows, the other for whose they are.
+# These need a composite: ``regenerated`` for its rows, ``duplicated`` to know whose they are.
 COMPOSITE_ARMS: tuple[ArmName, ...] = ("duplicated", "regenerated")
 
 
@@ -77,9 +77,9 @@ class Queries:
         """The rows at *indices*, in that order."""
         return Queries(
             self.users[indices],
-            picked(self.histories, indices),
+            pick_rows(self.histories, indices),
             self.targets[indices],
-            picked(self.seen, indices),
+            pick_rows(self.seen, indices),
             self.num_target_items[indices],
         )
 
@@ -184,21 +184,21 @@ def build_arm(dataset: Dataset, target: str, name: ArmName, composite: Composite
         rows = dataset.train
         domains, candidates, kept = dataset.vocabulary.token_ranges, domain, None
     else:
-        rows = target_only(dataset.train, domain)
+        rows = keep_domain(dataset.train, domain)
         candidates, kept = TokenRange(1, len(domain)), domain
         domains = (candidates,)
     if name in COMPOSITE_ARMS:
         assert composite is not None
-        rows = target_only(composite.rows if name == "regenerated" else duplicated_rows(composite), domain)
-    rows = longer_than_one(rows)
+        rows = keep_domain(composite.rows if name == "regenerated" else duplicate_rows(composite), domain)
+    rows = drop_short(rows)
     return Arm(
         name,
         rows,
         domains[-1].last,
         domains,
         candidates,
-        held_out_queries(dataset.train, dataset.validation, domain, kept),
-        held_out_queries(dataset.train.followed_by(dataset.validation), dataset.test, domain, kept),
+        build_queries(dataset.train, dataset.validation, domain, kept),
+        build_queries(dataset.train.followed_by(dataset.validation), dataset.test, domain, kept),
     )
 
 
@@ -211,14 +211,14 @@ def with_served(arm: Arm, histories: Sequences, domain: TokenRange) -> Arm:
         histories: one regenerated history per test row, in the vocabulary's tokens.
         domain: the target's tokens.
     """
-    return replace(arm, served=replace(arm.test, histories=target_only(histories, domain)))
+    return replace(arm, served=replace(arm.test, histories=keep_domain(histories, domain)))
 
 
-def target_only(sequences: Sequences, domain: TokenRange) -> Sequences:
+def keep_domain(sequences: Sequences, domain: TokenRange) -> Sequences:
     """
     Keep the items of *domain*, in order, numbered from 1; as many sequences, some perhaps empty.
 
-    >>> [row.tolist() for row in target_only(Sequences.from_lists([[5, 1, 6], [2]]), TokenRange(5, 9))]
+    >>> [row.tolist() for row in keep_domain(Sequences.from_lists([[5, 1, 6], [2]]), TokenRange(5, 9))]
     [[1, 2], []]
     """
     inside = domain.mask(sequences.token_ids)
@@ -227,12 +227,12 @@ def target_only(sequences: Sequences, domain: TokenRange) -> Sequences:
     return Sequences(token_ids, kept_before[sequences.offsets].astype(np.int64))
 
 
-def longer_than_one(sequences: Sequences) -> Sequences:
+def drop_short(sequences: Sequences) -> Sequences:
     """Only the sequences with an item to predict."""
-    return picked(sequences, np.flatnonzero(sequences.lengths >= SHORTEST_ROW))
+    return pick_rows(sequences, np.flatnonzero(sequences.lengths >= SHORTEST_ROW))
 
 
-def duplicated_rows(composite: Composite) -> Sequences:
+def duplicate_rows(composite: Composite) -> Sequences:
     """
     The original rows, then as many as there are regenerated ones: the original rows of the same users.
 
@@ -246,10 +246,10 @@ def duplicated_rows(composite: Composite) -> Sequences:
     if not len(twice):
         twice = originals
     added = np.resize(twice, num_regenerated) if len(twice) else twice
-    return picked(composite.rows, np.concatenate([originals, added]))
+    return pick_rows(composite.rows, np.concatenate([originals, added]))
 
 
-def picked(sequences: Sequences, indices: npt.NDArray[np.int64]) -> Sequences:
+def pick_rows(sequences: Sequences, indices: npt.NDArray[np.int64]) -> Sequences:
     """The sequences at *indices*, in that order, repeats allowed."""
     lengths = sequences.lengths[indices]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -257,7 +257,7 @@ def picked(sequences: Sequences, indices: npt.NDArray[np.int64]) -> Sequences:
     return Sequences(sequences.token_ids[np.repeat(sequences.offsets[indices], lengths) + within], offsets)
 
 
-def held_out_queries(before: Sequences, held_out_U: TokenArray, domain: TokenRange, kept: TokenRange | None) -> Queries:
+def build_queries(before: Sequences, held_out_U: TokenArray, domain: TokenRange, kept: TokenRange | None) -> Queries:
     """
     One query per user whose held-out item is of *domain*.
 
@@ -268,8 +268,8 @@ def held_out_queries(before: Sequences, held_out_U: TokenArray, domain: TokenRan
         kept: keep only these items and number them from 1; None keeps whole histories in the vocabulary's tokens.
     """
     users = np.flatnonzero(domain.mask(held_out_U))
-    whole = picked(before, users)
-    in_domain = target_only(whole, domain)
+    whole = pick_rows(before, users)
+    in_domain = keep_domain(whole, domain)
     own_targets = (held_out_U[users] - (domain.first - 1)).astype(TOKENS)
     seen = _distinct_others(in_domain, own_targets)
     if kept is not None:

@@ -6,6 +6,10 @@ resampled with replacement. The interval says how the difference would move had 
 drawn; how much it moves with the seed is reported beside it, as the differences of the single seeds. A gain in percent
 of the baseline moves with the baseline too, so its interval is of the ratio, both resampled together.
 
+Ours although ``scipy.stats.bootstrap`` has percentile intervals of paired samples: it copies the values of every drawn
+user for every metric, where a product of drawn counts and values does all metrics at once, and its interval of a ratio
+would be NaN where the baseline of one resample is 0.
+
 Shapes: N = users, M = metrics, R = resamples.
 """
 

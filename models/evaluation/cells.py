@@ -6,12 +6,13 @@ each arm draws its batches from its own endless stream of shuffled passes. So ar
 epoch, validate as often per step, and stop by the same rule: ``TrainingConfig.patience`` epochs without a better
 validation NDCG@10, ``max_epochs`` at most. The same seed means the same initial weights wherever the shapes agree.
 
-Ranking. Full, over the target's items, ties pessimistic, twice by the same scores (``Ranks``): among all items, and
-among those that the user has not had. Validation takes the first. A user whose history is empty says nothing to a
-sequential model and is ranked by popularity in the arm's rows.
+Ranking. The same scores rank each held-out item twice (``Ranks``): among all of the target's items, and among those
+that the user has not had. Validation takes the first. Equal scores count against the recommender. A history that is
+empty says nothing to a sequential model, so it is ranked by popularity in the arm's rows.
 
-A cell's key is a hash of everything its ranks depend on: rows, held-out items, recommender, configuration, seed, kind
-of device and version of torch. A finished cell is read back, an interrupted one goes on from its last finished epoch.
+A cell's key is a hash of everything that its ranks depend on: rows, held-out items, recommender, its schedule and
+hyper-parameters, seed, kind of device and version of torch. A finished cell is read back. An interrupted one goes on
+from its last finished epoch.
 
 Shapes: N = held-out rows, B = batch, T = positions, X = candidates, L = items seen.
 """
@@ -266,7 +267,7 @@ class Grid:
     def _counted(
         self, key: str, recommender: str, arm: Arm, seed: int, resume_file: Path, progress: Progress | None
     ) -> Cell:
-        del resume_file, progress  # counting takes a moment and needs neither
+        del resume_file, progress  # counting takes a moment: nothing to resume or to report
         started = time.perf_counter()
         scorer = COUNTED[recommender].build(arm.rows, arm.num_items)
         return untrained_cell(scorer, arm, self.device, key=key, recommender=recommender, seed=seed, started=started)

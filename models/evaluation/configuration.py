@@ -1,4 +1,4 @@
-"""Hyper-parameters of an evaluation, read from TOML."""
+"""Hyper-parameters of an evaluation, read from a TOML file; ``examples/evaluation.toml`` names all of them."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from models.data.dataset import Dataset
-from models.evaluation.arms import Arm, Composite, Queries, build_arm, held_out_queries, target_only
+from models.evaluation.arms import Arm, Composite, Queries, build_arm, build_queries, keep_domain
 from models.evaluation.cells import rank_queries
 from models.recommenders.markov import MarkovChain
 
@@ -55,11 +55,11 @@ class LeakAudit:
     hit_users: tuple[int, ...]
 
 
-def leak_audits(dataset: Dataset, target: str, composite: Composite) -> tuple[LeakAudit, LeakAudit]:
+def audit_leaks(dataset: Dataset, target: str, composite: Composite) -> tuple[LeakAudit, LeakAudit]:
     """Audit of the validation items and of the test items of *target*."""
     domain = dataset.vocabulary.token_range(target)
-    originals = target_only(dataset.train, domain)
-    regenerated = target_only(composite.rows, domain)
+    originals = keep_domain(dataset.train, domain)
+    regenerated = keep_domain(composite.rows, domain)
     new_items: dict[int, set[int]] = {}
     for row in np.flatnonzero(composite.regenerated):
         user = int(composite.users[row])
@@ -69,14 +69,14 @@ def leak_audits(dataset: Dataset, target: str, composite: Composite) -> tuple[Le
     audits = []
     for split, items_U in (("validation", dataset.validation), ("test", dataset.test)):
         # After the training row, in both splits: what regeneration read, and nothing later.
-        queries = held_out_queries(dataset.train, items_U, domain, domain)
+        queries = build_queries(dataset.train, items_U, domain, domain)
         held_out = dict(zip(queries.users.tolist(), queries.targets.tolist(), strict=True))
-        audits.append(audit(split, new_items, known, held_out, _chain_ranks(original_arm, queries)))
+        audits.append(count_leaks(split, new_items, known, held_out, _chain_ranks(original_arm, queries)))
     validation, test = audits
     return validation, test
 
 
-def audit(
+def count_leaks(
     split: str,
     new_items: Mapping[int, set[int]],
     known_items: Mapping[int, set[int]],

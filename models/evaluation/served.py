@@ -1,9 +1,9 @@
 """
 The trained bundle at serving time, for an evaluation: what it makes of a user's mixed history, without a look past it.
 
-Two uses. Regenerate the history first and give it to an ordinary recommender (``served_histories``); or let the base or
-the target expert rank the target's items itself (``DecoderScorer``): no service of an ordinary recommender can do that,
-but it is the measure of what mixed histories know.
+There are two uses. Regenerate the history first and give it to an ordinary recommender (``regenerate_histories``). Or
+let the base or the target expert rank the target's items itself (``DecoderScorer``): an ordinary recommender cannot do
+that, but it measures what mixed histories know.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class DecoderScorer:
         return hidden_BD @ self._decoder.item_embeddings_VD[candidates.columns].T
 
 
-def served_histories(bundle: Bundle, rule: Rule, queries: Queries, target: str) -> Sequences:
+def regenerate_histories(bundle: Bundle, rule: Rule, queries: Queries, target: str) -> Sequences:
     """
     The regenerated history of every row of *queries*, in the vocabulary's tokens.
 

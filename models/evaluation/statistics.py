@@ -21,7 +21,7 @@ from torch import Tensor
 
 from models.composite.regenerated_rows import SHORTEST_ROW
 from models.data.dataset import Dataset, Sequences
-from models.evaluation.arms import Composite, duplicated_rows, picked, target_only
+from models.evaluation.arms import Composite, duplicate_rows, keep_domain, pick_rows
 from models.evaluation.projection import principal_components, t_sne
 from models.vocabulary import Vocabulary
 
@@ -110,23 +110,23 @@ class ProjectedItems:
     links: tuple[tuple[int, int], ...]
 
 
-def composite_statistics(dataset: Dataset, target: str, composite: Composite) -> tuple[RowStatistics, ...]:
+def describe_composite(dataset: Dataset, target: str, composite: Composite) -> tuple[RowStatistics, ...]:
     """The four views described at the top, original first."""
     domain = dataset.vocabulary.token_range(target)
-    rows = target_only(composite.rows, domain)
-    original = picked(rows, np.flatnonzero(~composite.regenerated))
-    regenerated = picked(rows, np.flatnonzero(composite.regenerated))
+    rows = keep_domain(composite.rows, domain)
+    original = pick_rows(rows, np.flatnonzero(~composite.regenerated))
+    regenerated = pick_rows(rows, np.flatnonzero(composite.regenerated))
     views = {
         "original": original,
         "regenerated rows": regenerated,
         "composite": rows,
-        "duplicated": target_only(duplicated_rows(composite), domain),
+        "duplicated": keep_domain(duplicate_rows(composite), domain),
     }
     fixed_order = np.argsort(-_counts(original, len(domain)), kind="stable")
-    return tuple(row_statistics(name, view, len(domain), fixed_order) for name, view in views.items())
+    return tuple(describe_rows(name, view, len(domain), fixed_order) for name, view in views.items())
 
 
-def row_statistics(name: str, rows: Sequences, num_items: int, fixed_order_I: npt.NDArray[np.int64]) -> RowStatistics:
+def describe_rows(name: str, rows: Sequences, num_items: int, fixed_order_I: npt.NDArray[np.int64]) -> RowStatistics:
     """
     Describe *rows* over items 1..num_items.
 
@@ -166,7 +166,7 @@ def gini(counts_I: npt.NDArray[np.int64]) -> float:
     return float((2 * (places * np.sort(counts_I)).sum() / total - len(counts_I) - 1) / len(counts_I))
 
 
-def top_mappings(mapping: pl.DataFrame, vocabulary: Vocabulary, source: str, target: str) -> pl.DataFrame:
+def find_top_mappings(mapping: pl.DataFrame, vocabulary: Vocabulary, source: str, target: str) -> pl.DataFrame:
     """
     Each replaced source item's most frequent target (the smaller item id between equals).
 
@@ -191,7 +191,7 @@ def top_mappings(mapping: pl.DataFrame, vocabulary: Vocabulary, source: str, tar
     )
 
 
-def correspondence(
+def judge_correspondence(
     top: pl.DataFrame, item_table_VD: Tensor, vocabulary: Vocabulary, source: str, target: str, *, seed: int
 ) -> Correspondence | None:
     """Numbers behind figure 4; None where nothing of *source* was replaced."""
@@ -238,7 +238,7 @@ def project_items(
     Figure 4 by plain PCA, and by t-SNE of the first 50 principal components where scikit-learn is installed.
 
     Args:
-        top: as ``top_mappings``.
+        top: as ``find_top_mappings``.
         item_table_VD: the base's item table, the only space that both domains share.
         seed: of the sample.
         sampled: random items per domain; the endpoints of the links come on top.

@@ -35,22 +35,22 @@ from models.evaluation.arms import (
     with_served,
 )
 from models.evaluation.cells import Cell, EvaluationConfig, Grid, RankingName, as_served, runs_on, untrained_cell
-from models.evaluation.leak_audit import LeakAudit, leak_audits
-from models.evaluation.served import BASE_DECODER, TARGET_EXPERT, DecoderScorer, served_histories
+from models.evaluation.leak_audit import LeakAudit, audit_leaks
+from models.evaluation.served import BASE_DECODER, TARGET_EXPERT, DecoderScorer, regenerate_histories
 from models.evaluation.statistics import (
     Correspondence,
     ProjectedItems,
     RowStatistics,
-    composite_statistics,
-    correspondence,
+    describe_composite,
+    find_top_mappings,
+    judge_correspondence,
     project_items,
-    top_mappings,
 )
 from models.evaluation.summary import Results, summarise
 from models.recommenders.registry import CONFIGURATIONS, COUNTED
 from models.training.loop import Progress
 
-# Of bootstrap, samples and projections: the same report from the same cells.
+# Seed of bootstrap, samples and projections, so that the same cells give the same report.
 ANALYSIS_SEED = 2025
 
 
@@ -180,9 +180,9 @@ def run_study(
     if "regenerated" in study.histories:
         arms = _with_served(dataset, study, arms, composite, bundle)
     grid = Grid(arms, study.config, study.cells, study.device)
-    cells, reused = _run_cells(grid, study, progress, on_cell or _unheard)
+    cells, reused = _run_cells(grid, study, progress, on_cell)
     computed = len(cells) - reused
-    audits = () if composite is None else leak_audits(dataset, study.target, composite)
+    audits = () if composite is None else audit_leaks(dataset, study.target, composite)
     hits = sorted({user for audit in audits for user in audit.hit_users})
     cells += [as_served(cell) for cell in cells if cell.served_ranks is not None]
     cells += _decoder_cells(dataset, study, bundle)
@@ -204,7 +204,7 @@ def run_study(
         ),
         results=results,
         audits=audits,
-        statistics=() if composite is None else composite_statistics(dataset, study.target, composite),
+        statistics=() if composite is None else describe_composite(dataset, study.target, composite),
         correspondences=correspondences,
         projections=projections,
     )
@@ -221,7 +221,7 @@ def _configuration(study: Study) -> dict[str, Any]:
 
 
 def _run_cells(
-    grid: Grid, study: Study, progress: Progress | None, on_cell: Callable[[CellReport], None]
+    grid: Grid, study: Study, progress: Progress | None, on_cell: Callable[[CellReport], None] | None
 ) -> tuple[list[Cell], int]:
     todo = [
         (recommender, arm, seed)
@@ -230,13 +230,18 @@ def _run_cells(
         if runs_on(recommender, arm.name)
         for seed in (study.seeds[:1] if recommender in COUNTED else study.seeds)
     ]
+
+    def report_cell(report: CellReport) -> None:
+        if on_cell is not None:
+            on_cell(report)
+
     cells, reused = [], 0
     for number, (recommender, arm, seed) in enumerate(todo, start=1):
         before = grid.finished(recommender, arm, seed)
         if before is None:
-            on_cell(CellReport(number, len(todo), recommender, arm.name, seed, None, reused=False))
+            report_cell(CellReport(number, len(todo), recommender, arm.name, seed, None, reused=False))
         cell = before or grid.run(recommender, arm, seed, progress)
-        on_cell(CellReport(number, len(todo), recommender, arm.name, seed, cell, reused=before is not None))
+        report_cell(CellReport(number, len(todo), recommender, arm.name, seed, cell, reused=before is not None))
         reused += before is not None
         cells.append(cell)
     return cells, reused
@@ -252,7 +257,7 @@ def _with_served(
             f"regenerated histories need bundle {composite.summary['bundle_version']}, which made the composite"
         )
     mixed = build_arm(dataset, study.target, "mixed", None)
-    histories = served_histories(bundle, composite.summary["rule"], mixed.test, study.target)
+    histories = regenerate_histories(bundle, composite.summary["rule"], mixed.test, study.target)
     domain = dataset.vocabulary.token_range(study.target)
     return tuple(with_served(arm, histories, domain) if arm.name == "regenerated" else arm for arm in arms)
 
@@ -277,10 +282,6 @@ def _decoder_cells(dataset: Dataset, study: Study, bundle: Bundle | None) -> lis
     ]
 
 
-def _unheard(report: CellReport) -> None:
-    del report
-
-
 def _mapping_views(
     dataset: Dataset, target: str, composite: Composite | None, item_table_VD: Tensor | None
 ) -> tuple[tuple[Correspondence, ...], tuple[ProjectedItems, ...]]:
@@ -291,8 +292,8 @@ def _mapping_views(
     correspondences: list[Correspondence] = []
     projections: list[ProjectedItems] = []
     for source in dataset.vocabulary.domains:
-        top = top_mappings(mapping, dataset.vocabulary, source, target)
-        judged = correspondence(top, table_VD, dataset.vocabulary, source, target, seed=ANALYSIS_SEED)
+        top = find_top_mappings(mapping, dataset.vocabulary, source, target)
+        judged = judge_correspondence(top, table_VD, dataset.vocabulary, source, target, seed=ANALYSIS_SEED)
         if judged is None:
             continue
         correspondences.append(judged)

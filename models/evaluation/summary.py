@@ -39,7 +39,7 @@ class Group:
 
 
 MAIN = Group("1 or more", 1, float("inf"))
-# The users whom other domains are to help: the target knows little or nothing of them.
+# The users whom other domains should help: the target knows little or nothing of them.
 COLD = Group("0-2", 0, 2)
 GROUPS = (Group("0", 0, 0), Group("1-2", 1, 2), Group("3-5", 3, 5), Group("6 or more", 6, float("inf")))
 
@@ -158,7 +158,7 @@ def summarise(
             *_arm_comparisons(values, queries, leak_hits, seed),
             *_cold_comparisons(values, queries, seed),
         ),
-        # Lines that took no run of their own tell nothing of training.
+        # Lines without a run of their own say nothing about training.
         runs=tuple(_run(group) for (name, row), group in by_run.items() if row != "served" and name in NAMES),
         broken_checks=tuple(
             f"{cell.recommender}, {cell.arm}, seed {cell.seed}: {broken}"
@@ -198,7 +198,7 @@ def _cold_comparisons(values: _MetricValues, queries: Queries, seed: int) -> Ite
                 other in COUNTED and line != "original"
             ):
                 continue
-            # What took no seed is the same under every seed.
+            # A recommender that takes no seed is the same under every seed.
             baseline = dict.fromkeys(per_seed, *other_values.values()) if len(other_values) == 1 else other_values
             yield from _compare(
                 _Pair(recommender, arm, other, line), per_seed, baseline, cold_N, group=COLD.name, seed=seed

@@ -1,9 +1,13 @@
 """
 C++ source -> shared library, with the compiler that the machine has, once per machine.
 
-Nothing is compiled at install time, so the package needs no compiler; where there is none, or none that works, the
-caller goes on without. A library is kept in the user's cache folder under a hash of all that went into it: source,
-flags, compiler version and processor.
+Nothing is compiled when the package is installed, so installing needs no compiler. Where there is none, or none that
+works, the caller goes on without. A library is kept in the user's cache folder under a hash of all that went into it:
+source and headers, flags, compiler version and processor.
+
+Ours although ``torch.utils.cpp_extension.load`` compiles too: it needs ninja, keeps a library under its name and not
+under what the processor is (a home folder that two machines share would crash one of them), and ends in an exception
+where it cannot compile. Our kernels know nothing of torch's headers, so that one call of the compiler does.
 """
 
 from __future__ import annotations

@@ -22,8 +22,19 @@ from models.vocabulary import TokenRange
 SOURCE = Path(__file__).with_suffix(".cpp")
 
 
-class Decided(NamedTuple):
-    """Token (0: deleted), alpha, beta, score and margin of every position; see ``contrastive.Decisions``."""
+class Decisions(NamedTuple):
+    """
+    What happens to each of N source items; every field has shape [N].
+
+    Args:
+        token_ids_N: int64, the replacing token of the target domain, or 0: deleted.
+        alpha_N: weight of the target expert in the deciding step (rule ``paper``: the local step where there was
+            one, else the global; ``without-sde``: 0; reference rules: at the winning item).
+        beta_N: weight of the contrast, likewise.
+        score_N: the winning score of the deciding step.
+        margin_N: its lead over the runner-up's in the same step, >= 0; infinite when there is one candidate only. Of
+            a replaced item it says how clear the choice among target items was, not how clear it was to replace it.
+    """
 
     token_ids_N: Tensor
     alpha_N: Tensor
@@ -51,7 +62,7 @@ def fits(*tensors: Tensor) -> bool:
 
 def decide_paper(
     hidden_3ND: Sequence[Tensor], shared_2VD: Sequence[Tensor], sources: Sequence[SourceGroup], target_range: TokenRange
-) -> Decided:
+) -> Decisions:
     """
     Decide N positions by rule ``paper``; ``is_available`` and ``fits`` hold.
 
@@ -94,7 +105,7 @@ def decide_paper(
     )
     if status != 0:
         raise MemoryError(f"no memory to decide {N} positions over {V} tokens")
-    return Decided(token_ids_N, *weights)
+    return Decisions(token_ids_N, *weights)
 
 
 @cache

@@ -2,7 +2,7 @@
 Rule ``paper`` as Triton kernels: the same decisions as the definition in ``decoding/paper``, for a GPU.
 
 No logit is ever written to memory. Each pass multiplies a block of positions with a block of items, reduces the tile
-that results while it lies in registers, and forgets it; the passes that need to know of all items first multiply anew:
+that results while it lies in registers, and forgets it. A pass that needs a number over all items multiplies anew:
 
 1. ``_weigh_items``: largest logit, mass and entropy of the decoders, per *span* of items.
 2. ``_diverge``: the divergence of base and source expert, per span, from the masses of all spans.
@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.kernels.paper_rule import Decided, SourceGroup
+from models.kernels.paper_rule import Decisions, SourceGroup
 from models.vocabulary import PADDING, TokenRange
 
 LOG = logging.getLogger(__name__)
@@ -52,13 +52,13 @@ TARGET_LARGEST, TARGET_MASS, TARGET_MOMENT = tl.constexpr(0), tl.constexpr(1), t
 BASE_LARGEST, BASE_MASS = tl.constexpr(3), tl.constexpr(4)
 SOURCE_LARGEST, SOURCE_MASS = tl.constexpr(5), tl.constexpr(6)
 NUM_MASSES = tl.constexpr(7)
-# Numbers per position that are made of them.
+# Numbers per position that are computed from those.
 BASE_LOG_MASS, SOURCE_LOG_MASS, ALPHA, BETA = tl.constexpr(1), tl.constexpr(3), tl.constexpr(4), tl.constexpr(5)
 BASE_SHIFT, SOURCE_SHIFT = tl.constexpr(0), tl.constexpr(2)
 NUM_WEIGHTS = tl.constexpr(6)
 LOG_2 = tl.constexpr(0.6931471805599453)
 SMALLEST = tl.constexpr(1.1754943508222875e-38)
-# Below every logit, yet finite: differences to it are no NaN.
+# Below every logit, yet finite, so that a difference to it is not NaN.
 LOWEST = tl.constexpr(-3e38)
 
 # One compilation for any number of positions and spans, and wherever the spans of a step begin.
@@ -79,7 +79,7 @@ def runs_on(device: torch.device) -> bool:
 
 def decide_paper(
     hidden_3ND: Sequence[Tensor], shared_2VD: Sequence[Tensor], sources: Sequence[SourceGroup], target_range: TokenRange
-) -> Decided:
+) -> Decisions:
     """
     Decide N positions by rule ``paper``; arguments and result as ``paper_rule.decide_paper``, float32 on one GPU.
 
@@ -101,10 +101,10 @@ def decide_paper(
                 decided.append(_decide_chunk(hidden, tables, target_range))
         start = stop
     assert start == len(target_ND) > 0
-    return Decided(*(torch.cat(parts) for parts in zip(*decided, strict=True)))
+    return Decisions(*(torch.cat(parts) for parts in zip(*decided, strict=True)))
 
 
-def _decide_chunk(hidden: Sequence[Tensor], tables: Sequence[Tensor], target_range: TokenRange) -> Decided:
+def _decide_chunk(hidden: Sequence[Tensor], tables: Sequence[Tensor], target_range: TokenRange) -> Decisions:
     bounds, local = _spans(len(tables[0]), target_range)
     bounds_S1 = torch.tensor(bounds, dtype=torch.int32, device=hidden[0].device)
     # 1. Global step over all items.
@@ -143,10 +143,10 @@ def _masses(hidden: Sequence[Tensor], tables: Sequence[Tensor], bounds_S1: Tenso
     return masses_S7N
 
 
-def _step(hidden: Sequence[Tensor], tables: Sequence[Tensor], bounds_S1: Tensor, masses_S7N: Tensor) -> Decided:
+def _step(hidden: Sequence[Tensor], tables: Sequence[Tensor], bounds_S1: Tensor, masses_S7N: Tensor) -> Decisions:
     """One step of the rule over the items of these spans."""
     (N, D), S = hidden[0].shape, len(bounds_S1) - 1
-    # Each of its own, so that all begin where 16 bytes do, however many positions there are.
+    # Separate tensors, so that each begins at a multiple of 16 bytes, however many positions there are.
     divergence_SN, best_SN, second_SN = (masses_S7N.new_empty(S, N) for _ in range(3))
     token_SN = torch.empty(S, N, dtype=torch.int32, device=masses_S7N.device)
     weights_6N = masses_S7N.new_empty(NUM_WEIGHTS.value, N)
@@ -160,7 +160,7 @@ def _step(hidden: Sequence[Tensor], tables: Sequence[Tensor], bounds_S1: Tensor,
     # The runner-up is the winner's span's second, or another span's best.
     others_SN = best_SN.scatter(0, span_N[None], second_SN.gather(0, span_N[None]))
     alpha_N, beta_N = weights_6N[ALPHA.value], weights_6N[BETA.value]
-    return Decided(token_N, alpha_N, beta_N, score_N, score_N - others_SN.amax(dim=0))
+    return Decisions(token_N, alpha_N, beta_N, score_N, score_N - others_SN.amax(dim=0))
 
 
 def _grid(N: int, S: int) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """
 The network: a causal Transformer decoder over item tokens (the base theta_M and every expert theta_d).
 
-Architecture as the released code has it: item + learned position embeddings, LayerNorm, dropout, post-LN blocks with
-an exact GELU, output tied to the item table. Position 0 is the oldest item.
+The architecture is the released code's: item and learned position embeddings, LayerNorm, dropout, post-LN blocks with
+an exact GELU, and an output tied to the item table. Position 0 is the oldest item.
 
 Shapes: B = sequences, T = positions, D = width, H = heads, V = num_items + 1 (row 0 is padding).
 """

@@ -1,5 +1,5 @@
 """
-Items drawn to stand for all of them in a sampled softmax, where a vocabulary is too large for the whole one.
+Negatives of a sampled softmax: a few items, drawn to stand for all of them where a vocabulary is too large.
 
 Shapes: X = candidates, S = distinct items drawn.
 """

@@ -25,8 +25,8 @@ from models.network.decoder import Decoder, causal_attention
 
 # Products and attention of such lengths give the same bits whatever stands beside a row; of others they do not.
 LENGTH_STEP = 16
-# A GPU takes as long to be asked as to answer, so there one attention call serves nearly all lengths, and products have
-# nearly always one shape: its libraries choose the order of a sum by the shape.
+# On a GPU, launching a call takes as long as the call. So there one attention call serves nearly all lengths, and
+# products nearly always have one shape, by which its libraries choose the order of a sum.
 GPU_LENGTH_STEP = 128
 GPU_ROW_STEP = 4096
 

@@ -13,7 +13,7 @@ with h = E[x] and s the mean of h over the session. One global hop, as RecBole-G
 
 Differs from the authors' code: an item with fewer global neighbours than asked for keeps those it has (they resample
 with replacement), one with none aggregates to 0; q starts positive, so that every seed starts with sessions near their
-items; width, schedule and sampling are the shared configuration's.
+items; width and length are every recommender's, and so is the schedule; prefixes are drawn (``GCEGNNConfig``).
 Not causal: every prefix is a session of its own.
 
 Shapes: B = sessions, T = positions, D = width, S = global neighbours, V = num_items + 1, R = 4 edge types.

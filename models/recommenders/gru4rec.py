@@ -2,7 +2,7 @@
 GRU4Rec: a recurrent network over the session (Hidasi et al., ICLR 2016), in RecBole's form.
 
 h = GRU(Dropout(E[x])), no biases; state = W h + b; scores = state . E. Differs from stock RecBole in the loss (every
-position predicts its next item) and in the widths, which are the shared configuration's.
+position predicts its next item) and in the width of the item vectors, which is every recommender's.
 """
 
 from __future__ import annotations

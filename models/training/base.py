@@ -12,7 +12,7 @@ from models.data.dataset import Dataset
 from models.network.decoder import Decoder, DecoderConfig
 from models.network.losses import next_item_targets
 from models.training.loop import Progress, TrainingConfig, TrainingResult, fit
-from models.training.objective import PredictionObjective, held_out_rows, trainable_sequences
+from models.training.objective import PredictionObjective, choose_held_out, drop_untrainable
 from models.vocabulary import TokenRange
 
 
@@ -39,10 +39,10 @@ def train_base(
         name="base",
         # Another network on the same data is another run, and so is another loss.
         fingerprint=fingerprint if sampled_softmax is None else f"{fingerprint} sampled {sampled_softmax}",
-        sequences=trainable_sequences(dataset.train),
+        sequences=drop_untrainable(dataset.train),
         targets_of=next_item_targets,
         candidates=all_items,
-        validation=held_out_rows(dataset.train, dataset.validation, all_items),
+        validation=choose_held_out(dataset.train, dataset.validation, all_items),
         max_length=decoder_config.max_length,
         batch_size=config.batch_size,
         seed=config.seed,

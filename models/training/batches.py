@@ -1,4 +1,4 @@
-"""The order of rows in an epoch, and seeds of everything random in it."""
+"""In which order an epoch takes its rows, and from which seeds everything random in it is drawn."""
 
 from __future__ import annotations
 

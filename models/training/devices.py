@@ -1,4 +1,4 @@
-"""Where to train, and in which precision to multiply."""
+"""The device that networks run on, and the precision of their matrix products."""
 
 from __future__ import annotations
 

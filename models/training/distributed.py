@@ -1,8 +1,8 @@
 """
 Training by several processes that `torchrun` starts, one per device.
 
-Each takes rows of its own of every batch, gradients are summed, weights stay equal. In a process that
-is alone every function here does nothing, or answers as the only one.
+Each process takes its own rows of every batch, gradients are summed, and so weights stay equal. In a process that
+trains alone, every function here does nothing or answers as the only process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 @contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def join_processes(device: torch.device) -> Iterator[None]:
     """
     Be one of the processes that `torchrun` started, if it did: over NCCL on CUDA, over Gloo on the CPU.
 
@@ -58,7 +58,7 @@ def sum_gradients(module: nn.Module) -> None:
                 dist.all_reduce(parameter.grad)
 
 
-def summed(value: Tensor) -> Tensor:
+def sum_over_processes(value: Tensor) -> Tensor:
     """*value* summed over all processes."""
     if _is_joined():
         value = value.clone()
@@ -66,13 +66,13 @@ def summed(value: Tensor) -> Tensor:
     return value
 
 
-def of_main(value: float | None) -> float | None:
-    """What the main process holds, in every process: decisions that depend on it cannot fall differently."""
+def take_from_main(value: float | None) -> float | None:
+    """The main process's *value*, in every process: decisions that depend on it cannot fall differently."""
     if not _is_joined():
         return value
-    held = [value]
-    dist.broadcast_object_list(held, src=0)
-    return held[0]
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def wait_for_all() -> None:

@@ -32,7 +32,7 @@ from models.network.decoder import Decoder
 from models.network.losses import domain_specific_targets, next_item_targets
 from models.training.batches import epoch_generator
 from models.training.loop import Progress, TrainingConfig, TrainingResult, fit
-from models.training.objective import PredictionObjective, held_out_rows, trainable_sequences
+from models.training.objective import PredictionObjective, choose_held_out, drop_untrainable
 from models.vocabulary import TokenRange
 
 Experts = Literal["adapted", "from-scratch", "single-domain"]
@@ -75,14 +75,14 @@ def train_expert(
     objective = PredictionObjective(
         name=name,
         fingerprint=fingerprint if experts == "adapted" else f"{fingerprint} {experts}",
-        sequences=trainable_sequences(rows),
+        sequences=drop_untrainable(rows),
         targets_of=(
             next_item_targets
             if experts == "single-domain"
             else partial(domain_specific_targets, token_range=candidates)
         ),
         candidates=candidates,
-        validation=held_out_rows(dataset.train, dataset.validation, candidates),
+        validation=choose_held_out(dataset.train, dataset.validation, candidates),
         max_length=base.config.max_length,
         batch_size=config.batch_size,
         seed=config.seed,

@@ -38,7 +38,7 @@ BatchT = TypeVar("BatchT")
 Schedule = Literal["constant", "linear"]
 
 RESUME_SUFFIX = ".safetensors"
-# Share of all steps over which the linear schedule climbs: Adam's first steps are its least certain ones.
+# Share of all steps over which the linear schedule climbs, because Adam's first steps are its least certain ones.
 WARM_UP_SHARE = 0.05
 
 
@@ -215,14 +215,14 @@ def fit(
             progress.on_epoch(report)
     else:
         started = time.perf_counter()
-        metric = distributed.of_main(objective.validate(module.eval()))
+        metric = distributed.take_from_main(objective.validate(module.eval()))
         state.record(objective.name, 0, math.nan, metric, config, time.perf_counter() - started)
         progress.on_epoch(state.history[-1])
     while not state.finished(config):
         epoch = len(state.history)
         started = time.perf_counter()
         loss = _run_epoch(state, objective, config, epoch, progress)
-        metric = distributed.of_main(objective.validate(state.kept.eval()))
+        metric = distributed.take_from_main(objective.validate(state.kept.eval()))
         state.record(objective.name, epoch, loss, metric, config, time.perf_counter() - started)
         if resume_file is not None and distributed.is_main():
             state.save(resume_file, identity)
@@ -260,7 +260,7 @@ def _run_epoch(
     num_steps = objective.num_batches()
     steps = 0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # Processes have rows of their own, so masks of their own, too.
+        # Every process has its own rows, and so its own dropout masks.
         name = objective.name if distributed.is_main() else f"{objective.name} rank {distributed.rank()}"
         torch.manual_seed(epoch_seed(config.seed, name, epoch))
         for batch in objective.batches(epoch):
@@ -274,7 +274,7 @@ def _run_epoch(
             optimiser.step()
             if state.average is not None:
                 state.average.update_parameters(module)
-            total += distributed.summed(loss.detach())
+            total += distributed.sum_over_processes(loss.detach())
             steps += 1
             progress.on_step(StepReport(objective.name, epoch, steps, num_steps, total / steps))
     mean = float(total) / max(1, steps)
@@ -304,11 +304,11 @@ class _State(Generic[ModuleT]):
     def fresh(cls, module: ModuleT, config: TrainingConfig) -> _State[ModuleT]:
         optimiser = torch.optim.Adam(module.parameters(), lr=config.learning_rate, fused=True)
         decay = config.average_decay
-        # It starts as the weights after the first step, so its start needs no correction.
+        # The average starts as the weights after the first step, so its start needs no correction.
         averaging = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         average = AveragedModel(module, multi_avg_fn=averaging) if decay else None
         if average is not None:
-            # A copied GRU's weights lie apart, which CUDA mends at every call with a warning: moving joins them.
+            # A copied GRU's weights lie apart; CUDA would join them at every call, with a warning. Moving joins them.
             average.module.to(next(module.parameters()).device)
         return cls(module, optimiser, average, _clone(module.state_dict()), [])
 

@@ -1,8 +1,8 @@
 """
 Training a decoder to predict items on mixed sequences: what the base and the experts have in common.
 
-They differ in which positions predict what (``losses.next_item_targets`` or ``losses.domain_specific_targets``) and
-in the candidates of the softmax and of the ranking (all items, or one domain's).
+Base and experts differ in two things: which positions predict which item (``losses.next_item_targets`` or
+``losses.domain_specific_targets``), and among which items (all of them, or one domain's).
 
 Shapes: B = sequences, T = positions, N = rows, D = width, X = candidates.
 """
@@ -107,27 +107,27 @@ class PredictionObjective:
         Every position that an epoch predicts counts the same, whichever sequences share its step.
         """
         generator = epoch_generator(self.seed, self.name, epoch)
-        # Of their own, so that the shuffles are the same with any number of negatives.
+        # A generator of their own, so that the shuffles are the same with any number of negatives.
         negatives_generator = epoch_generator(self.seed, f"{self.name} negatives", epoch)
         num_processes, rank = distributed.num_processes(), distributed.rank()
         for rows in length_bucketed_batches(self._lengths_U, self.batch_size, generator):
             negatives = self._sampler.draw(negatives_generator) if self._sampler else None
             own_rows = rows[rank::num_processes]
             if len(own_rows):
-                weight = float(self._asked_U[own_rows].sum() / self._mean_asked)
+                weight = float(self._num_targets_U[own_rows].sum() / self._mean_targets)
                 yield PredictionBatch(self._padded(own_rows), negatives, weight)
             else:
-                # Fewer rows than processes: the same steps on some row, of which nothing counts.
+                # Fewer rows than processes: this one takes the same steps on some row that counts nothing.
                 yield PredictionBatch(self._padded(rows[:1]), negatives, weight=0.0)
 
     def loss(self, module: Decoder, batch: PredictionBatch) -> Tensor:
-        """Mean cross-entropy over the positions that ask something, within the candidates, times the batch's weight."""
+        """Mean cross-entropy over the positions that predict an item, times the batch's weight."""
         device = module.item_embeddings_VD.device
         token_ids_BT = batch.token_ids_BT.to(device, non_blocking=True)
         targets_BT = self.targets_of(token_ids_BT)
         hidden_BTD = module(token_ids_BT[:, :-1])
-        asks_BT = targets_BT != NO_TARGET
-        asked = hidden_BTD[asks_BT], module.item_embeddings_VD, targets_BT[asks_BT]
+        predicts_BT = targets_BT != NO_TARGET
+        asked = hidden_BTD[predicts_BT], module.item_embeddings_VD, targets_BT[predicts_BT]
         if batch.negatives is None:
             return batch.weight * linear_cross_entropy(*asked, candidates=self.candidates.columns)
         token_ids_S, log_weights_S = (tensor.to(device, non_blocking=True) for tensor in batch.negatives)
@@ -156,7 +156,7 @@ class PredictionObjective:
         return np.asarray([len(sequence) for sequence in self.sequences], dtype=np.int64)
 
     @cached_property
-    def _asked_U(self) -> npt.NDArray[np.int64]:
+    def _num_targets_U(self) -> npt.NDArray[np.int64]:
         """How many positions each sequence predicts."""
         numbers = np.arange(len(self.sequences))
         blocks = (numbers[start : start + COUNTED_ROWS] for start in range(0, len(numbers), COUNTED_ROWS))
@@ -164,24 +164,24 @@ class PredictionObjective:
         return np.concatenate(counts)
 
     @cached_property
-    def _mean_asked(self) -> float:
+    def _mean_targets(self) -> float:
         """Predicted positions of a step, on average; above 0, as a domain may ask for none."""
-        return max(1, int(self._asked_U.sum())) / self.num_batches()
+        return max(1, int(self._num_targets_U.sum())) / self.num_batches()
 
 
-def trainable_sequences(sequences: Iterable[TokenArray]) -> list[TokenArray]:
+def drop_untrainable(sequences: Iterable[TokenArray]) -> list[TokenArray]:
     """The sequences of at least two items: shorter ones have nothing to predict."""
     return [sequence for sequence in sequences if len(sequence) >= 2]
 
 
-def held_out_rows(train: Sequences, targets_U: TokenArray, candidates: TokenRange) -> HeldOut:
+def choose_held_out(train: Sequences, targets_U: TokenArray, candidates: TokenRange) -> HeldOut:
     """The users whose held-out item is a candidate and whose history is not empty."""
     chosen = np.flatnonzero(candidates.mask(targets_U) & (train.lengths > 0))
     return HeldOut([train[int(user)] for user in chosen], targets_U[chosen])
 
 
 @torch.inference_mode()
-def last_hidden_states(decoder: Decoder, histories: Sequence[TokenArray]) -> Tensor:
+def encode_last(decoder: Decoder, histories: Sequence[TokenArray]) -> Tensor:
     """Hidden state [N, D] after the last item of every history (its last ``max_length`` items are read)."""
     device = decoder.item_embeddings_VD.device
     lengths = np.asarray([min(len(history), decoder.config.max_length) for history in histories], dtype=np.int64)
@@ -198,7 +198,7 @@ def last_hidden_states(decoder: Decoder, histories: Sequence[TokenArray]) -> Ten
 @torch.inference_mode()
 def rank_held_out(decoder: Decoder, held_out: HeldOut, candidates: TokenRange) -> Tensor:
     """Pessimistic rank [N] of every held-out item among the candidates, on the CPU."""
-    hidden_ND = last_hidden_states(decoder, held_out.histories)
+    hidden_ND = encode_last(decoder, held_out.histories)
     table_XD = decoder.item_embeddings_VD[candidates.columns]
     columns_N = torch.from_numpy(held_out.targets.astype(np.int64)).to(hidden_ND.device) - candidates.first
     rows = max(1, RANKING_ELEMENTS // len(candidates))

@@ -130,7 +130,7 @@ def train_bundle(
             progress=progress,
         )
         experts.append(expert)
-    # Where every stage was finished before a kill, nothing else makes the main process wait until all have read them.
+    # If every stage was finished before a kill, only this makes the main process wait until all have read the files.
     distributed.wait_for_all()
     if not distributed.is_main():
         distributed.wait_for_all()

@@ -85,8 +85,8 @@ def test_the_training_step_has_the_released_loss_and_ours(networks: Networks) ->
     table_VD = decoder.item_embeddings_VD
     released = training_loss(decoder, whole_BL, longest=12)
     targets_BT = next_item_targets(whole_BL)
-    asks_BT = targets_BT > 0
-    ours = linear_cross_entropy(decoder(whole_BL[:, :-1])[asks_BT], table_VD, targets_BT[asks_BT])
+    predicts_BT = targets_BT > 0
+    ours = linear_cross_entropy(decoder(whole_BL[:, :-1])[predicts_BT], table_VD, targets_BT[predicts_BT])
 
     torch.testing.assert_close(released, golden("loss/full"), rtol=1e-6, atol=0)
     torch.testing.assert_close(ours, released, rtol=1e-6, atol=0)

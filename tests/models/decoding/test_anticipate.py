@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.bundle import Bundle
-from models.decoding.anticipate import RUN_ITEMS, Expected, candidates_needed, expected_items, hints, runs
+from models.decoding.anticipate import RUN_ITEMS, Expected, choose_hints, count_candidates, find_runs, rank_expected
 from models.decoding.blocks import View
 from models.decoding.regenerator import Regenerator
 from models.vocabulary import TokenRange
@@ -27,7 +27,7 @@ def chosen(history: list[int], ranking: list[list[int]], *, training_row: bool =
     values = np.log(0.5) * np.arange(1, tokens.shape[1] + 1, dtype=np.float32)
     expected = Expected(tokens, np.tile(values, (len(tokens), 1)))
     array = np.asarray(history)
-    found = hints(array, runs(array, TARGET), expected, 0, training_row=training_row)
+    found = choose_hints(array, find_runs(array, TARGET), expected, 0, training_row=training_row)
     return {hint.position: hint.token_id for hint in found}
 
 
@@ -66,7 +66,7 @@ def test_a_hint_carries_its_log_probability_and_its_lead():
     values = np.asarray([[-1.0, -2.0, -4.0, -8.0, -16.0]], dtype=np.float32)
     expected = Expected(np.asarray([[5, 6, 7, 8, 9]]), values)
     history = np.asarray([SOURCE, SOURCE, 2])
-    best, second = hints(history, runs(history, TARGET), expected, 0, training_row=False)
+    best, second = choose_hints(history, find_runs(history, TARGET), expected, 0, training_row=False)
 
     assert (best.token_id, best.log_probability, best.margin) == (5, -1.0, 3.0)
     assert (second.token_id, second.log_probability, second.margin) == (6, -2.0, 2.0)
@@ -80,9 +80,9 @@ def test_as_many_candidates_as_are_asked_for_are_enough_for_every_hint(num_met: 
     ranking = np.arange(1, 201)
     history = np.asarray([*range(1, num_met + 1), *[300] * RUN_ITEMS, num_met + 1])
     found = {}
-    for count in (candidates_needed([history[:2], history, history[:1]]), len(ranking)):
+    for count in (count_candidates([history[:2], history, history[:1]]), len(ranking)):
         expected = Expected(ranking[None, :count], -np.arange(1, count + 1, dtype=np.float32)[None])
-        found[count] = list(hints(history, runs(history, many), expected, 0, training_row=training_row))
+        found[count] = list(choose_hints(history, find_runs(history, many), expected, 0, training_row=training_row))
     enough, all_of_them = found.values()
 
     assert [hint.token_id for hint in all_of_them] == [num_met + 1 + training_row + n for n in range(RUN_ITEMS)]
@@ -92,14 +92,14 @@ def test_as_many_candidates_as_are_asked_for_are_enough_for_every_hint(num_met: 
 def test_candidates_are_counted_for_hints_held_items_one_withheld_and_one_runner_up():
     histories = [np.zeros(length, dtype=np.int32) for length in (2, 9, 4)]
 
-    assert candidates_needed(histories) == RUN_ITEMS + 9 + 1 + 1
-    assert candidates_needed([]) == RUN_ITEMS + 1 + 1
+    assert count_candidates(histories) == RUN_ITEMS + 9 + 1 + 1
+    assert count_candidates([]) == RUN_ITEMS + 1 + 1
 
 
 def test_expected_items_are_the_softmax_of_the_target_domain_alone():
     """By arithmetic, the lowest token first among equals."""
     table = torch.tensor([[9.0], [1.0], [2.0], [1.0], [7.0]])
-    found = expected_items(View(torch.tensor([[1.0]]), table), TokenRange(1, 3), 5)
+    found = rank_expected(View(torch.tensor([[1.0]]), table), TokenRange(1, 3), 5)
     weights = np.exp([2.0, 1.0, 1.0])
 
     assert found.token_ids_RK.tolist() == [[2, 1, 3]]
@@ -111,7 +111,7 @@ def test_of_equals_at_the_last_place_the_lowest_tokens_are_taken(count: int):
     """So that it does not matter how many are asked for, which depends on the call's longest sequence."""
     table = torch.ones(101, 1)
     table[60] = 2.0
-    found = expected_items(View(torch.ones(3, 1), table), TokenRange(1, 100), count)
+    found = rank_expected(View(torch.ones(3, 1), table), TokenRange(1, 100), count)
 
     assert found.token_ids_RK.tolist() == [[60, *range(1, count)]] * 3
 
@@ -144,7 +144,7 @@ def test_every_run_leaves_at_most_its_length_and_no_item_twice(
     (result,) = Regenerator(bundle, "anticipate").regenerate([history], target, training_rows=training_rows)
     replaced = dict(zip(result.steps.positions.tolist(), result.steps.replacements.tolist(), strict=True))
     met: set[int] = set()
-    for run in runs(history, target_range):
+    for run in find_runs(history, target_range):
         met |= set(history[: run.first].tolist())
         items = [replaced[position] for position in range(run.first, run.last + 1)]
         written = [item for item in items if item]

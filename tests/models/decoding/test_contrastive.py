@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.decoding.blocks import View, log_softmax
-from models.decoding.contrastive import ContrastiveRule, Decisions, decide, decide_in_blocks
+from models.decoding.contrastive import ContrastiveRule, decide, decide_in_blocks
 from models.decoding.paper import agreement, confidence, paper_scores
 from models.decoding.reference import reference_confidence, reference_disagreement
 from models.decoding.rules import RULES, Rule, load_rule
+from models.kernels.paper_rule import Decisions
 from models.vocabulary import TokenRange
 
 

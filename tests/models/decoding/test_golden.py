@@ -105,9 +105,11 @@ def test_base_loss_equals_the_released_one() -> None:
     """The released softmax holds the padding column, so here the candidates start at 0; training's start at 1."""
     decoder, whole_BT = released_decoder("full"), pad_right(whole_sequences())
     targets_BT = next_item_targets(whole_BT)
-    asks_BT = targets_BT > 0
+    is_target_BT = targets_BT > 0
 
-    loss = linear_cross_entropy(decoder(whole_BT[:, :-1])[asks_BT], decoder.item_embeddings_VD, targets_BT[asks_BT])
+    loss = linear_cross_entropy(
+        decoder(whole_BT[:, :-1])[is_target_BT], decoder.item_embeddings_VD, targets_BT[is_target_BT]
+    )
 
     torch.testing.assert_close(loss, golden("loss/full"), rtol=1e-6, atol=0)
 
@@ -116,10 +118,12 @@ def test_base_loss_equals_the_released_one() -> None:
 def test_domain_specific_loss_equals_the_released_one(domain: str) -> None:
     decoder, whole_BT, candidates = released_decoder(domain), pad_right(whole_sequences()), token_range(domain)
     targets_BT = domain_specific_targets(whole_BT, candidates)
-    asks_BT = targets_BT > 0
+    is_target_BT = targets_BT > 0
     table_XD = decoder.item_embeddings_VD[candidates.columns]
 
-    loss = linear_cross_entropy(decoder(whole_BT[:, :-1])[asks_BT], table_XD, targets_BT[asks_BT] - candidates.first)
+    loss = linear_cross_entropy(
+        decoder(whole_BT[:, :-1])[is_target_BT], table_XD, targets_BT[is_target_BT] - candidates.first
+    )
 
     torch.testing.assert_close(loss, golden(f"loss/{domain}"), rtol=1e-6, atol=0)
 

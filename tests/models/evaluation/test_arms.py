@@ -13,7 +13,7 @@ import pytest
 from models.composite.folder import COMPOSITE, SUMMARY
 from models.data.dataset import Dataset, Sequences
 from models.errors import DatasetFormatError
-from models.evaluation.arms import ARM_NAMES, Arm, Composite, build_arm, duplicated_rows, load_composite, picked
+from models.evaluation.arms import ARM_NAMES, Arm, Composite, build_arm, duplicate_rows, load_composite, pick_rows
 
 TARGET = "food"
 
@@ -68,7 +68,7 @@ def test_a_user_without_an_original_row_has_anothers_repeated(users, regenerated
     rows = Sequences.from_lists([[2 * user + 1, 2 * user + 2] for user in users])
     composite = Composite(np.asarray(users), np.asarray(regenerated, dtype=bool), rows, {}, Path())
 
-    assert [row.tolist() for row in duplicated_rows(composite)] == expected
+    assert [row.tolist() for row in duplicate_rows(composite)] == expected
 
 
 def test_the_regenerated_arm_is_the_composite(dataset, arms, composite_folder):
@@ -139,4 +139,4 @@ def test_rows_are_picked_in_order():
     """Ragged indexing against lists."""
     rows = Sequences.from_lists([[1, 2], [], [3, 4, 5]])
 
-    assert [row.tolist() for row in picked(rows, np.asarray([2, 0, 2, 1]))] == [[3, 4, 5], [1, 2], [3, 4, 5], []]
+    assert [row.tolist() for row in pick_rows(rows, np.asarray([2, 0, 2, 1]))] == [[3, 4, 5], [1, 2], [3, 4, 5], []]

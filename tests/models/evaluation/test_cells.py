@@ -13,7 +13,7 @@ import torch
 
 from models.data.dataset import Sequences
 from models.errors import DatasetFormatError
-from models.evaluation.arms import ARM_NAMES, Arm, build_arm, held_out_queries, load_composite, with_served
+from models.evaluation.arms import ARM_NAMES, Arm, build_arm, build_queries, load_composite, with_served
 from models.evaluation.cells import EvaluationConfig, Grid, RowObjective, build_seeded, rank_queries
 from models.ranking_metrics import per_row_metrics
 from models.recommenders.gru4rec import GRU4RecConfig
@@ -409,7 +409,7 @@ def test_an_item_that_regeneration_put_into_a_history_is_not_one_that_the_user_h
 def test_the_held_out_item_takes_part_even_where_the_user_had_it_before():
     """A repeat purchase is a right answer, not one to leave out."""
     before, held_out = Sequences.from_lists([[7, 2, 7, 8, 7], [9]]), np.asarray([7, 8], dtype=np.int32)
-    queries = held_out_queries(before, held_out, TokenRange(7, 9), TokenRange(7, 9))
+    queries = build_queries(before, held_out, TokenRange(7, 9), TokenRange(7, 9))
 
     assert queries.histories[0].tolist() == [1, 1, 2, 1]
     assert [seen.tolist() for seen in queries.seen] == [[2], [3]]

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from models.data.dataset import Sequences
-from models.evaluation.arms import load_composite, target_only
+from models.evaluation.arms import keep_domain, load_composite
 from models.evaluation.projection import principal_components, t_sne
 from models.evaluation.statistics import (
-    composite_statistics,
-    correspondence,
+    describe_composite,
+    describe_rows,
+    find_top_mappings,
     gini,
+    judge_correspondence,
     project_items,
-    row_statistics,
-    top_mappings,
 )
 from models.vocabulary import Vocabulary
 
@@ -27,7 +27,7 @@ VOCABULARY = Vocabulary(("a", "b"), (("a1", "a2", "a3"), ("b1", "b2")))
 def test_frequencies_shares_and_lengths_of_a_hand_example():
     """Ten items: the top 10 % is one item, the mid 40 % four, the tail 50 % five."""
     fixed = np.asarray([9, 8, 7, 6, 5, 4, 3, 2, 1, 0])  # elsewhere, item 10 is the most frequent
-    found = row_statistics("rows", ROWS, 10, fixed)
+    found = describe_rows("rows", ROWS, 10, fixed)
 
     assert found.frequencies == (6, 2, 1, 0, 0, 0, 0, 0, 0, 0)
     assert found.segment_shares == pytest.approx((6 / 9, 3 / 9, 0))
@@ -49,14 +49,14 @@ def test_gini_equals_the_mean_absolute_difference_over_twice_the_mean():
 def test_the_duplicated_control_shows_what_more_rows_alone_do(dataset, composite_folder):
     """Twice the rows and nothing new: shares, Gini and entropy near the original's, coverage equal to it."""
     composite = load_composite(composite_folder, dataset, "food")
-    views = {view.name: view for view in composite_statistics(dataset, "food", composite)}
+    views = {view.name: view for view in describe_composite(dataset, "food", composite)}
 
     assert views["composite"].rows == views["original"].rows + views["regenerated rows"].rows
     assert views["duplicated"].rows == views["composite"].rows
     assert views["duplicated"].coverage == views["original"].coverage
     assert views["composite"].interactions == len(composite.rows.token_ids)
     assert views["original"].interactions == sum(
-        len(row) for row in target_only(dataset.train, dataset.vocabulary.token_range("food")) if len(row) >= 2
+        len(row) for row in keep_domain(dataset.train, dataset.vocabulary.token_range("food")) if len(row) >= 2
     )
 
 
@@ -71,21 +71,21 @@ def test_each_source_item_keeps_its_most_frequent_target():
         }
     )
 
-    assert top_mappings(mapping, VOCABULARY, "a", "b").rows() == [(1, 5, 5), (2, 4, 3)]
+    assert find_top_mappings(mapping, VOCABULARY, "a", "b").rows() == [(1, 5, 5), (2, 4, 3)]
 
 
 def test_correspondence_is_cosine_by_arithmetic():
     """a1 -> b1 parallel, a2 -> b1 orthogonal while b2 is parallel."""
     table = torch.tensor([[0.0, 0], [1, 0], [0, 2], [1, 1], [3, 0], [0, 1]])
     top = pl.DataFrame({"source_token": [1, 2], "target_token": [4, 4], "count": [5, 2]})
-    found = correspondence(top, table, VOCABULARY, "a", "b", seed=0)
+    found = judge_correspondence(top, table, VOCABULARY, "a", "b", seed=0)
 
     assert found is not None
     assert (found.mapped_items, found.replacements, found.distinct_targets, found.top_target_share) == (2, 7, 1, 1.0)
     assert found.mean_cosine == pytest.approx((1 + 0) / 2)
     # Of two target items: b1 is above half of them for a1, above none for a2.
     assert found.median_percentile in (0.0, 50.0)
-    assert correspondence(top.clear(), table, VOCABULARY, "a", "b", seed=0) is None
+    assert judge_correspondence(top.clear(), table, VOCABULARY, "a", "b", seed=0) is None
 
 
 def test_projected_links_join_the_points_of_their_items(dataset):

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.decoding.blocks import View
-from models.decoding.contrastive import Decisions, decide, decide_in_blocks
+from models.decoding.contrastive import decide, decide_in_blocks
 from models.decoding.paper import PAPER, agreement, confidence
 from models.kernels import paper_rule
 from models.kernels.build import build
+from models.kernels.paper_rule import Decisions
 from models.vocabulary import TokenRange
 
 compiled = pytest.mark.skipif(not paper_rule.is_available(), reason="no C++ compiler, so there is no compiled rule")

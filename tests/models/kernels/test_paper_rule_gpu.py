@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.decoding.blocks import View
-from models.decoding.contrastive import Decisions, decide, decide_in_blocks
+from models.decoding.contrastive import decide, decide_in_blocks
 from models.decoding.paper import PAPER, agreement, confidence
-from models.kernels.paper_rule import Decided, SourceGroup
+from models.kernels.paper_rule import Decisions, SourceGroup
 from models.vocabulary import TokenRange
 
 pytest.importorskip("triton", reason="Triton is made for Linux only")
@@ -71,11 +71,11 @@ def random_views(seed: int, num_positions: int, width: int, num_tokens: int, sca
     ]
 
 
-def decided(views: list[View], target_range: TokenRange) -> Decided:
+def decided(views: list[View], target_range: TokenRange) -> Decisions:
     return decided_together(views, [SourceGroup(views[2].table_VD, len(views[2].hidden_ND))], target_range)
 
 
-def decided_together(views: list[View], sources: list[SourceGroup], target_range: TokenRange) -> Decided:
+def decided_together(views: list[View], sources: list[SourceGroup], target_range: TokenRange) -> Decisions:
     """By the kernels, wherever they run; decisions on the CPU."""
     decisions = paper_rule_gpu.decide_paper(
         [view.hidden_ND.to(DEVICE) for view in views],
@@ -83,7 +83,7 @@ def decided_together(views: list[View], sources: list[SourceGroup], target_range
         [SourceGroup(source.table_VD.to(DEVICE), source.num_positions) for source in sources],
         target_range,
     )
-    return Decided(*(values_N.cpu() for values_N in decisions))
+    return Decisions(*(values_N.cpu() for values_N in decisions))
 
 
 def defined(views: list[View], target_range: TokenRange) -> Decisions:
@@ -101,7 +101,7 @@ def global_margin(views: list[View]) -> Tensor:
     return top[:, 0] - top[:, 1]
 
 
-def assert_same_decisions(ours: Decided, plain: Decisions, views: list[View]) -> None:
+def assert_same_decisions(ours: Decisions, plain: Decisions, views: list[View]) -> None:
     """
     Every token whose margin exceeds rounding, every weight and score up to it.
 
@@ -256,6 +256,6 @@ def test_decide_takes_the_kernels_for_what_lies_on_a_gpu(monkeypatch: pytest.Mon
     views, target_range = random_views(3, 9_000, 128, 20_001, 2.0), TokenRange(1, 5_000)
     target, base, source = (View(view.hidden_ND.cuda(), view.table_VD.cuda()) for view in views)
     ours = decide(PAPER, target_expert=target, base=base, source_experts=[source], target_range=target_range)
-    on_cpu = Decided(*(getattr(ours, name).cpu() for name in FIELDS))
+    on_cpu = Decisions(*(getattr(ours, name).cpu() for name in FIELDS))
     assert calls
     assert_same_decisions(on_cpu, defined(views, target_range), views)

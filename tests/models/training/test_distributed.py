@@ -54,7 +54,7 @@ class StopAfter(Silent):
         if stop_after == "never, slowly" and not distributed.is_main() and report.stage == "base":
             time.sleep(1)
 
-with distributed.joined(CPU):
+with distributed.join_processes(CPU):
     bundle = train_bundle(load_dataset(Path(sys.argv[1])), folder / "bundle", CONFIG, device=CPU,
                           run_directory=folder / "run", progress=StopAfter())
     (folder / f"version-{distributed.rank()}").write_text(bundle.version)
