@@ -412,6 +412,39 @@ def test_closing_finishes_what_was_admitted_and_refuses_the_rest():
     assert answer == [2, 4]
 
 
+def test_closing_returns_when_both_threads_have_ended():
+    """A call under way, and the answers of very many requests, which take longer than the call."""
+    recorder = Recorder()
+
+    async def scenario():
+        async with busy(recorder, max_queued_rows=4001, max_batch_positions=10_000) as batcher:
+            waiting = [asyncio.create_task(batcher.submit("a", [n], [1])) for n in range(4000)]
+            await queued(batcher, 4001)
+            closing = asyncio.create_task(batcher.close())
+            await asyncio.sleep(0.05)
+            waits = not closing.done()
+            recorder.gate.set()
+            await closing
+            left = [thread.name for thread in threading.enumerate() if thread.name.startswith("taesar-")]
+            return waits, left, await asyncio.gather(*waiting)
+
+    waits, left, answers = asyncio.run(scenario())
+
+    assert (waits, left) == (True, [])
+    assert answers == [[2 * n] for n in range(4000)]
+
+
+def test_closing_with_a_time_limit_leaves_a_call_that_lasts_longer_to_itself():
+    recorder = Recorder()
+
+    async def scenario():
+        async with busy(recorder) as batcher:
+            await batcher.close(timeout_seconds=0.05)
+            return recorder.calls.copy(), batcher.num_queued
+
+    assert asyncio.run(scenario()) == ([("first", [0])], 1)
+
+
 def test_a_batcher_that_was_never_started_can_be_closed():
     async def scenario():
         batcher = Batcher(Recorder(), bounds(), on_batch=lambda rows, seconds: None)
