@@ -157,8 +157,12 @@ class _Walk:
 
     def _statement(self, node: ast.AST, returns: str | None) -> Iterator[Change]:
         match node:
+            case ast.Expr() if _is_log_line(node):
+                return
             case ast.Expr(value=ast.Call() | ast.Await()) | ast.Raise():
                 yield self._replace(node, "pass")
+            case ast.Assign(targets=[ast.Attribute()], value=ast.Name()):
+                return  # a part that is not kept: whatever uses it fails
             case ast.Assign(targets=[ast.Subscript() | ast.Attribute()]):
                 yield self._replace(node, "pass")
             case ast.AugAssign(op=operator) if type(operator) in ARITHMETIC:
@@ -241,7 +245,7 @@ def _children(node: ast.AST) -> Iterator[ast.AST]:
             return
         case ast.Expr(value=ast.Constant()):
             return
-        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id="log" | "logger")))):
+        case ast.Expr() if _is_log_line(node):
             return
         case ast.Module():
             yield from (child for child in node.body if not _is_tuned_number(child))
@@ -261,6 +265,13 @@ def _children(node: ast.AST) -> Iterator[ast.AST]:
 
 def _is_tuned_number(node: ast.AST) -> bool:
     return isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant | ast.BinOp)
+
+
+def _is_log_line(node: ast.Expr) -> bool:
+    match node.value:
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="log" | "LOG"))):
+            return True
+    return False
 
 
 def _is_torch(node: ast.AST) -> bool:

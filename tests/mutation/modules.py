@@ -28,7 +28,7 @@ _DECODING = (
     "tests/models/decoding/test_golden.py",
     "tests/models/decoding/test_regenerator.py",
 )
-_JOBS = ("tests/app/jobs/test_jobs.py",)
+_JOBS = ("tests/app/jobs/test_stores.py", "tests/app/jobs/test_jobs.py")
 
 _TABLE = (
     Module("models/ranking_metrics.py", ("tests/models/test_ranking_metrics.py",)),

@@ -712,7 +712,7 @@ def test_a_share_of_bad_rows_at_the_limit_passes(tmp_path):
         ("input.csv", b'user,item,domain,timestamp\nu,x,a,1\nu,"x,a,1\nu,y,a,2\n', "line 3: is a quote left open"),
         ("input.csv", b'user,item,domain,timestamp\nu,"x,a,1\nu,y",a,2\n', "item .* runs over a line break"),
         ("input.csv.gz", b"user,item,domain,timestamp\nu,x,a,1\n", "not readable as delimited text"),
-        ("input.csv.gz", gzip.compress(b"user,item,domain,timestamp\n" + b"u,x,a,1\n" * 99)[:-9], "not readable"),
+        ("input.csv.gz", gzip.compress(b"user,item,domain,timestamp\n" + b"u,x,a,1\n" * 99, mtime=0)[:-9], "not readable"),
         ("input.inter", b"user:token\titem_id:token\n", "no column named 'user_id'; columns found: user, item_id"),
         ("input.csv", b"user,item,domain,timestamp\ru,x,a,1\r", "not readable as delimited text"),
         ("input.parquet", b"PAR1 but no more", "not readable as Parquet"),

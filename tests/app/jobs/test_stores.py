@@ -1,0 +1,554 @@
+"""The stores of jobs, one transaction after the other, with a clock that stands still: instants, bounds, other jobs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from sqlalchemy import select
+
+from app.counts import SequenceCounts
+from app.errors import QueueFullError
+from app.jobs.formats import BadRow
+from app.jobs.job_store import JobStore
+from app.jobs.records import (
+    ACTIVE,
+    MAX_REASON,
+    JobLimits,
+    JobState,
+    NewJob,
+    created_at_ms_of,
+    fail_job,
+    find_job,
+)
+from app.jobs.retries import InputChangedError
+from app.jobs.tasks import Task, TaskKind
+from app.mappings.mapping_store import DictionaryKey, Increment, MappingFilter, find_dictionary, stream
+from app.storage.database import reading, writing
+from app.storage.tables import chunks
+from models.errors import UnknownDomainError
+
+NEW = NewJob(
+    target_domain="kitchen",
+    model_version="v1",
+    rule="paper",
+    on_unknown="skip",
+    purpose="live",
+    source_uri="file:///in.ndjson",
+    source_name="in.ndjson",
+    source_format="ndjson",
+    request_digest="d",
+)
+ONE = Increment("food", "f1", "k1", 1, 10)
+FIRST, SECOND, THIRD = (f"{n:032x}" for n in (1, 2, 3))
+
+
+class Clock:
+    """The instant that the stores take for the present one."""
+
+    def __init__(self):
+        self.now = 1000
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    for module in ("chunks", "job_store", "records", "retries"):
+        monkeypatch.setattr(f"app.jobs.{module}.now_ms", clock)
+    return clock
+
+
+class Stores:
+    """Jobs that are carried through their states by hand."""
+
+    def __init__(self, parts):
+        self.parts = parts
+        self.jobs, self.chunks, self.retries = parts.jobs, parts.chunks, parts.retries
+
+    def submit(self, *job_ids):
+        for job_id in job_ids:
+            self.jobs.record(job_id, NEW)
+
+    def add(self, job_id, index, *, rows_read=1, bad=(), name="in"):
+        return self.chunks.add_chunk(
+            job_id, index, input_name=f"{name}{index}", num_rows=1, rows_read=rows_read, bad=list(bad)
+        )
+
+    def cut(self, *job_ids, num_chunks=1):
+        """Submit them, begin with their inputs and cut these into *num_chunks*."""
+        for job_id in job_ids:
+            self.submit(job_id)
+            assert self.retries.begin_cutting(job_id) is not None
+            for index in range(num_chunks):
+                assert self.add(job_id, index)
+            self.chunks.end_cutting(job_id, num_chunks=num_chunks, rows_read=0, bad=[])
+
+    def do(self, job_id, index=0, *, increments=(ONE,), bad=(), **counts):
+        work = self.retries.begin_chunk(job_id, index)
+        return self.commit(work, increments=increments, bad=bad, **counts)
+
+    def commit(self, work, *, increments=(), bad=(), **counts):
+        return self.chunks.commit_chunk(
+            work,
+            output_name=f"out{work.chunk_index}",
+            counts=SequenceCounts(**counts),
+            bad=list(bad),
+            increments=list(increments),
+        )
+
+    def fail(self, job_id, reason="no"):
+        with writing(self.parts.engine) as connection:
+            fail_job(connection, job_id, reason)
+
+    def finished(self, *job_ids):
+        self.cut(*job_ids)
+        for job_id in job_ids:
+            assert self.do(job_id)
+            assert self.chunks.finish(job_id).state == JobState.SUCCEEDED
+
+    def states(self, *job_ids):
+        return [self.jobs.get(job_id).state for job_id in job_ids]
+
+    def chunks_of(self, job_id):
+        with reading(self.parts.engine) as connection:
+            statement = select(chunks.c.chunk_index).where(chunks.c.job_id == job_id).order_by(chunks.c.chunk_index)
+            return list(connection.execute(statement).scalars())
+
+    def counted(self, job_id=""):
+        """(source, target) -> count in the job's dictionary, or in that of all jobs."""
+        with reading(self.parts.engine) as connection:
+            found = find_dictionary(connection, DictionaryKey("kitchen", "v1", "paper", job_id))
+            blocks = [] if found is None else stream(connection, found, MappingFilter())
+            return {(row.source_item, row.target_item): row.count for block in blocks for row in block}
+
+    def lost(self, *, older_than_ms, queue_is_empty=True):
+        return self.retries.lost_tasks(older_than_ms=older_than_ms, queue_is_empty=queue_is_empty)
+
+
+@pytest.fixture
+def stores(parts, clock):
+    return Stores(parts)
+
+
+# -- Ids, states and reasons
+
+
+@pytest.mark.parametrize("job_id", ["", "0" * 31, "0" * 33, "g" * 32, "-" + "1" * 31, "not-an-id"])
+def test_what_is_no_job_id_has_no_instant_and_names_no_job(parts, job_id):
+    assert created_at_ms_of(job_id) is None
+    with reading(parts.engine) as connection:
+        assert find_job(connection, job_id) is None
+
+
+def test_the_instant_of_a_job_id_is_its_first_twelve_digits():
+    assert created_at_ms_of("0000000003e8" + "f" * 20) == 1000
+    assert created_at_ms_of("0" * 32) == 0
+
+
+def test_unfinished_jobs_are_those_that_wait_and_those_that_run():
+    assert ACTIVE == (JobState.QUEUED, JobState.RUNNING)
+
+
+def test_a_reason_is_one_short_printable_line(stores):
+    stores.submit(FIRST)
+    stores.fail(FIRST, "a\nb\0c" + "x" * MAX_REASON)
+
+    assert stores.jobs.get(FIRST).reason == "a b c" + "x" * (MAX_REASON - 5)
+
+
+def test_a_new_job_waits_with_all_its_counts_at_zero(stores):
+    job, is_new = stores.jobs.record(FIRST, NEW)
+    counts = ("sequences", "kept", "replaced", "deleted", "unknown", "truncated", "rows_read", "rows_bad")
+
+    assert (job.state, is_new, job.created_at_ms, job.num_chunks) == (JobState.QUEUED, True, 1000, None)
+    assert [getattr(job, name) for name in (*counts, "chunks_done")] == [0] * 9
+    assert (job.started_at_ms, job.finished_at_ms, job.pruned_at_ms, job.reason) == (None, None, None, None)
+    assert {field.name: getattr(job, field.name) for field in dataclasses.fields(NEW) if hasattr(job, field.name)} == {
+        name: value for name, value in vars(NEW).items() if hasattr(job, name)
+    }
+
+
+def test_the_first_beginning_is_when_a_job_started_and_its_end_when_it_finished(stores, clock):
+    stores.submit(FIRST)
+    clock.now = 2000
+    stores.retries.begin_cutting(FIRST)
+    clock.now = 3000
+    stores.retries.begin_cutting(FIRST)
+    clock.now = 4000
+    stores.fail(FIRST, "no")
+    stores.fail(FIRST, "another")
+    job = stores.jobs.get(FIRST)
+
+    assert (job.state, job.reason) == (JobState.FAILED, "no")
+    assert (job.created_at_ms, job.started_at_ms, job.finished_at_ms) == (1000, 2000, 4000)
+
+
+def test_failing_what_is_not_there_is_nothing(stores):
+    stores.submit(FIRST)
+    stores.fail(SECOND, "no")
+
+    assert stores.states(FIRST) == [JobState.QUEUED]
+
+
+# -- One job's end leaves the others as they were
+
+
+@pytest.mark.parametrize("end", ["cancel", "remove", "fail"])
+def test_ending_one_job_leaves_every_other_as_it_was(stores, end):
+    stores.cut(FIRST, SECOND, num_chunks=2)
+    stores.submit(THIRD)
+    for job_id in (FIRST, SECOND):
+        assert stores.do(job_id, replaced=1)
+    before = [stores.jobs.get(job_id) for job_id in (SECOND, THIRD)]
+    {
+        "cancel": stores.jobs.cancel,
+        "remove": stores.jobs.remove,
+        "fail": stores.fail,
+    }[end](FIRST)
+
+    assert [stores.jobs.get(job_id) for job_id in (SECOND, THIRD)] == before
+    assert (stores.chunks_of(FIRST), stores.chunks_of(SECOND)) == ([], [0, 1])
+    assert (stores.counted(FIRST), stores.counted(SECOND)) == ({}, {("f1", "k1"): 1})
+    assert stores.do(SECOND, 1)
+    assert stores.chunks.finish(SECOND).state == JobState.SUCCEEDED
+
+
+def test_removing_a_finished_job_takes_back_its_own_counts_only(stores):
+    stores.finished(FIRST, SECOND)
+    both = stores.counted()
+    stores.jobs.remove(FIRST)
+
+    assert (both, stores.counted()) == ({("f1", "k1"): 2}, {("f1", "k1"): 1})
+    assert stores.jobs.output_names(SECOND) == ["out0"]
+
+
+def test_pruning_is_of_jobs_that_ended_before_the_instant_in_the_order_of_their_ids(stores, clock):
+    stores.finished(THIRD, FIRST)
+    clock.now = 2000
+    stores.finished(SECOND)
+
+    assert stores.jobs.prune(finished_before_ms=1000) == []
+    assert stores.jobs.prune(finished_before_ms=1001) == [FIRST, THIRD]
+    assert stores.jobs.prune(finished_before_ms=1001) == []
+    assert (stores.chunks_of(FIRST), stores.chunks_of(SECOND), stores.chunks_of(THIRD)) == ([], [0], [])
+    assert stores.jobs.get(FIRST).pruned_at_ms == 2000
+    assert stores.jobs.output_names(SECOND) == ["out0"]
+
+
+def test_pruning_leaves_bad_rows_of_other_jobs_and_jobs_that_go_on(stores):
+    stores.submit(FIRST, SECOND)
+    for job_id in (FIRST, SECOND):
+        stores.retries.begin_cutting(job_id)
+        stores.add(job_id, 0, rows_read=9, bad=[BadRow(3, "no")])
+    stores.jobs.cancel(FIRST)
+
+    assert stores.jobs.prune(finished_before_ms=9999) == [FIRST]
+    assert stores.jobs.bad_rows(SECOND) == [BadRow(3, "no")]
+
+
+def test_files_are_kept_for_jobs_that_go_on_and_for_results(stores):
+    stores.submit(FIRST)
+    kept = [stores.jobs.keeps_files(FIRST), stores.jobs.keeps_files(SECOND)]
+    stores.jobs.cancel(FIRST)
+    kept.append(stores.jobs.keeps_files(FIRST))
+    stores.cut(SECOND)
+    stores.fail(SECOND, "no")
+    kept.append(stores.jobs.keeps_files(SECOND))
+    stores.finished(THIRD)
+    kept.append(stores.jobs.keeps_files(THIRD))
+    stores.jobs.prune(finished_before_ms=1001)
+    kept.append(stores.jobs.keeps_files(THIRD))
+
+    assert kept == [True, False, False, False, True, False]
+
+
+def test_as_many_unfinished_jobs_as_stated_fit(parts, clock):
+    store = JobStore(parts.engine, JobLimits(max_unfinished_jobs=1, max_bad_row_share=0))
+    store.record(FIRST, NEW)
+    with pytest.raises(QueueFullError) as refused:
+        store.record(SECOND, NEW)
+    store.cancel(FIRST)
+
+    assert (refused.value.retry_after_seconds, "1" in str(refused.value)) == (30, True)
+    assert store.record(SECOND, NEW)[1]
+
+
+# -- Cutting and chunks
+
+
+def test_counts_of_chunks_add_up_in_their_job(stores):
+    stores.cut(FIRST, num_chunks=2)
+    stores.do(FIRST, 0, sequences=2, kept=3, replaced=5, deleted=7, unknown=11, truncated=13)
+    stores.do(FIRST, 1, sequences=20, kept=30, replaced=50, deleted=70, unknown=110, truncated=130)
+    job = stores.chunks.finish(FIRST)
+
+    assert (job.chunks_done, job.sequences, job.kept, job.replaced) == (2, 22, 33, 55)
+    assert (job.deleted, job.unknown, job.truncated) == (77, 121, 143)
+
+
+def test_a_chunk_counts_once_and_only_while_its_job_runs(stores):
+    stores.cut(FIRST, num_chunks=2)
+    again = stores.retries.begin_chunk(FIRST, 0)
+    late = stores.retries.begin_chunk(FIRST, 1)
+
+    assert stores.commit(again, increments=[ONE], sequences=1)
+    assert not stores.commit(again, increments=[ONE], sequences=1)
+    assert (stores.jobs.get(FIRST).sequences, stores.counted(FIRST)) == (1, {("f1", "k1"): 1})
+    stores.jobs.cancel(FIRST)
+    assert not stores.commit(late, sequences=1)
+    assert stores.jobs.get(FIRST).sequences == 1
+
+
+def test_a_chunk_is_known_by_its_input(stores):
+    stores.submit(FIRST, SECOND)
+    for job_id in (FIRST, SECOND):
+        stores.retries.begin_cutting(job_id)
+    assert stores.add(FIRST, 0, rows_read=5)
+    assert stores.add(FIRST, 0, rows_read=5)
+    assert stores.add(SECOND, 0, name="other")
+    assert stores.add(FIRST, 1)
+    with pytest.raises(InputChangedError):
+        stores.add(FIRST, 0, name="other")
+
+    assert (stores.jobs.get(FIRST).rows_read, stores.chunks_of(FIRST), stores.chunks_of(SECOND)) == (6, [0, 1], [0])
+
+
+def test_a_job_that_does_not_run_is_not_cut(stores):
+    stores.submit(FIRST, SECOND)
+
+    assert not stores.add(FIRST, 0)  # nobody has begun with it
+    stores.retries.begin_cutting(FIRST)
+    stores.jobs.cancel(FIRST)
+    assert not stores.add(FIRST, 0)
+    stores.chunks.end_cutting(FIRST, num_chunks=0, rows_read=3, bad=[])
+    job = stores.jobs.get(FIRST)
+    assert (job.state, job.num_chunks, job.rows_read) == (JobState.CANCELLED, None, 0)
+    assert stores.retries.begin_cutting(FIRST) is None
+    assert stores.retries.begin_cutting("f" * 32) is None
+    assert stores.states(SECOND) == [JobState.QUEUED]
+
+
+def test_an_input_ends_once(stores):
+    stores.cut(FIRST, num_chunks=2)
+    stores.chunks.end_cutting(FIRST, num_chunks=5, rows_read=7, bad=[])
+
+    assert (stores.jobs.get(FIRST).num_chunks, stores.jobs.get(FIRST).rows_read) == (2, 2)
+    assert stores.retries.begin_cutting(FIRST) is None
+
+
+@pytest.mark.parametrize(("num_bad", "state"), [(1, JobState.SUCCEEDED), (2, JobState.FAILED)])
+@pytest.mark.parametrize("found", ["in cutting", "at its end", "in a chunk"])
+def test_bad_rows_at_the_stated_share_pass_and_one_more_fails_the_job(stores, found, num_bad, state):
+    """0.05 of 20 rows is one; a bad row counts with all that it stands for."""
+    bad = [BadRow(3, "no", num_bad)]
+    stores.submit(FIRST)
+    stores.retries.begin_cutting(FIRST)
+    stores.add(FIRST, 0, rows_read=20, bad=bad if found == "in cutting" else [])
+    stores.chunks.end_cutting(FIRST, num_chunks=1, rows_read=0, bad=bad if found == "at its end" else [])
+    if stores.jobs.get(FIRST).state == JobState.RUNNING:
+        stores.do(FIRST, bad=bad if found == "in a chunk" else [])
+        stores.chunks.finish(FIRST)
+    job = stores.jobs.get(FIRST)
+
+    assert (job.state, job.rows_read, job.rows_bad) == (state, 20, num_bad)
+    assert stores.jobs.bad_rows(FIRST) == [BadRow(3, "no")]
+
+
+def test_a_job_finishes_when_its_last_chunk_is_done_and_only_then(stores):
+    stores.submit(FIRST)
+    stores.retries.begin_cutting(FIRST)
+    stores.add(FIRST, 0)
+    stores.do(FIRST, 0)
+    before_the_end_is_known = stores.chunks.finish(FIRST)
+    stores.add(FIRST, 1)
+    stores.chunks.end_cutting(FIRST, num_chunks=2, rows_read=0, bad=[])
+    before_the_last_chunk = stores.chunks.finish(FIRST)
+    stores.do(FIRST, 1)
+    ended = stores.chunks.finish(FIRST)
+
+    assert (before_the_end_is_known, before_the_last_chunk) == (None, None)
+    assert (ended.state, ended.finished_at_ms) == (JobState.SUCCEEDED, 1000)
+    assert (stores.chunks.finish(FIRST), stores.chunks.finish(SECOND)) == (None, None)
+    assert stores.counted() == {("f1", "k1"): 2}
+
+
+# -- Attempts
+
+
+def test_a_chunk_is_begun_while_it_is_open_and_its_job_runs(stores):
+    stores.cut(FIRST, SECOND, num_chunks=2)
+    stores.do(FIRST, 0)
+    work = stores.retries.begin_chunk(FIRST, 1)
+    stores.jobs.cancel(SECOND)
+
+    assert (work.job.job_id, work.chunk_index, work.input_name) == (FIRST, 1, "in1")
+    assert stores.retries.begin_chunk(FIRST, 0) is None
+    assert stores.retries.begin_chunk(FIRST, 2) is None
+    assert stores.retries.begin_chunk(SECOND, 0) is None
+
+
+def test_attempts_at_one_chunk_are_not_those_at_another(stores):
+    stores.cut(FIRST, SECOND, num_chunks=2)
+    for _ in range(5):
+        assert stores.retries.begin_chunk(FIRST, 0) is not None
+    assert stores.retries.begin_chunk(FIRST, 1) is not None
+    assert stores.retries.begin_chunk(SECOND, 0) is not None
+    assert stores.retries.begin_chunk(FIRST, 0) is None
+
+    assert stores.states(FIRST, SECOND) == [JobState.FAILED, JobState.RUNNING]
+    assert stores.jobs.get(FIRST).reason == "chunk 0 failed in 5 attempts, the last: its worker died"
+
+
+def test_a_failure_is_tried_again_until_the_last_attempt_and_its_reason_is_kept(stores):
+    stores.cut(FIRST, num_chunks=2)
+    again = []
+    for _ in range(5):
+        work = stores.retries.begin_chunk(FIRST, 1)
+        again.append(stores.retries.chunk_failed(work, OSError("gone")))
+
+    assert again == [True, True, True, True, False]
+    assert stores.jobs.get(FIRST).reason == "chunk 1 failed in 5 attempts, the last: OSError: gone"
+    assert stores.retries.chunk_failed(work, OSError("late")) is False
+
+
+def test_the_reason_of_a_chunks_last_failure_is_told_when_its_worker_dies_after_it(stores):
+    stores.cut(FIRST)
+    for _ in range(4):
+        work = stores.retries.begin_chunk(FIRST, 0)
+    stores.retries.chunk_failed(work, OSError("gone"))
+    stores.retries.begin_chunk(FIRST, 0)
+    stores.retries.begin_chunk(FIRST, 0)
+
+    assert stores.jobs.get(FIRST).reason == "chunk 0 failed in 5 attempts, the last: OSError: gone"
+
+
+def test_a_failure_of_a_chunk_that_is_done_changes_nothing(stores):
+    stores.cut(FIRST)
+    work = stores.retries.begin_chunk(FIRST, 0)
+    stores.commit(work)
+
+    assert not stores.retries.chunk_failed(work, OSError("gone"))
+    assert stores.states(FIRST) == [JobState.RUNNING]
+
+
+@pytest.mark.parametrize("what", ["input", "chunk"])
+def test_a_refusal_fails_the_job_at_once_with_its_own_words(stores, what):
+    stores.cut(SECOND)
+    error = UnknownDomainError("garden", ("food",))
+    if what == "input":
+        stores.submit(FIRST)
+        stores.retries.begin_cutting(FIRST)
+        again = stores.retries.cutting_failed(FIRST, error)
+    else:
+        stores.cut(FIRST)
+        again = stores.retries.chunk_failed(stores.retries.begin_chunk(FIRST, 0), error)
+
+    assert again is False
+    assert (stores.jobs.get(FIRST).state, stores.jobs.get(FIRST).reason) == (JobState.FAILED, str(error))
+    assert stores.states(SECOND) == [JobState.RUNNING]
+
+
+def test_attempts_at_an_input_count_from_its_last_new_chunk(stores):
+    stores.submit(FIRST, SECOND)
+    for _ in range(5):
+        stores.retries.begin_cutting(SECOND)
+    for index in range(3):
+        for _ in range(5):
+            assert stores.retries.begin_cutting(FIRST) is not None
+        assert stores.retries.cutting_failed(FIRST, OSError("gone"))
+        assert stores.jobs.get(FIRST).reason == "OSError: gone"
+        assert stores.add(FIRST, index)
+        assert stores.jobs.get(FIRST).reason is None
+    for _ in range(5):
+        assert stores.retries.begin_cutting(FIRST) is not None
+    stores.retries.cutting_failed(FIRST, OSError("again"))
+
+    assert stores.retries.begin_cutting(FIRST) is None
+    assert stores.jobs.get(FIRST).reason == "the input could not be read in 5 attempts, the last: OSError: again"
+    assert stores.retries.begin_cutting(SECOND) is None  # its attempts were its own
+    assert stores.jobs.get(SECOND).reason == "the input could not be read in 5 attempts, the last: its worker died"
+
+
+def test_a_failure_of_cutting_is_told_only_while_the_input_is_cut(stores):
+    stores.cut(FIRST)
+    stores.submit(SECOND)
+
+    assert stores.retries.cutting_failed(FIRST, OSError("late"))
+    assert stores.retries.cutting_failed(SECOND, OSError("early"))
+    assert (stores.jobs.get(FIRST).reason, stores.jobs.get(SECOND).reason) == (None, None)
+
+
+# -- Lost work
+
+
+def test_an_input_is_lost_when_it_was_queued_before_the_instant_and_told_once(stores, clock):
+    stores.submit(FIRST)
+    clock.now = 2000
+
+    assert stores.lost(older_than_ms=1000) == []
+    assert stores.lost(older_than_ms=1001) == [Task(TaskKind.CUT, FIRST)]
+    assert stores.lost(older_than_ms=2000) == []  # queued again, at 2000
+    assert stores.lost(older_than_ms=2001) == [Task(TaskKind.CUT, FIRST)]
+
+
+def test_work_is_lost_when_it_was_begun_before_the_instant(stores, clock):
+    stores.submit(FIRST)
+    clock.now = 2000
+    stores.retries.begin_cutting(FIRST)
+    stores.add(FIRST, 0)
+    stores.add(FIRST, 1)
+    clock.now = 3000
+    stores.retries.renew_cutting(FIRST)
+    work = stores.retries.begin_chunk(FIRST, 0)
+    clock.now = 4000
+    stores.retries.renew_chunk(work)
+
+    assert stores.lost(older_than_ms=2000) == []
+    assert stores.lost(older_than_ms=3000) == [Task(TaskKind.CHUNK, FIRST, 1)]  # never begun, queued at 2000
+    assert stores.lost(older_than_ms=3001) == [Task(TaskKind.CUT, FIRST)]
+    assert stores.lost(older_than_ms=4001) == [
+        Task(TaskKind.CUT, FIRST),  # queued again at 4000, begun at 3000
+        Task(TaskKind.CHUNK, FIRST, 0),
+        Task(TaskKind.CHUNK, FIRST, 1),
+    ]
+
+
+def test_a_job_whose_chunks_are_done_is_to_be_finished(stores, clock):
+    stores.cut(FIRST, SECOND, num_chunks=2)
+    for index in range(2):
+        stores.do(FIRST, index)
+    stores.do(SECOND, 0)
+    stores.finished(THIRD)
+    clock.now = 5000
+
+    assert stores.lost(older_than_ms=5000) == [Task(TaskKind.FINISH, FIRST), Task(TaskKind.CHUNK, SECOND, 1)]
+
+
+def test_while_the_queue_holds_tasks_only_what_was_overtaken_is_lost(stores, clock):
+    stores.cut(FIRST, num_chunks=2)
+    clock.now = 2000
+    stores.cut(SECOND, num_chunks=2)
+    clock.now = 9000
+    nothing_begun = stores.lost(older_than_ms=9000, queue_is_empty=False)
+    stores.retries.begin_chunk(SECOND, 0)
+
+    assert nothing_begun == []
+    assert stores.lost(older_than_ms=1000, queue_is_empty=False) == []
+    assert stores.lost(older_than_ms=9000, queue_is_empty=False) == [
+        Task(TaskKind.CHUNK, FIRST, 0),
+        Task(TaskKind.CHUNK, FIRST, 1),
+    ]
+
+
+def test_nothing_of_an_ended_job_is_lost(stores, clock):
+    stores.cut(FIRST, SECOND)
+    stores.submit(THIRD)
+    stores.jobs.cancel(FIRST)
+    stores.fail(SECOND, "no")
+    stores.jobs.cancel(THIRD)
+    clock.now = 9000
+
+    assert stores.lost(older_than_ms=9000) == []
