@@ -11,6 +11,7 @@ ServiceError
 |- ClientLeftError               the client closed the connection before its answer was ready
 |- ModelUnavailableError         no bundle is active
 |- ModelProcessDiedError         the process that holds the networks ended over a call, twice
+|  `- ModelNotRunningError       it is not there, whatever it would be asked
 |- ModelThreadDiedError          the thread that runs the model ended
 |- ShuttingDownError             the service drains and takes no more work
 |- UnknownJobError               no job of that id
@@ -22,8 +23,10 @@ ServiceError
 |- IdempotencyConflictError      an Idempotency-Key that came before with another request
 |- JobStateError                 the job is not in a state that allows the request
 |- ResultGoneError               the result, or the list of bad rows, is past its retention and was removed
+|  `- ResultDamagedError         a file of the result is missing, or is not what was written
 |- InvalidCursorError            a page cursor that this service did not write
 |- StoreUnavailableError         the database does not answer
+|- FilesUnavailableError         the storage of jobs' files does not answer, or is full
 `- FailedChecksError             checks of the process fail; carries every check's result
    |- NotReadyError              requests cannot be served just now
    `- NotAliveError              requests cannot be served before a restart
@@ -106,7 +109,11 @@ class ModelUnavailableError(ServiceError):
 
 
 class ModelProcessDiedError(ServiceError):
-    """The process that holds the networks ended over this call, twice, or cannot be started again."""
+    """The process that holds the networks ended over this call, twice."""
+
+
+class ModelNotRunningError(ModelProcessDiedError):
+    """The process that holds the networks ended, and cannot be started for now, whatever it would be asked."""
 
 
 class ModelThreadDiedError(ServiceError):
@@ -178,6 +185,10 @@ class ResultGoneError(ServiceError):
     """The result, or the list of bad rows, is past its retention and was removed."""
 
 
+class ResultDamagedError(ResultGoneError):
+    """A file of the result is missing, or does not hold what was written."""
+
+
 class InvalidCursorError(ServiceError):
     """The page cursor is none that this service wrote."""
 
@@ -187,6 +198,10 @@ class InvalidCursorError(ServiceError):
 
 class StoreUnavailableError(ServiceError):
     """The database does not answer."""
+
+
+class FilesUnavailableError(ServiceError):
+    """The storage of jobs' files does not answer, or is full."""
 
 
 def and_more(total: int, listed: int) -> str:

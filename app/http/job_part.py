@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
+import redis
 from fastapi import FastAPI
 
-from app.errors import ModelUnavailableError, StoreUnavailableError
+from app.errors import FilesUnavailableError, ModelUnavailableError, StoreUnavailableError
 from app.jobs.job_models import BundleModels, Regenerates
 from app.jobs.parts import JobParts, SchemaOutdatedError, check_schema, job_parts
 from app.jobs.worker import WorkerThreads
@@ -37,7 +38,7 @@ class SharedModels:
         self._others = others
 
     def regenerator(self, version: str, rule: str) -> Regenerates:
-        """See ``runner.Models``."""
+        """See ``job_models.ModelSource``."""
         with contextlib.suppress(ModelUnavailableError):
             model = self._active()
             if (model.bundle.version, model.rule) == (version, rule):
@@ -60,6 +61,7 @@ class JobService:
         self.probes = (
             Probe("sql", BlockingCheck(self._sql_unreadiness, patience_seconds=patience_seconds)),
             Probe("queue", BlockingCheck(self._queue_unreadiness, patience_seconds=patience_seconds)),
+            Probe("files", BlockingCheck(self._files_unreadiness, patience_seconds=patience_seconds)),
         )
 
     @contextlib.asynccontextmanager
@@ -105,5 +107,18 @@ class JobService:
     def _queue_unreadiness(self) -> str | None:
         if self._parts is None:
             return "not started"
-        self._parts.queue.ping()
+        try:
+            self._parts.queue.ping()
+        except redis.RedisError as error:  # its words name the address, which is no business of whoever asks
+            log.warning("queue_unavailable", reason=str(error))
+            return f"Redis does not answer: {type(error).__name__}"
+        return None
+
+    def _files_unreadiness(self) -> str | None:
+        if self._parts is None:
+            return "not started"
+        try:
+            self._parts.storage.check()
+        except FilesUnavailableError as error:
+            return str(error)
         return None

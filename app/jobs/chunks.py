@@ -17,7 +17,8 @@ from sqlalchemy import Connection, Engine, insert, select, update
 from app.counts import SequenceCounts
 from app.jobs.formats import BadRow
 from app.jobs.records import Job, JobLimits, JobState, end_job, find_job, get_job, printable
-from app.jobs.retries import ChunkWork, InputChangedError, forget_attempts, renew_input
+from app.jobs.retries import ChunkWork, InputChangedError, forget_attempts, forget_outage, renew_input
+from app.jobs.turns import NOT_YET_MS
 from app.mappings.mapping_store import Increment, fold_in, merge_staged, stage
 from app.storage.database import now_ms, writing
 from app.storage.tables import bad_rows, chunks, jobs
@@ -40,6 +41,8 @@ class ChunkStore:
         """
         Record a chunk and the rows that were read for it; False when the job no longer runs. Again: no change.
 
+        ``Turns`` says when it is queued.
+
         Raises:
             InputChangedError: the chunk is known with another content.
         """
@@ -60,7 +63,7 @@ class ChunkStore:
                     num_rows=num_rows,
                     input_name=input_name,
                     attempts=0,
-                    queued_at_ms=now_ms(),
+                    queued_at_ms=NOT_YET_MS,
                 )
             )
             self._add_rows(connection, job_id, rows_read, bad)
@@ -101,6 +104,7 @@ class ChunkStore:
             with writing(self._engine) as connection:
                 stage(connection, increments)  # before the job's row is locked: this takes no lock that others want
                 self._mark_done(connection, work, output_name, counts)
+                forget_outage(connection, work.job.job_id)
                 self._add_rows(connection, work.job.job_id, 0, bad)
                 if increments:
                     merge_staged(connection, work.job.dictionary)
@@ -121,7 +125,7 @@ class ChunkStore:
                 connection.execute(
                     update(jobs)
                     .where(jobs.c.job_id == job_id)
-                    .values(state=JobState.SUCCEEDED, finished_at_ms=now_ms())
+                    .values(state=JobState.SUCCEEDED, finished_at_ms=now_ms(), reason=None)
                 )
             return get_job(connection, job_id)
 

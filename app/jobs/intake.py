@@ -10,9 +10,8 @@ from typing import BinaryIO
 from app.errors import IdempotencyConflictError, QueueFullError
 from app.jobs.formats import SourceFormat, check_format, format_of
 from app.jobs.job_bodies import JobOptions, JobRequest
-from app.jobs.parts import JobParts
+from app.jobs.parts import UPLOAD, JobParts
 from app.jobs.records import Job, NewJob, new_job_id, printable
-from app.jobs.runner import UPLOAD
 from app.jobs.sources import check_size
 from app.jobs.tasks import Task, TaskKind
 

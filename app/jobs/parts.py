@@ -14,6 +14,7 @@ from app.jobs.queue import TaskQueue, embedded_broker, redis_broker
 from app.jobs.records import JobLimits
 from app.jobs.retries import RetryStore
 from app.jobs.sources import SourceRoots
+from app.jobs.turns import Turns
 from app.runtime.logs import logger
 from app.settings import Settings
 from app.storage import schema
@@ -21,6 +22,9 @@ from app.storage.database import now_ms, open_engine
 from app.storage.job_files import Storage
 
 log = logger(__name__)
+
+UPLOAD = "input/upload"
+"""Name of an uploaded input inside its job's folder."""
 
 
 class SchemaOutdatedError(Exception):
@@ -35,6 +39,7 @@ class JobParts:
     jobs: JobStore
     chunks: ChunkStore
     retries: RetryStore
+    turns: Turns
     queue: TaskQueue
     storage: Storage
     roots: SourceRoots
@@ -42,20 +47,30 @@ class JobParts:
     embedded: bool
     requeue_ms: int
 
+    def queue_next_chunks(self, job_id: str) -> None:
+        """Queue the chunks of the job whose turn has come."""
+        for task in self.turns.take(job_id):
+            self.queue.put(task)
+
     def queue_lost_tasks(self, *, all_unbegun: bool = False) -> int:
         """
-        Queue what unfinished jobs need and no queue holds; how many tasks. See ``RetryStore.lost_tasks``.
+        Queue what unfinished jobs need and no queue holds; how many tasks were lost. See ``RetryStore.lost_tasks``.
 
         *all_unbegun* says that no other process works on jobs and this one has not begun: everything is lost.
         """
         older_than_ms = now_ms() + 1 if all_unbegun else max(0, now_ms() - self.requeue_ms)
         empty = all_unbegun or self.queue.is_empty()
         tasks = self.retries.lost_tasks(older_than_ms=older_than_ms, queue_is_empty=empty)
-        for task in tasks:
+        for task in (*tasks, *self.turns.take_all()):
             self.queue.put(task)
         if tasks:
             log.info("lost_tasks_queued", num_tasks=len(tasks))
         return len(tasks)
+
+    def remove_files_of_ended(self, job_id: str) -> None:
+        """Remove what a job left that was removed, was cancelled or has failed, perhaps while it was worked on."""
+        if not self.jobs.keeps_files(job_id):
+            self.storage.delete_folder(job_id)
 
     def close(self) -> None:
         """Close the connections."""
@@ -79,6 +94,7 @@ def job_parts(settings: Settings) -> JobParts:
         jobs=JobStore(engine, limits),
         chunks=ChunkStore(engine, limits),
         retries=RetryStore(engine, settings.max_chunk_attempts),
+        turns=Turns(engine),
         queue=TaskQueue(broker),
         storage=Storage(settings.job_storage()),
         roots=SourceRoots(settings.input_roots),

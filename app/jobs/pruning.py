@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from app.jobs.parts import JobParts
+from contextlib import suppress
+
+from app.errors import UnknownJobError
+from app.jobs.parts import UPLOAD, JobParts
 from app.jobs.records import created_at_ms_of
 from app.storage.database import now_ms
+from app.storage.job_files import is_partial_of
 
-# Files of an upload appear before their job does; younger folders without a job are left alone.
-ORPHAN_AGE_MS = 24 * 3600 * 1000
-
-
+# An upload appears before its job does; it is left alone for so long.
+ARRIVAL_MS = 24 * 3600 * 1000
 DAY_MS = 24 * 3600 * 1000
 
 
@@ -25,8 +27,15 @@ def prune(parts: JobParts, *, retention_days: float) -> list[str]:
         parts.storage.delete_folder(job_id)
     for folder in parts.storage.folders():
         created_at_ms = created_at_ms_of(folder)
-        if created_at_ms is None or created_at_ms > now_ms() - ORPHAN_AGE_MS:
-            continue
-        if not parts.jobs.keeps_files(folder):
-            parts.storage.delete_folder(folder)
+        if created_at_ms is not None and not _may_be_arriving(parts, folder, created_at_ms):
+            parts.remove_files_of_ended(folder)
     return pruned
+
+
+def _may_be_arriving(parts: JobParts, folder: str, created_at_ms: int) -> bool:
+    """Whether the folder may hold an upload whose job is about to be recorded: young, and nothing else is in it."""
+    with suppress(UnknownJobError):
+        parts.jobs.get(folder)
+        return False
+    is_young = created_at_ms > now_ms() - ARRIVAL_MS
+    return is_young and all(name == UPLOAD or is_partial_of(UPLOAD, name) for name in parts.storage.names(folder))

@@ -5,7 +5,9 @@ How the work of jobs is tried again. All of it is here: attempts, reasons, back-
 its worker is counted too. After the last one the job fails with the reason of the last. Attempts at an input count
 from its last new chunk.
 
-**Which errors count.** ``fault_of`` says it: a refusal fails the job at once, any other error uses up its attempt.
+**Which errors count.** ``fault_of`` says it. A refusal fails the job at once. An outage, such as a full disk or a
+database that is away, says nothing about the work: the attempt is taken back, and the job says what it waits for. Any
+other error uses up its attempt.
 
 **Back-off.** The queue delivers what failed again, later and later.
 
@@ -14,25 +16,36 @@ from its last new chunk.
 
 from __future__ import annotations
 
+import errno
+import threading
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from typing import Any
 
 from dramatiq.middleware import Retries
-from sqlalchemy import Connection, Engine, and_, func, or_, select, update
+from sqlalchemy import Connection, Engine, and_, case, func, or_, select, update
 
 from app.errors import (
+    FilesUnavailableError,
     InvalidSourceError,
+    ModelNotRunningError,
+    ModelUnavailableError,
     RequestTooLargeError,
     SourceNotAllowedError,
     SourceNotFoundError,
+    StoreUnavailableError,
+    UnknownModelError,
     UnsupportedFormatError,
 )
+from app.jobs.chunk_files import ChunkFileDamagedError
 from app.jobs.records import ACTIVE, TERMINAL, Job, JobState, end_job, fail_job, find_job, get_job, printable
 from app.jobs.tasks import Task, TaskKind
 from app.storage.database import now_ms, reading, writing
 from app.storage.tables import chunks, jobs
-from models.errors import InputFormatError, UnknownDomainError
+from models.errors import BundleError, InputFormatError, UnknownDomainError
 
 MIN_BACKOFF_MS = 500
 MAX_BACKOFF_MS = 15_000
@@ -50,20 +63,60 @@ REFUSALS = (
     UnsupportedFormatError,
     InputFormatError,
     InputChangedError,
+    ChunkFileDamagedError,
     UnknownDomainError,
 )
-"""What no further attempt can mend: it lies in what the client asked for."""
+"""What no further attempt can mend: it lies in what the client asked for, or in what was kept of it."""
+
+
+OUTAGES = (
+    StoreUnavailableError,
+    FilesUnavailableError,
+    ModelUnavailableError,
+    ModelNotRunningError,
+    UnknownModelError,
+    BundleError,
+)
+"""What has to do with where the work is done, not with the work: database, files, or the model."""
+
+OUTAGE_CODES = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EIO,
+        errno.ESTALE,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ETIMEDOUT,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+    }
+)
+"""Errors of the system that do, whatever raised them: no room, no descriptors, no answer."""
+
+WAITING = "waiting: "
+"""How the reason of a job begins that waits for an outage to end."""
 
 
 class Fault(Enum):
     """What an error means for the work that it ended."""
 
     REFUSAL = auto()  # the job fails at once
+    OUTAGE = auto()  # the work waits; the attempt does not count
     FAILURE = auto()  # the attempt is used up
 
 
-def fault_of(error: Exception) -> Fault:
-    """What *error* means for the work that it ended."""
+def fault_of(error: BaseException) -> Fault:
+    """What *error* means for the work that it ended; an outage may stand behind another error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OUTAGES) or (isinstance(cause, OSError) and cause.errno in OUTAGE_CODES):
+            return Fault.OUTAGE
+        cause = cause.__cause__ or cause.__context__
     return Fault.REFUSAL if isinstance(error, REFUSALS) else Fault.FAILURE
 
 
@@ -93,11 +146,14 @@ class RetryStore:
     def __init__(self, engine: Engine, max_attempts: int) -> None:
         self._engine = engine
         self._max_attempts = max_attempts
+        self._unsettled: deque[Callable[[], None]] = deque()
+        self._settling = threading.Lock()
 
     # Inputs
 
     def begin_cutting(self, job_id: str) -> Job | None:
         """Count an attempt at the input; None when there is nothing (more) to cut, or it was begun too often."""
+        self.settle()
         with writing(self._engine) as connection:
             job = find_job(connection, job_id, lock=True)
             if job is None or job.state in TERMINAL or job.num_chunks is not None:
@@ -115,7 +171,7 @@ class RetryStore:
                 .returning(jobs.c.attempts)
             ).scalar_one()
             if attempts > self._max_attempts:
-                last = job.reason or "its worker died"
+                last = "its worker died" if job.reason is None or job.reason.startswith(WAITING) else job.reason
                 reason = f"the input could not be read in {self._max_attempts} attempts, the last: {last}"
                 end_job(connection, job, JobState.FAILED, reason)
                 return None
@@ -128,6 +184,9 @@ class RetryStore:
 
     def cutting_failed(self, job_id: str, error: Exception) -> bool:
         """Record why an attempt at the input failed; False when the job failed with it, True to try again."""
+        if fault_of(error) is Fault.OUTAGE:
+            self._settle_later(partial(self._take_back_cutting, job_id, error))
+            return True
         with writing(self._engine) as connection:
             if fault_of(error) is Fault.REFUSAL:
                 fail_job(connection, job_id, str(error))
@@ -143,6 +202,7 @@ class RetryStore:
 
     def begin_chunk(self, job_id: str, chunk_index: int) -> ChunkWork | None:
         """Count an attempt at the chunk; None when there is nothing (more) to do, or it was begun too often."""
+        self.settle()
         with writing(self._engine) as connection:
             row = connection.execute(
                 update(chunks)
@@ -160,7 +220,8 @@ class RetryStore:
             job = get_job(connection, job_id)
             if row.attempts <= self._max_attempts:
                 return ChunkWork(job, chunk_index, row.input_name)
-        self._give_up(job_id, chunk_index, row.last_error or "its worker died")
+        died = row.last_error is None or row.last_error.startswith(WAITING)
+        self._give_up(job_id, chunk_index, "its worker died" if died else row.last_error)
         return None
 
     def renew_chunk(self, work: ChunkWork) -> None:
@@ -170,6 +231,9 @@ class RetryStore:
 
     def chunk_failed(self, work: ChunkWork, error: Exception) -> bool:
         """Record why an attempt at the chunk failed; False when the job failed with it, True to try again."""
+        if fault_of(error) is Fault.OUTAGE:
+            self._settle_later(partial(self._take_back_chunk, work, error))
+            return True
         job_id, reason = work.job.job_id, _describe(error)
         with writing(self._engine) as connection:
             if fault_of(error) is Fault.REFUSAL:
@@ -182,6 +246,46 @@ class RetryStore:
             return attempts is not None
         self._give_up(job_id, work.chunk_index, reason)
         return False
+
+    # Outages
+
+    def settle(self) -> None:
+        """Take back the attempts that outages ended, as soon as the database answers; to be called now and then."""
+        if not self._settling.acquire(blocking=False):
+            return  # another thread does it
+        try:
+            while self._unsettled:
+                self._unsettled[0]()
+                self._unsettled.popleft()
+        except StoreUnavailableError:
+            pass  # the outage itself; later, then
+        finally:
+            self._settling.release()
+
+    def _settle_later(self, take_back: Callable[[], None]) -> None:
+        self._unsettled.append(take_back)
+        self.settle()
+
+    def _take_back_cutting(self, job_id: str, error: Exception) -> None:
+        with writing(self._engine) as connection:
+            connection.execute(
+                update(jobs)
+                .where(jobs.c.job_id == job_id, jobs.c.state == JobState.RUNNING, jobs.c.num_chunks.is_(None))
+                .values(attempts=_one_less(jobs), reason=_describe_outage(error))
+            )
+
+    def _take_back_chunk(self, work: ChunkWork, error: Exception) -> None:
+        reason = _describe_outage(error)
+        with writing(self._engine) as connection:
+            is_open = select(chunks.c.job_id).where(*_open_chunk(work)).exists()
+            connection.execute(  # the job's row first, as everywhere
+                update(jobs)
+                .where(jobs.c.job_id == work.job.job_id, jobs.c.state == JobState.RUNNING, is_open)
+                .values(reason=reason)
+            )
+            connection.execute(
+                update(chunks).where(*_open_chunk(work)).values(attempts=_one_less(chunks), last_error=reason)
+            )
 
     # Lost work
 
@@ -252,8 +356,14 @@ def renew_input(connection: Connection, job_id: str) -> bool:
 
 
 def forget_attempts(connection: Connection, job_id: str) -> None:
-    """Let attempts at the input count from here, since it has made headway."""
+    """Let attempts at the input count from here, since it has made headway; it waits for nothing any more."""
     connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(attempts=0, reason=None))
+
+
+def forget_outage(connection: Connection, job_id: str) -> None:
+    """Let a job whose chunk was done say no more that it waits."""
+    waits = (jobs.c.job_id == job_id, jobs.c.reason.startswith(WAITING))
+    connection.execute(update(jobs).where(*waits).values(reason=None))
 
 
 def _open_chunk(work: ChunkWork) -> tuple[Any, ...]:
@@ -269,6 +379,14 @@ def _whole_is_due() -> Any:
 def _idle_since(table: Any, older_than_ms: int, horizon_ms: int) -> Any:
     begun = table.c.claimed_at_ms
     return and_(table.c.queued_at_ms < horizon_ms, or_(begun.is_(None), begun < older_than_ms))
+
+
+def _one_less(table: Any) -> Any:
+    return case((table.c.attempts > 0, table.c.attempts - 1), else_=0)
+
+
+def _describe_outage(error: Exception) -> str:
+    return printable(f"{WAITING}{type(error).__name__}: {error}")
 
 
 def _describe(error: Exception) -> str:

@@ -8,30 +8,24 @@ is tried again in ``retries``, and files are named by their content.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import BinaryIO
 
+from app.jobs.chunk_files import read_chunk_file, write_chunk_file
 from app.jobs.chunk_regeneration import regenerate_rows
-from app.jobs.chunks import ChunkStore
 from app.jobs.cutting import ChunkRows, cut_rows
-from app.jobs.formats import SourceLimits, read_rows
+from app.jobs.formats import read_rows
 from app.jobs.job_models import ModelSource
-from app.jobs.queue import TaskQueue
-from app.jobs.records import Job
+from app.jobs.parts import UPLOAD, JobParts
+from app.jobs.records import Job, JobState
 from app.jobs.results import input_file, output_file, read_input_file
-from app.jobs.retries import ChunkWork, InputChangedError, RetryStore
-from app.jobs.sources import SourceRoots
+from app.jobs.retries import ChunkWork, Fault, fault_of
 from app.jobs.tasks import Task, TaskKind
 from app.runtime.logs import logger
-from app.storage.job_files import Storage
 
 log = logger(__name__)
-
-UPLOAD = "input/upload"
-"""Name of an uploaded input inside its job's folder."""
 
 
 class JobRunner:
@@ -39,36 +33,14 @@ class JobRunner:
     Carries out tasks. Any of them may come twice, late, or at the same time elsewhere.
 
     Args:
-        chunks: where chunks are added and counted.
-        retries: where attempts are counted.
-        queue: where following tasks are put.
-        storage: jobs' files.
-        roots: which URIs may be read.
-        limits: of inputs.
+        parts: database, queue and files.
         chunk_sequences: sequences of one chunk.
         computing: chunks in the model at once; threads beyond that read and write meanwhile.
         models: where models come from.
     """
 
-    def __init__(
-        self,
-        chunks: ChunkStore,
-        retries: RetryStore,
-        queue: TaskQueue,
-        storage: Storage,
-        *,
-        roots: SourceRoots,
-        limits: SourceLimits,
-        chunk_sequences: int,
-        computing: int,
-        models: ModelSource,
-    ) -> None:
-        self._chunks = chunks
-        self._retries = retries
-        self._queue = queue
-        self._storage = storage
-        self._roots = roots
-        self._limits = limits
+    def __init__(self, parts: JobParts, *, chunk_sequences: int, computing: int, models: ModelSource) -> None:
+        self._parts = parts
         self._chunk_sequences = chunk_sequences
         self._models = models
         self._computing = threading.BoundedSemaphore(computing)
@@ -101,28 +73,29 @@ class JobRunner:
                 self._in_hand = tuple(other for other in self._in_hand if other is not renew)
 
     def _cut(self, job_id: str) -> None:
-        job = self._retries.begin_cutting(job_id)
+        retries = self._parts.retries
+        job = retries.begin_cutting(job_id)
         if job is None:
+            self._parts.remove_files_of_ended(job_id)
             return
         try:
-            with self._keep_renewed(partial(self._retries.renew_cutting, job_id)), self._open_input(job) as file:
+            with self._keep_renewed(partial(retries.renew_cutting, job_id)), self._open_input(job) as file:
                 self._cut_file(job, file)
         except Exception as error:
-            log.warning("cutting_failed", job_id=job_id, exc_info=True)
-            if self._retries.cutting_failed(job_id, error):
+            log.warning("cutting_failed", job_id=job_id, exc_info=fault_of(error) is Fault.FAILURE, reason=str(error))
+            if retries.cutting_failed(job_id, error):
                 raise
+            self._parts.remove_files_of_ended(job_id)
 
     def _cut_file(self, job: Job, file: BinaryIO) -> None:
         num_chunks = 0
         rest = ChunkRows()
-        for part in cut_rows(read_rows(file, job.source_format, self._limits), self._chunk_sequences):
+        for part in cut_rows(read_rows(file, job.source_format, self._parts.limits), self._chunk_sequences):
             if not part.rows:
                 rest = part
                 break
-            content = input_file(part.rows)
-            name = f"input/{num_chunks:08d}-{_digest(content)}.parquet"
-            self._storage.write(f"{job.job_id}/{name}", content)
-            if not self._chunks.add_chunk(
+            name = write_chunk_file(self._parts.storage, job.job_id, "input", num_chunks, input_file(part.rows))
+            if not self._parts.chunks.add_chunk(
                 job.job_id,
                 num_chunks,
                 input_name=name,
@@ -130,54 +103,58 @@ class JobRunner:
                 rows_read=part.rows_read,
                 bad=part.bad,
             ):
+                self._parts.remove_files_of_ended(job.job_id)
                 return
-            self._queue.put(Task(TaskKind.CHUNK, job.job_id, num_chunks))
+            self._parts.queue_next_chunks(job.job_id)
             num_chunks += 1
-        self._chunks.end_cutting(job.job_id, num_chunks=num_chunks, rows_read=rest.rows_read, bad=rest.bad)
+        self._parts.chunks.end_cutting(job.job_id, num_chunks=num_chunks, rows_read=rest.rows_read, bad=rest.bad)
         self._finish(job.job_id)
 
     def _open_input(self, job: Job) -> BinaryIO:
         if job.source_uri is None:
-            return self._storage.open(f"{job.job_id}/{UPLOAD}")
-        return self._roots.open(job.source_uri, self._limits)
+            return self._parts.storage.open(f"{job.job_id}/{UPLOAD}")
+        return self._parts.roots.open(job.source_uri, self._parts.limits)
 
     def _chunk(self, job_id: str, chunk_index: int) -> None:
-        work = self._retries.begin_chunk(job_id, chunk_index)
+        retries = self._parts.retries
+        work = retries.begin_chunk(job_id, chunk_index)
         if work is None:
+            self._parts.remove_files_of_ended(job_id)
             return
+        self._parts.queue_next_chunks(job_id)
         try:
-            with self._keep_renewed(partial(self._retries.renew_chunk, work)):
+            with self._keep_renewed(partial(retries.renew_chunk, work)):
                 added = self._rewrite(work)
         except Exception as error:  # whatever a chunk does, its job ends with a reason and other jobs go on
-            log.warning("chunk_failed", job_id=job_id, chunk=chunk_index, exc_info=True)
-            if self._retries.chunk_failed(work, error):
+            is_failure = fault_of(error) is Fault.FAILURE
+            log.warning("chunk_failed", job_id=job_id, chunk=chunk_index, exc_info=is_failure, reason=str(error))
+            if retries.chunk_failed(work, error):
                 raise
+            self._parts.remove_files_of_ended(job_id)
             return
         log.info("chunk_done", job_id=job_id, chunk=chunk_index, added=added)
+        if not added:
+            self._parts.remove_files_of_ended(job_id)
+        self._parts.queue_next_chunks(job_id)
         self._finish(job_id)
 
     def _rewrite(self, work: ChunkWork) -> bool:
-        content = self._storage.read(f"{work.job.job_id}/{work.input_name}")
-        if _digest(content) not in work.input_name:
-            raise InputChangedError(f"{work.input_name} is damaged")
-        rows = read_input_file(content)
+        rows = read_input_file(read_chunk_file(self._parts.storage, work.job.job_id, work.input_name))
         model = self._models.regenerator(work.job.model_version, work.job.rule)
         with self._computing:
             result = regenerate_rows(model, work.job, rows)
         output = output_file(result.rows)
-        # Named by content: a repeated or simultaneous attempt writes the same file.
-        name = f"output/{work.chunk_index:08d}-{_digest(output)}.parquet"
-        self._storage.write(f"{work.job.job_id}/{name}", output)
-        return self._chunks.commit_chunk(
+        name = write_chunk_file(self._parts.storage, work.job.job_id, "output", work.chunk_index, output)
+        return self._parts.chunks.commit_chunk(
             work, output_name=name, counts=result.counts, bad=result.bad, increments=result.increments
         )
 
     def _finish(self, job_id: str) -> None:
-        job = self._chunks.finish(job_id)
-        if job is not None:
-            log.info("job_ended", job_id=job_id, state=job.state, reason=job.reason)
-            self._storage.delete_folder(f"{job_id}/input")
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:32]
+        job = self._parts.chunks.finish(job_id)
+        if job is None:
+            return
+        log.info("job_ended", job_id=job_id, state=job.state, reason=job.reason)
+        if job.state is JobState.SUCCEEDED:
+            self._parts.storage.delete_folder(f"{job_id}/input")
+        else:
+            self._parts.remove_files_of_ended(job_id)

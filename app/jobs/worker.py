@@ -46,12 +46,7 @@ class WorkerThreads:
     def __init__(self, parts: JobParts, settings: Settings, models: ModelSource) -> None:
         self._parts = parts
         self._runner = JobRunner(
-            parts.chunks,
-            parts.retries,
-            parts.queue,
-            parts.storage,
-            roots=parts.roots,
-            limits=parts.limits,
+            parts,
             chunk_sequences=settings.chunk_sequences,
             computing=settings.worker_threads,
             models=models,
@@ -79,6 +74,7 @@ class WorkerThreads:
 
     def _sweep(self) -> None:
         self._runner.renew()  # first: what this process works on is not lost, however long it takes
+        self._parts.retries.settle()
         self._parts.queue_lost_tasks()
 
 

@@ -13,6 +13,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from app.runtime.logs import logger
+
+log = logger(__name__)
+
 OK = "ok"
 
 
@@ -23,8 +27,9 @@ class Probe:
 
     Args:
         name: the key under which /readyz reports it, e.g. "sql".
-        check: returns None when all is well, else the reason; an exception counts as its text. Must not block the
-            event loop: wrap what blocks in ``BlockingCheck``.
+        check: returns None when all is well, else the reason, which any stranger may read; of an exception only its
+            type is told, since its text may name addresses and passwords. Must not block the event loop: wrap what
+            blocks in ``BlockingCheck``.
         restart_mends: only a new process can make it pass again, so liveness fails with it.
     """
 
@@ -93,4 +98,5 @@ async def _run(probe: Probe, timeout_seconds: float) -> str:
     except TimeoutError:
         return f"no answer in {timeout_seconds:g} s"
     except Exception as error:  # a check that breaks is a check that fails, whatever it raises
-        return f"{type(error).__name__}: {error}"
+        log.warning("probe_broke", probe=probe.name, reason=f"{type(error).__name__}: {error}")
+        return f"the check broke: {type(error).__name__}"

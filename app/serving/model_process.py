@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-from app.errors import ModelProcessDiedError
+from app.errors import ModelNotRunningError, ModelProcessDiedError
 from app.runtime.logs import logger
 from models.bundle import BundleDescription, describe_bundle, load_bundle
 from models.data.dataset import TokenArray
@@ -197,7 +197,7 @@ class _Child:
             loaded = self.connections[REQUESTS].recv()
         except (EOFError, OSError) as error:
             self.close()
-            raise ModelProcessDiedError(f"the model's process ended while it loaded {bundle.directory}") from error
+            raise ModelNotRunningError(f"the model's process ended while it loaded {bundle.directory}") from error
         if isinstance(loaded, Exception):
             self.close()
             raise loaded
@@ -301,7 +301,7 @@ class _Supervisor:
                 max(0.0, out_since + RESTART_SECONDS - time.monotonic()),
             )
             if not found or self._child is None:
-                raise ModelProcessDiedError(f"the model's process does not run: {self._outage or 'it was stopped'}")
+                raise ModelNotRunningError(f"the model's process does not run: {self._outage or 'it was stopped'}")
             return self._child
 
     def _put(self, child: _Child) -> None:

@@ -14,6 +14,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.responses import StreamingResponse
 
 from app.errors import (
+    FilesUnavailableError,
     IdempotencyConflictError,
     InvalidBodyError,
     InvalidCursorError,
@@ -23,6 +24,7 @@ from app.errors import (
     NotAcceptableError,
     QueueFullError,
     RequestTooLargeError,
+    ResultDamagedError,
     ResultGoneError,
     SourceNotAllowedError,
     SourceNotFoundError,
@@ -34,6 +36,7 @@ from app.http.paging import decode_cursor, encode_cursor, preferred
 from app.http.problems import problem_responses
 from app.http.routes.models import inference_of
 from app.http.streams import ClosingStream
+from app.jobs.chunk_files import read_result
 from app.jobs.formats import BadRow
 from app.jobs.intake import Accepted, JobIntake
 from app.jobs.job_bodies import JobBody, JobOptions, JobPage, JobRequest
@@ -127,6 +130,7 @@ JobPartsOf = Annotated[JobParts, Depends(parts_of)]
         QueueFullError,
         ModelUnavailableError,
         StoreUnavailableError,
+        FilesUnavailableError,
     ),
 )
 async def submit_job(
@@ -255,8 +259,10 @@ async def follow_job(
             JobStateError,
             ResultGoneError,
             UnsupportedFormatError,
+            ResultDamagedError,
             RequestValidationError,
             StoreUnavailableError,
+            FilesUnavailableError,
         ),
         200: _stream_of(*_FORMAT_OF),
     },
@@ -289,8 +295,8 @@ def download_result(
     """
     offered = list(dict.fromkeys(MEDIA_TYPES.values()))
     chosen = result_format or _FORMAT_OF[preferred(accept, offered)]
-    names = parts.jobs.output_names(job_id)
-    tables = (read_output_file(parts.storage.read(f"{job_id}/{name}")) for name in names)
+    contents = read_result(parts.storage, job_id, parts.jobs.output_names(job_id))
+    tables = (read_output_file(content) for content in contents)
     return ClosingStream(
         encode_results(tables, chosen, view),
         media_type=MEDIA_TYPES[chosen],

@@ -1,5 +1,6 @@
 """Real databases and queues for the tests of jobs: SQLite, and PostgreSQL and Redis that the suite starts itself."""
 
+import contextlib
 import itertools
 
 import psycopg
@@ -9,6 +10,7 @@ from app.jobs.parts import job_parts
 from app.settings import Settings
 from app.storage import schema
 from app.storage.database import open_engine
+from tests.job_harness import Harness
 from tests.job_inputs import sequences, write_ndjson
 from tests.services import PostgresServer, RedisServer, ServiceMissingError, reachable_folder, require
 
@@ -127,3 +129,27 @@ def sequences_fixture():
 @pytest.fixture(name="write_ndjson")
 def write_ndjson_fixture():
     return write_ndjson
+
+
+@pytest.fixture
+def harness(parts, bundle):
+    return Harness(parts, bundle)
+
+
+@pytest.fixture
+def harness_with(job_settings, database, bundle):
+    """A function settings -> harness."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**settings):
+            parts = job_parts(job_settings(database_url=database, **settings))
+            stack.callback(parts.close)
+            return Harness(parts, bundle)
+
+        yield make
+
+
+@pytest.fixture
+def mixed(inputs, sequences, write_ndjson):
+    """27 sequences: three chunks of 8 and one of 3."""
+    return write_ndjson(inputs / "mixed.ndjson", sequences(27))

@@ -9,6 +9,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
+from app.errors import FilesUnavailableError
 from app.http.application import create_app
 from app.jobs.records import TERMINAL
 from app.settings import Settings
@@ -516,5 +517,61 @@ def test_an_id_of_no_job_is_404(start, job_id):
     problem(start().get(f"/jobs/{job_id}"), 404, "unknown-job")
 
 
-def test_readiness_names_database_and_queue(start):
-    assert {"sql", "queue"} <= start().get("/readyz").json()["checks"].keys()
+def test_readiness_names_database_queue_and_files(start):
+    assert {"sql", "queue", "files"} <= start().get("/readyz").json()["checks"].keys()
+
+
+def test_readiness_tells_a_stranger_neither_address_nor_password(start):
+    client = start(redis_url="redis://:geheim@127.0.0.1:1/0")
+    answer = client.get("/readyz")
+
+    assert answer.status_code == 503
+    assert answer.json()["checks"]["queue"] == "Redis does not answer: ConnectionError"
+    assert not [word for word in ("geheim", "127.0.0.1", ":1") if word in answer.text]
+
+
+# -- Storage that is damaged, full or away
+
+
+def storage_of(client):
+    return client.app.state.job_parts.storage
+
+
+@pytest.mark.parametrize("result_format", ["parquet", "ndjson", "csv", "inter"])
+@pytest.mark.parametrize("damage", ["swapped", "missing"])
+def test_a_damaged_result_is_a_problem_and_never_a_broken_or_foreign_answer(start, mixed, damage, result_format):
+    client = start()
+    job_id = ended(client, submit(client, mixed))["job_id"]
+    names = client.app.state.job_parts.jobs.output_names(job_id)
+    storage = storage_of(client)
+    if damage == "swapped":
+        storage.write(f"{job_id}/{names[-1]}", storage.read(f"{job_id}/{names[0]}"))
+    else:
+        storage.delete_folder(f"{job_id}/output")
+    found = problem(client.get(f"/jobs/{job_id}/result?format={result_format}"), 410, "result-damaged")
+
+    assert names[-1 if damage == "swapped" else 0] in found["detail"]
+
+
+def test_while_the_storage_is_full_uploads_and_readiness_are_503_and_a_running_job_waits(start, mixed, monkeypatch):
+    client = start(max_chunk_attempts=1)
+    storage = storage_of(client)
+    full = FilesUnavailableError("jobs' files cannot be read or written: No space left on device")
+
+    def fail(*_):
+        raise full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write", fail)
+        patch.setattr(storage, "write_stream", fail)
+        refused = problem(upload(client, mixed.read_bytes()), 503, "files-unavailable")
+        unready = client.get("/readyz")
+        answer = submit(client, mixed)
+        while (job := client.get(answer.headers["Location"]).json())["reason"] is None:
+            time.sleep(0.02)
+    done = ended(client, answer)
+
+    assert refused["detail"] == str(full)
+    assert (unready.status_code, unready.json()["checks"]["files"]) == (503, str(full))
+    assert (job["state"], job["reason"]) == ("running", f"waiting: FilesUnavailableError: {full}")
+    assert (done["state"], done["reason"]) == ("succeeded", None)
