@@ -33,6 +33,7 @@ from models.errors import (
     BundleMissingFileError,
     BundleVersionError,
     DatasetFormatError,
+    OutputExistsError,
 )
 from models.files import check_replaceable, replace_folder
 from models.network.decoder import Decoder, DecoderConfig
@@ -128,12 +129,16 @@ def save_bundle(
     return load_bundle(directory, device=base.item_embeddings_VD.device)
 
 
-def check_destination(directory: Path) -> None:
+def check_destination(directory: Path, *, replace: bool = True) -> None:
     """
     Whether a bundle may be written to *directory*; ask before hours of training.
 
+    Args:
+        directory: the folder to write.
+        replace: whether a bundle that is there may go.
+
     Raises:
-        OutputExistsError: it holds something that is not a bundle.
+        OutputExistsError: it holds something that is not a bundle, or a bundle that may not go.
     """
     fixed = frozenset({MANIFEST, VOCABULARY, BASE})
     check_replaceable(
@@ -142,6 +147,8 @@ def check_destination(directory: Path) -> None:
         required=frozenset({MANIFEST, VOCABULARY}),
         ours=lambda name: name in fixed or EXPERT_FILE.fullmatch(name) is not None,
     )
+    if not replace and (directory / MANIFEST).is_file():
+        raise OutputExistsError(f"{directory}: holds a bundle already; --replace replaces it, or name another folder")
 
 
 def load_bundle(directory: Path, device: torch.device | str = "cpu") -> Bundle:

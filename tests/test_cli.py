@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 import subprocess
@@ -132,7 +134,7 @@ def test_settings_lists_every_setting_with_its_default(run) -> None:
 def test_an_unknown_dataset_is_one_line_and_exit_code_2(run, tmp_path) -> None:
     code, out, err = run("train", tmp_path / "nothing", "--out", tmp_path / "bundle")
 
-    assert (code, out) == (2, "")
+    assert (code, out) == (2, f"reading {tmp_path}/nothing")
     assert err == (f"taesar: {tmp_path}/nothing/dataset.json: not found; not a folder that `taesar prepare` wrote\n")
 
 
@@ -354,7 +356,7 @@ def test_the_folder_to_write_may_be_the_one_that_one_is_in(run, tmp_path, monkey
     (tmp_path / "rows.csv").write_text("\n".join(["user,item,domain,timestamp", *rows]) + "\n")
     commands = {
         "dataset": ("prepare", tmp_path / "rows.csv", "--overwrite"),
-        "bundle": ("train", dataset.directory, *TINY, "--epochs", "0", "--expert-epochs", "0"),
+        "bundle": ("train", dataset.directory, *TINY, "--epochs", "0", "--expert-epochs", "0", "--replace"),
         "food": ("regenerate", tmp_path / "bundle", dataset.directory, "--target", "food"),
     }
     for name, command in commands.items():
@@ -402,7 +404,7 @@ def test_training_goes_on_after_a_kill_and_ends_with_the_same_bundle(run, tmp_pa
     code, out, _ = run("train", dataset.directory, "--out", tmp_path / "bundle", *options)
 
     assert code == 0
-    assert out.startswith("going on with the run in ")
+    assert "going on with the run in " in out
     assert load_bundle(tmp_path / "bundle").version == load_bundle(tmp_path / "undisturbed").version
 
 
@@ -416,5 +418,128 @@ def test_a_run_of_another_configuration_is_refused_and_fresh_starts_anew(run, tm
     assert refused == 2
     assert "belongs to another run" in err
     assert code == 0
-    assert not out.startswith("going on")
+    assert "going on" not in out
     assert load_bundle(tmp_path / "bundle").version
+
+
+NO_TRAINING = (*TINY, "--epochs", "0", "--expert-epochs", "0")
+
+
+@pytest.fixture
+def trained(run, tmp_path, dataset: Dataset) -> Path:
+    """A bundle of random weights of the small dataset."""
+    code, _, err = run("train", dataset.directory, "--out", tmp_path / "bundle", *NO_TRAINING)
+    assert (code, err) == (0, "")
+    return tmp_path / "bundle"
+
+
+def test_a_bundle_is_replaced_only_when_asked(run, trained, dataset: Dataset) -> None:
+    again = ("train", dataset.directory, "--out", trained, *NO_TRAINING)
+    refused, _, err = run(*again)
+    code, _, _ = run(*again, "--replace")
+
+    assert refused == 2
+    assert err == f"taesar: {trained}: holds a bundle already; --replace replaces it, or name another folder\n"
+    assert code == 0
+
+
+@pytest.mark.parametrize("command", sorted(typer.main.get_command(cli).commands))
+def test_every_command_knows_json_and_quiet(command) -> None:
+    assert {"as_json", "quiet"} <= options_of(command).keys()
+
+
+def test_json_is_one_object_on_the_output_and_lines_go_to_the_error_stream(run, trained, dataset, tmp_path) -> None:
+    arguments = ("regenerate", trained, dataset.directory, "--target", "food", "--out", tmp_path / "food")
+    code, out, err = run(*arguments, "--json")
+    refused, out_refused, err_refused = run(*arguments[:3], "--target", "toys", "--out", tmp_path / "x", "--json")
+    summary = json.loads((tmp_path / "food" / "summary.json").read_text())
+    answer = json.loads(out)
+
+    assert (code, answer["ok"], answer["command"]) == (0, True, "regenerate")
+    assert {name: answer[name] for name in ("kept", "replaced", "deleted")} == {
+        name: summary[name] for name in ("kept", "replaced", "deleted")
+    }
+    assert "interactions kept" in err
+    assert refused == 2
+    assert json.loads(out_refused) == {
+        "command": "regenerate",
+        "ok": False,
+        "error": "unknown domain 'toys'; known domains: books, food, kitchen",
+    }
+    assert "taesar: unknown domain" in err_refused
+
+
+def test_quiet_prints_nothing_but_errors(run, trained, dataset, tmp_path) -> None:
+    arguments = ("regenerate", trained, dataset.directory, "--out", tmp_path / "food", "--quiet")
+
+    assert run(*arguments, "--target", "food") == (0, "", "")
+    assert run(*arguments, "--target", "toys")[:2] == (2, "")
+
+
+def test_the_version_is_an_option_too(run) -> None:
+    assert run("--version") == run("version")
+
+
+def test_a_shell_gets_its_completion() -> None:
+    asked = {"_TAESAR_COMPLETE": "complete_bash", "COMP_WORDS": "taesar reg", "COMP_CWORD": "1"}
+    command = Path(sys.executable).with_name("taesar")
+    done = subprocess.run([command], env={**os.environ, **asked}, capture_output=True, text=True, check=False)
+
+    assert done.stdout.split() == ["regenerate"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x"),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "x"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["disk", "quota", "another language"],
+)
+def test_a_full_disk_is_one_line(run, trained, dataset, tmp_path, monkeypatch, error) -> None:
+    def write(*_, **__):
+        raise error
+
+    monkeypatch.setattr("models.composite.folder.write_parts", write)
+    code, _, err = run("regenerate", trained, dataset.directory, "--target", "food", "--out", tmp_path / "food")
+
+    assert code == 2
+    assert err.endswith(": the disk is full\n")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "food").exists()
+
+
+def test_a_bundle_says_what_it_is_called_and_of_what_time_it_is(run, dataset, tmp_path) -> None:
+    run("train", dataset.directory, "--out", tmp_path / "named", *NO_TRAINING, "--name", "spring")
+    run("train", dataset.directory, "--out", tmp_path / "unnamed", *NO_TRAINING)
+    named, unnamed = load_bundle(tmp_path / "named"), load_bundle(tmp_path / "unnamed")
+
+    assert (named.provenance["name"], unnamed.provenance["name"]) == ("spring", dataset.manifest["name"])
+    assert named.provenance["period"] == dataset.manifest["period"]
+    assert named.provenance["period"]["last"] == 1_170
+    assert named.version == unnamed.version
+
+
+def test_a_refit_learns_from_everything_and_says_so(run, dataset, tmp_path) -> None:
+    """To the epoch that validation chose; evaluations refuse it, production takes it."""
+    options = (*TINY, "--epochs", "8", "--learning-rate", "0.01", "--expert-epochs", "1")
+    run("train", dataset.directory, "--out", tmp_path / "plain", *options)
+    code, out, err = run("train", dataset.directory, "--out", tmp_path / "refit", *options, "--refit")
+    plain, refit = load_bundle(tmp_path / "plain"), load_bundle(tmp_path / "refit")
+    regenerate = ("regenerate", tmp_path / "refit", dataset.directory, "--target", "food", "--out", tmp_path / "food")
+    refused, _, why = run(*regenerate)
+    taken, _, _ = run(*regenerate, "--interactions", "all")
+
+    assert (code, err) == (0, "")
+    best = plain.provenance["base"]["best_epoch"]
+    assert best > 0
+    assert f"refit of base, epoch {best}/8: loss" in out
+    assert f"refit of base, epoch {best + 1}/8" not in out
+    assert (plain.provenance["refit"], refit.provenance["refit"]) == (False, True)
+    assert refit.provenance["base"] == plain.provenance["base"]
+    assert refit.version != plain.version
+    assert refused == 2
+    assert "trained on the held-out items, too (--refit)" in why
+    assert taken == 0
+    assert not (tmp_path / "refit.run").exists()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from app.cli.console import console, say
+from app.cli.console import console, say, set_result
+from app.cli.options import choices
 from models.decoding.rules import DEFAULT_RULE, RULES_VERSION, Rule
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def evaluate(
     Every (recommender, arm, seed) is a cell, kept when it is finished: the same command, given again, reads finished
     cells back, goes on with an interrupted one from its last epoch, and computes what changed.
     """
+    say(f"reading {dataset}")
     from app.cli.progress import TrainingProgress
     from models.bundle import load_bundle
     from models.data.dataset import load_dataset
@@ -102,9 +104,9 @@ def evaluate(
     from models.report.pages import write_report
     from models.training.devices import resolve_device
 
-    names = _choices("--recommender", recommender, RECOMMENDERS)
-    arm_names = _choices("--arms", arms, ARMS)
-    histories = _choices("--history", history, HISTORIES)
+    names = choices("--recommender", recommender, RECOMMENDERS)
+    arm_names = choices("--arms", arms, ARMS)
+    histories = choices("--history", history, HISTORIES)
     evaluation = EvaluationConfig() if config is None else load_config(config)
     place = resolve_device(device)
     prepared = load_dataset(dataset)
@@ -134,14 +136,7 @@ def evaluate(
         )
     write_report(report, out)
     say(f"report written to {out / 'report.html'}, report.md and report.json")
-
-
-def _choices(option: str, given: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    chosen = tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
-    unknown = [name for name in chosen if name not in known]
-    if unknown or not chosen:
-        raise typer.BadParameter(f"{option}: {', '.join(unknown) or 'nothing'} is none of {', '.join(known)}")
-    return chosen
+    set_result(out=str(out), report=str(out / "report.json"))
 
 
 def _regenerated(dataset: Dataset, bundle: Bundle, target: str, rule: Rule, out: Path) -> Path:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.console import fail, say
+from app.cli.console import fail, say, set_result
 from app.cli.options import read_settings
 
 
@@ -36,4 +36,6 @@ def migrate(
         fail(error)
     finally:
         engine.dispose()
-    say(f"schema at revision {schema.newest_revision() if down_to is None else down_to}")
+    revision = schema.newest_revision() if down_to is None else down_to
+    say(f"schema at revision {revision}")
+    set_result(revision=revision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
@@ -56,6 +57,20 @@ def read_settings(**options: Any) -> Settings:
 def override(config: ConfigT, **options: Any) -> ConfigT:
     """*config* with those options that were given."""
     return dataclasses.replace(config, **{name: value for name, value in options.items() if value is not None})  # type: ignore[type-var]
+
+
+def choices(option: str, chosen: str, known: Collection[str]) -> tuple[str, ...]:
+    """
+    The names of a comma-separated *chosen*, each once.
+
+    Raises:
+        typer.BadParameter: one of them is none of *known*, or there is none.
+    """
+    names = tuple(dict.fromkeys(name.strip() for name in chosen.split(",") if name.strip()))
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise typer.BadParameter(f"{option}: {', '.join(unknown) or 'nothing'} is none of {', '.join(known)}")
+    return names
 
 
 def _setting_of(location: tuple[str | int, ...]) -> str:

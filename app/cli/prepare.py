@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 
-from app.cli.console import console, say
+from app.cli.console import console, say, set_result
 from app.cli.options import override
 
 if TYPE_CHECKING:
@@ -99,13 +100,20 @@ def prepare(
         str | None,
         typer.Option(help="Name of the column; numbers or dates of ISO 8601, oldest first.", show_default="timestamp"),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is already there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--replace", "--overwrite", help="Replace a dataset that is already there.")
+    ] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(help="What people call the dataset; its bundles are called so, too.", show_default="that of OUT"),
+    ] = None,
 ) -> None:
     """
     Turn interactions into a dataset: thresholds, mixed sequences, vocabulary, splits, statistics.
 
     In .inter files the columns are named user_id and item_id unless told otherwise.
     """
+    say(f"reading {source}")
     from app.cli.progress import StageProgress
     from models.data.preparation import PreparationConfig
     from models.data.preparation import prepare as prepare_dataset
@@ -127,8 +135,11 @@ def prepare(
         max_bad_row_share=max_bad_row_share,
     )
     with StageProgress(console) as progress:
-        report = prepare_dataset(source, out, config, overwrite=overwrite, progress=progress)
+        report = prepare_dataset(source, out, config, overwrite=overwrite, progress=progress, name=name)
     _print_preparation(report, out)
+    counted = dataclasses.asdict(report)
+    counted["bad_rows"] = len(report.bad_rows)
+    set_result(out=str(out), **counted)
 
 
 def _print_preparation(report: PreparationReport, out: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from app.cli.console import print_error, say
+from app.cli.console import print_error, say, set_result
 from app.cli.options import read_settings
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def probe(
     reason = checks[what](read_settings())
     if reason is not None:
         print_error(f"{what}: {reason}")
+        set_result(error=reason)
         sys.exit(UNWELL)
     say("ok")
 

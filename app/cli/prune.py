@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.console import fail, say
+from app.cli.console import fail, say, set_result
 from app.cli.options import read_settings
 
 
@@ -31,3 +31,4 @@ def prune(
         parts.close()
     days = f"{settings.retention_days:g}"
     say(f"removed what {len(pruned)} jobs left that ended more than {days} days ago")
+    set_result(jobs=sorted(pruned), retention_days=settings.retention_days)

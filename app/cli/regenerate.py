@@ -3,28 +3,56 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from app.cli.console import console, say
-from app.cli.options import DeviceOption, RuleOption
+from app.cli.console import console, say, set_result
+from app.cli.options import DeviceOption, RuleOption, choices
 from models.decoding.rules import DEFAULT_RULE
+from models.exports.export_formats import FORMATS, describe_formats
 
 
 def regenerate(
     bundle: Annotated[Path, typer.Argument(help="Folder that `taesar train` wrote.")],
-    dataset: Annotated[Path, typer.Argument(help="The dataset that it was trained on.")],
+    dataset: Annotated[
+        Path, typer.Argument(help="The dataset that it was trained on; with --interactions all, also a newer one.")
+    ],
     target: Annotated[str, typer.Option(help="Domain whose items the result holds.")],
     out: Annotated[Path, typer.Option(resolve_path=True, help="Folder to write; an earlier result there is replaced.")],
+    interactions: Annotated[
+        Literal["training", "all"],
+        typer.Option(
+            help="training: without the last two of every user, which `taesar evaluate` needs unseen; all: for "
+            "production, which loses none."
+        ),
+    ] = "training",
+    export: Annotated[
+        str | None,
+        typer.Option(help=f"Write these, too; comma-separated, of: {describe_formats(FORMATS)}", show_default="none"),
+    ] = None,
+    prefixes: Annotated[
+        bool,
+        typer.Option(
+            "--prefixes",
+            help="With --export recbole: a row for every item that a sequence can predict, as RecBole itself learns to "
+            "predict the last one only.",
+        ),
+    ] = False,
     rule: RuleOption = DEFAULT_RULE,
     device: DeviceOption = "auto",
 ) -> None:
     """
-    Rewrite every training sequence for one domain; write the composite dataset and the mapping.
+    Rewrite every sequence for one domain; write the composite dataset and the mapping.
 
-    The folder holds composite.parquet, TARGET.inter for RecBole, counts.parquet, mapping.parquet and summary.json.
+    The folder holds composite.parquet (sequences), interactions/ (every item that stays, with its time and where it
+    comes from), TARGET.inter for RecBole, counts.parquet, mapping.parquet and summary.json; docs/files.md describes
+    every column.
     """
+    exports = () if export is None else choices("--export", export, FORMATS)
+    say(f"reading {bundle} and {dataset}")
+    from dataclasses import asdict
+
     from app.cli.progress import StageProgress
     from models.bundle import load_bundle
     from models.composite.folder import write_composite
@@ -40,9 +68,19 @@ def regenerate(
             target=target,
             rule=rule,
             out=out,
+            interactions=interactions,
+            exports=exports,
+            prefixes=prefixes,
             on_users=lambda done, total: progress(f"regenerating {total:,} sequences", done / total),
         )
+    if interactions == "training":
+        say("the last two interactions of every user are held out; --interactions all takes them, too, for production")
+    if not summary.has_times:
+        say("the dataset is of an earlier version and has no times: timestamp is null; prepare its log again")
+    unknown = f", {summary.unknown_kept:,} unknown ones kept" if summary.unknown_kept else ""
+    unknown += f", {summary.unknown:,} unknown ones skipped" if summary.unknown else ""
     say(
-        f"{summary.kept:,} interactions kept, {summary.replaced:,} replaced, {summary.deleted:,} deleted; "
+        f"{summary.kept:,} interactions kept, {summary.replaced:,} replaced, {summary.deleted:,} deleted{unknown}; "
         f"{summary.original_rows:,} original and {summary.regenerated_rows:,} regenerated sequences written to {out}",
     )
+    set_result(out=str(out), **asdict(summary))

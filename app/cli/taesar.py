@@ -10,10 +10,11 @@ Everything raised on purpose ends in one line on the error stream and exit code 
 from __future__ import annotations
 
 import importlib.metadata
+from typing import Annotated
 
 import typer
 
-from app.cli.console import fail, say
+from app.cli.console import fail, is_disk_full, say, set_result, with_output_options
 from app.cli.evaluate import evaluate
 from app.cli.migrate import migrate
 from app.cli.options import SettingsError
@@ -31,20 +32,36 @@ cli = typer.Typer(
     name="taesar",
     help="Regenerate mixed-domain interaction sequences into target-domain sequences.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 # The order is that of `taesar --help`: first the way from a log to a service, then what keeps it running.
 for command in (prepare, train, regenerate, evaluate, worker, migrate, prune, probe, serve, settings):
-    cli.command()(command)
+    cli.command()(with_output_options(command))
 
 
 @cli.command()
+@with_output_options
 def version() -> None:
     """Print the version of Taesar."""
     say(importlib.metadata.version("taesar"))
+    set_result(version=importlib.metadata.version("taesar"))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(importlib.metadata.version("taesar"))
+        raise typer.Exit
+
+
+@cli.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version of Taesar.")
+    ] = False,
+) -> None:
+    """Regenerate mixed-domain interaction sequences into target-domain sequences."""
 
 
 def main() -> None:
@@ -52,4 +69,8 @@ def main() -> None:
     try:
         cli()
     except (ModelError, SettingsError, OSError) as error:
+        fail(error)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
         fail(error)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from app.cli.console import console, say
+from app.cli.console import console, say, set_result
 from app.cli.options import DeviceOption, override
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def train(
     dataset: Annotated[Path, typer.Argument(help="Folder that `taesar prepare` wrote.")],
     out: Annotated[
-        Path, typer.Option(resolve_path=True, help="Bundle folder to write; a bundle already there is replaced.")
+        Path, typer.Option(resolve_path=True, help="Bundle folder to write; one that holds a bundle needs --replace.")
     ],
     device: DeviceOption = "auto",
     recipe: Annotated[
@@ -146,6 +146,19 @@ def train(
         ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget a run that was interrupted; start anew.")] = False,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit",
+            help="For production: after that, train all once more by the same schedule, to the epochs that validation "
+            "chose, on every interaction, held-out ones included. `taesar evaluate` refuses such a bundle.",
+        ),
+    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is already there.")] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(help="What people call the bundle; GET /models shows it.", show_default="the dataset's name"),
+    ] = None,
 ) -> None:
     """
     Train the base and one expert per domain; write them as a bundle.
@@ -153,7 +166,9 @@ def train(
     The state after every epoch lies in OUT.run: the same command, given again after a kill, goes on from there and
     ends with the same weights. Under `torchrun --nproc-per-node N --no-python` N GPUs train together.
     """
+    say(f"reading {dataset}")
     from app.cli.progress import TrainingProgress
+    from models.bundle import check_destination
     from models.composite.regenerated_rows import SHORTEST_ROW
     from models.data.dataset import load_dataset
     from models.training import distributed
@@ -166,6 +181,7 @@ def train(
     )
     if network.width % network.num_heads:
         raise typer.BadParameter(f"--width {network.width} is not a multiple of --heads {network.num_heads}")
+    check_destination(out, replace=replace)
     prepared = load_dataset(dataset)
     both = {"seed": seed, "batch_size": batch_size, "precision": precision, "schedule": schedule}
     base = override(defaults.base, max_epochs=epochs, patience=patience, learning_rate=learning_rate, **both)
@@ -180,18 +196,20 @@ def train(
             expert, learning_rate=base.learning_rate * expert.learning_rate / defaults.base.learning_rate
         )
     expert = override(expert, max_epochs=expert_epochs, patience=expert_patience, learning_rate=expert_learning_rate)
-    config = PipelineConfig(network, base, expert, experts, sampled_softmax)
+    config = PipelineConfig(network, base, expert, experts, sampled_softmax, refit)
     run_directory = out.parent / f"{out.name}.run"
     place = resolve_device(device)
     with distributed.join_processes(place):
-        console.quiet = not distributed.is_main()
+        console.quiet = console.quiet or not distributed.is_main()
         if fresh and distributed.is_main():
             forget_run(run_directory)
         distributed.wait_for_all()
         if run_directory.exists():
             say(f"going on with the run in {run_directory}")
         with TrainingProgress(console, patience_of=lambda stage: _patience_of(config, stage)) as progress:
-            bundle = train_bundle(prepared, out, config, device=place, run_directory=run_directory, progress=progress)
+            bundle = train_bundle(
+                prepared, out, config, device=place, run_directory=run_directory, progress=progress, name=name
+            )
     say(f"bundle {bundle.version} written to {out}")
     if experts != "from-scratch":
         for domain in _not_adapted(bundle.provenance):
@@ -199,6 +217,18 @@ def train(
                 f"expert {domain} is the base itself: no epoch of adapting ranked its validation items better; rules "
                 "that contrast the two find no difference"
             )
+    metrics = {
+        stage: summary["best_validation_ndcg_at_10"]
+        for stage, summary in {"base": bundle.provenance["base"], **bundle.provenance["experts"]}.items()
+    }
+    set_result(
+        out=str(out),
+        version=bundle.version,
+        name=bundle.provenance["name"],
+        refit=refit,
+        best_validation_ndcg_at_10=metrics,
+        seconds=bundle.provenance["seconds"],
+    )
 
 
 def _not_adapted(provenance: Mapping[str, Any]) -> list[str]:
@@ -207,4 +237,4 @@ def _not_adapted(provenance: Mapping[str, Any]) -> list[str]:
 
 
 def _patience_of(config: PipelineConfig, stage: str) -> int:
-    return config.base.patience if stage == "base" else config.expert.patience
+    return config.base.patience if stage in ("base", "refit of base") else config.expert.patience

@@ -16,6 +16,15 @@ class Domain(BaseModel):
     num_items: int
 
 
+class DataPeriod(BaseModel):
+    """The time that data covers: numbers as the log had them, and the dates that they are."""
+
+    first: float | None
+    last: float | None
+    first_date: str | None
+    last_date: str | None
+
+
 class Model(BaseModel):
     """A bundle in memory."""
 
@@ -24,6 +33,14 @@ class Model(BaseModel):
             "examples": [
                 {
                     "version": "4f0c2a9be1d7",
+                    "name": "spring",
+                    "created": "2026-03-01T04:00:00+00:00",
+                    "period": {
+                        "first": 957_225_600.0,
+                        "last": 1_406_073_600.0,
+                        "first_date": "2000-05-02",
+                        "last_date": "2014-07-23",
+                    },
                     "active": True,
                     "rule": "anticipate",
                     "max_items": 128,
@@ -35,6 +52,11 @@ class Model(BaseModel):
     )
 
     version: str = Field(description="Hash of the bundle's content.")
+    name: str | None = Field(
+        description="What people call it; null in bundles of earlier versions, as are the next two."
+    )
+    created: str | None = Field(description="When it was trained, ISO 8601; null likewise.")
+    period: DataPeriod | None = Field(description="The time that its training data covers; null likewise.")
     active: bool = Field(description="Whether POST /regenerate is answered by it.")
     rule: Rule = Field(description=f"How source items are replaced. {describe_rules()}")
     max_items: int = Field(description="Items of a sequence that it reads, counted from the end.")

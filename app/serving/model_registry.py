@@ -148,6 +148,9 @@ class ModelRegistry:
         ranges = zip(vocabulary.domains, vocabulary.token_ranges, strict=True)
         return Model(
             version=model.bundle.version,
+            name=model.bundle.provenance.get("name"),
+            created=model.bundle.provenance.get("created"),
+            period=model.bundle.provenance.get("period"),
             active=bool(self._loaded) and model is self._loaded[0],
             rule=model.rule,
             max_items=model.regenerator.max_items,

@@ -11,7 +11,7 @@ The steps of ``prepare``, in order:
     7. split: s[:n-2] to train on, s[n-2] to validate, s[n-1] to test;
     8. write the folder that ``models.data.dataset`` describes.
 The folder's content depends on the set of input rows and the configuration only: not on the order of the rows (unless
-``ties="input"``), on threads, or on the clock.
+``ties="input"``), on threads, or on the clock. The manifest says when it was made, and is the one file that differs.
 
 Shapes: N = rows, U = users, I = items, D = domains.
 """
@@ -41,6 +41,7 @@ from models.data.dataset import (
     TokenArray,
     sha256_of,
 )
+from models.data.period import now_text, period_of
 from models.data.preparation_report import Counts, DomainCounts, PreparationReport, Removed
 from models.data.reading import (
     Codes,
@@ -129,6 +130,7 @@ def prepare(
     *,
     overwrite: bool = False,
     progress: ReadingProgress | None = None,
+    name: str | None = None,
 ) -> PreparationReport:
     """
     Write the dataset folder *out* from the interactions in *source*; it appears whole or not at all.
@@ -137,6 +139,7 @@ def prepare(
         source: .csv, .csv.gz, .inter, .inter.gz or .parquet; see ``read_interactions``.
         out: a folder that does not exist, is empty, or (with *overwrite*) holds a dataset.
         progress: called with a stage's name and the fraction of it that is done.
+        name: what people call the dataset; without it, the name of the folder *out*.
 
     Raises:
         InputFormatError, BadRowsError: as ``read_interactions`` does.
@@ -185,7 +188,7 @@ def prepare(
     )
     report_stage("writing", 0.0)
     with replace_folder(out) as folder:
-        _write(folder, source, config, vocabulary, split, report)
+        _write(folder, name or out.name, source, config, vocabulary, split, report)
     report_stage("writing", 1.0)
     return report
 
@@ -417,6 +420,7 @@ def _fingerprint(vocabulary: Vocabulary, split: _Split) -> str:
 
 def _write(
     folder: Path,
+    name: str,
     source: Path,
     config: PreparationConfig,
     vocabulary: Vocabulary,
@@ -427,8 +431,8 @@ def _write(
     lists = pa.LargeListArray.from_arrays(split.train.offsets, split.train.token_ids)
     train = pl.DataFrame({"user_id": split.user_ids, "token_ids": pl.Series(lists, dtype=pl.List(pl.Int32))})
     train.write_parquet(folder / "train.parquet")
-    for name, tokens_U in (("validation", split.validation_U), ("test", split.test_U)):
-        pl.DataFrame({"user_id": split.user_ids, "token_id": tokens_U}).write_parquet(folder / f"{name}.parquet")
+    for part, tokens_U in (("validation", split.validation_U), ("test", split.test_U)):
+        pl.DataFrame({"user_id": split.user_ids, "token_id": tokens_U}).write_parquet(folder / f"{part}.parquet")
     times = pl.Series(pa.LargeListArray.from_arrays(split.offsets, split.times_N), dtype=pl.List(pl.Float64))
     pl.DataFrame({"user_id": split.user_ids, "times": times}).write_parquet(folder / TIMES)
     bad_rows = {"line": [row.line for row in report.bad_rows], "reason": [row.reason for row in report.bad_rows]}
@@ -437,6 +441,9 @@ def _write(
     del counted["bad_rows"], counted["fingerprint"]
     manifest = {
         "format_version": FORMAT_VERSION,
+        "name": name,
+        "created": now_text(),
+        "period": period_of(split.times_N),
         "fingerprint": report.fingerprint,
         "source": {"name": source.name, "sha256": sha256_of(source)},
         "config": asdict(config),

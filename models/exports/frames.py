@@ -15,12 +15,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.data.period import nanoseconds_per_unit
 from models.exports.as_parquet import to_parquet
 from models.exports.encoding import ExportFormat, FileParts, HeldOutItem, TrainingData
 
-# A log's numbers are seconds since 1970, or milliseconds, micro- or nanoseconds: what they would have to be for years
-# between 1973 and 5138 says which.
-UNITS = ((1e11, 1_000_000_000), (1e14, 1_000_000), (1e17, 1_000), (float("inf"), 1))
+NANOSECONDS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,9 @@ def _nanoseconds(table: pl.DataFrame) -> pl.DataFrame:
     """*table* with whole nanoseconds "ns" that rise within each user."""
     place = pl.int_range(pl.len(), dtype=pl.Int64)
     if table["timestamp"].is_null().any():
-        return table.with_columns(ns=place.over("user") * UNITS[0][1])
+        return table.with_columns(ns=place.over("user") * NANOSECONDS)
     largest = table["timestamp"].cast(pl.Float64).abs().max()
-    per_unit = next(unit for bound, unit in UNITS if not isinstance(largest, float) or largest < bound)
+    per_unit = nanoseconds_per_unit(largest if isinstance(largest, float) else 0.0)
     time = pl.col("timestamp").cast(pl.Float64)
     whole = time.floor().cast(pl.Int64, strict=False) * per_unit  # a product of doubles would lose the last digits
     rest = ((time - time.floor()) * per_unit).round().cast(pl.Int64)

@@ -25,6 +25,7 @@ def train_base(
     sampled_softmax: int | None = None,
     resume_file: Path | None = None,
     progress: Progress | None = None,
+    last_epoch: int | None = None,
 ) -> tuple[Decoder, TrainingResult]:
     """
     Train the base on the mixed training sequences.
@@ -52,5 +53,5 @@ def train_base(
         torch.manual_seed(config.seed)
         base = Decoder(decoder_config)
     base = base.to(device)
-    result = fit(base, objective, config, resume_file=resume_file, progress=progress)
+    result = fit(base, objective, config, resume_file=resume_file, progress=progress, last_epoch=last_epoch)
     return base, result

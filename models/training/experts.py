@@ -48,6 +48,7 @@ def train_expert(
     sampled_softmax: int | None = None,
     resume_file: Path | None = None,
     progress: Progress | None = None,
+    last_epoch: int | None = None,
 ) -> tuple[Decoder, TrainingResult]:
     """
     Adapt a copy of *base* to *domain*; the base is left as it is.
@@ -89,7 +90,7 @@ def train_expert(
         sampled_softmax=sampled_softmax,
     )
     expert.requires_grad_(True)
-    result = fit(expert, objective, config, resume_file=resume_file, progress=progress)
+    result = fit(expert, objective, config, resume_file=resume_file, progress=progress, last_epoch=last_epoch)
     return expert, result
 
 

@@ -177,6 +177,7 @@ def fit(
     *,
     resume_file: Path | None = None,
     progress: Progress | None = None,
+    last_epoch: int | None = None,
 ) -> TrainingResult:
     """
     Train *module* in place and leave it with its best epoch's weights, in evaluation mode.
@@ -198,6 +199,7 @@ def fit(
         config: schedule.
         resume_file: safetensors file to resume from and to write after every epoch.
         progress: receiver of reports.
+        last_epoch: stop after it, in the middle of the schedule of ``max_epochs``.
 
     Raises:
         ResumeMismatchError: the resume file belongs to another objective or configuration.
@@ -218,7 +220,7 @@ def fit(
         metric = distributed.take_from_main(objective.validate(module.eval()))
         state.record(objective.name, 0, math.nan, metric, config, time.perf_counter() - started)
         progress.on_epoch(state.history[-1])
-    while not state.finished(config):
+    while not state.finished(config) and (last_epoch is None or state.history[-1].epoch < last_epoch):
         epoch = len(state.history)
         started = time.perf_counter()
         loss = _run_epoch(state, objective, config, epoch, progress)

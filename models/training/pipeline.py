@@ -13,12 +13,14 @@ import torch
 
 from models.bundle import Bundle, check_destination, load_bundle, save_bundle
 from models.data.dataset import Dataset
+from models.data.period import now_text
 from models.files import PARTIAL_SUFFIX
 from models.network.decoder import Decoder, DecoderConfig
 from models.training import distributed
 from models.training.base import train_base
 from models.training.experts import Experts, train_expert
 from models.training.loop import RESUME_SUFFIX, Progress, TrainingConfig, TrainingResult
+from models.training.refit import RefitProgress, UndividedDataset
 
 # Chosen on validation items (docs/experiments/better-bundle.md): many small steps and a rate that falls to 0.
 BASE_TRAINING = TrainingConfig(learning_rate=1e-3, batch_size=32, max_epochs=14, schedule="linear")
@@ -51,6 +53,7 @@ class PipelineConfig:
         expert: schedule of each expert; one from scratch wants the base's.
         experts: how experts come to be; see ``models.training.experts``.
         sampled_softmax: estimate every softmax from so many items per step; None takes all of them.
+        refit: train all once more, by the same schedule, to the epochs that validation chose, on everything.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -58,6 +61,17 @@ class PipelineConfig:
     expert: TrainingConfig = EXPERT_TRAINING
     experts: Experts = "adapted"
     sampled_softmax: int | None = None
+    refit: bool = False
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The networks of a bundle, and how each of them came to be."""
+
+    base: Decoder
+    experts: tuple[Decoder, ...]
+    base_result: TrainingResult
+    expert_results: tuple[TrainingResult, ...]
 
 
 # As the released code trains, but for the experts' early stopping: it keeps the last of their 20 epochs.
@@ -87,6 +101,7 @@ def train_bundle(
     device: torch.device,
     run_directory: Path,
     progress: Progress | None = None,
+    name: str | None = None,
 ) -> Bundle:
     """
     Train the base, then an expert per domain, and write the bundle to *out*.
@@ -94,6 +109,8 @@ def train_bundle(
     After every epoch the state lies in *run_directory*; calling again with the same arguments after a kill goes on
     from there and ends with the same weights. The folder is removed once the bundle is written. Of several processes
     (``models.training.distributed``) the main one writes; all return the bundle.
+
+    *name* is what people call the bundle; without it, it is called as the dataset is.
 
     Raises:
         ResumeMismatchError: *run_directory* belongs to another dataset or configuration.
@@ -106,6 +123,49 @@ def train_bundle(
         max_length=dataset.manifest["config"]["max_length"],
         **dataclasses.asdict(config.network),
     )
+    trained = _train(dataset, decoder_config, config, device, run_directory, progress)
+    results = (trained.base_result, trained.expert_results)
+    if config.refit:
+        trained = _refit(dataset, decoder_config, config, device, run_directory, progress, trained)
+    # If every stage was finished before a kill, only this makes the main process wait until all have read the files.
+    distributed.wait_for_all()
+    if not distributed.is_main():
+        distributed.wait_for_all()
+        return load_bundle(out, device=device)
+    provenance = {
+        "name": name or dataset.manifest.get("name") or out.name,
+        "created": now_text(),
+        "period": dataset.manifest.get("period"),
+        "dataset_fingerprint": dataset.fingerprint,
+        "refit": config.refit,
+        "config": dataclasses.asdict(config),
+        "base": _summary(results[0]),
+        "experts": {
+            domain: _summary(result) for domain, result in zip(dataset.vocabulary.domains, results[1], strict=True)
+        },
+        "device": str(device),
+        "processes": distributed.num_processes(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    bundle = save_bundle(
+        out, vocabulary=dataset.vocabulary, base=trained.base, experts=trained.experts, provenance=provenance
+    )
+    forget_run(run_directory)
+    distributed.wait_for_all()
+    return bundle
+
+
+def _train(
+    dataset: Dataset,
+    decoder_config: DecoderConfig,
+    config: PipelineConfig,
+    device: torch.device,
+    run_directory: Path,
+    progress: Progress | None,
+) -> Trained:
+    """Base and experts by validation."""
     base, base_result = train_base(
         dataset,
         decoder_config,
@@ -115,46 +175,64 @@ def train_bundle(
         resume_file=run_directory / f"base{RESUME_SUFFIX}",
         progress=progress,
     )
-    experts: list[Decoder] = []
-    results: dict[str, TrainingResult] = {}
-    for index, domain in enumerate(dataset.vocabulary.domains):
-        resume_file = run_directory / f"expert-{index:02d}{RESUME_SUFFIX}"
-        expert, results[domain] = train_expert(
+    experts = [
+        train_expert(
             dataset,
             base,
             domain,
             config.expert,
             experts=config.experts,
             sampled_softmax=config.sampled_softmax,
-            resume_file=resume_file,
+            resume_file=run_directory / f"expert-{index:02d}{RESUME_SUFFIX}",
             progress=progress,
         )
-        experts.append(expert)
-    # If every stage was finished before a kill, only this makes the main process wait until all have read the files.
-    distributed.wait_for_all()
-    if not distributed.is_main():
-        distributed.wait_for_all()
-        return load_bundle(out, device=device)
-    provenance = {
-        "dataset_fingerprint": dataset.fingerprint,
-        "config": dataclasses.asdict(config),
-        "base": _summary(base_result),
-        "experts": {domain: _summary(result) for domain, result in results.items()},
-        "device": str(device),
-        "processes": distributed.num_processes(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    bundle = save_bundle(out, vocabulary=dataset.vocabulary, base=base, experts=experts, provenance=provenance)
-    forget_run(run_directory)
-    distributed.wait_for_all()
-    return bundle
+        for index, domain in enumerate(dataset.vocabulary.domains)
+    ]
+    return Trained(base, tuple(e for e, _ in experts), base_result, tuple(result for _, result in experts))
+
+
+def _refit(
+    dataset: Dataset,
+    decoder_config: DecoderConfig,
+    config: PipelineConfig,
+    device: torch.device,
+    run_directory: Path,
+    progress: Progress | None,
+    chosen: Trained,
+) -> Trained:
+    """Base and experts once more, on everything, each to the epoch that validation chose."""
+    everything = UndividedDataset.of(dataset)
+    reports = None if progress is None else RefitProgress(progress)
+    base, base_result = train_base(
+        everything,
+        decoder_config,
+        config.base,
+        device=device,
+        sampled_softmax=config.sampled_softmax,
+        resume_file=run_directory / f"refit-base{RESUME_SUFFIX}",
+        progress=reports,
+        last_epoch=chosen.base_result.best_epoch,
+    )
+    experts = [
+        train_expert(
+            everything,
+            base,
+            domain,
+            config.expert,
+            experts=config.experts,
+            sampled_softmax=config.sampled_softmax,
+            resume_file=run_directory / f"refit-expert-{index:02d}{RESUME_SUFFIX}",
+            progress=reports,
+            last_epoch=result.best_epoch,
+        )
+        for index, (domain, result) in enumerate(zip(dataset.vocabulary.domains, chosen.expert_results, strict=True))
+    ]
+    return Trained(base, tuple(e for e, _ in experts), base_result, tuple(result for _, result in experts))
 
 
 def forget_run(run_directory: Path) -> None:
     """Delete the resume files of an unfinished or finished run, and the folder if nothing else is in it."""
-    for pattern in ("base.*", "expert-*.*", ".base.*", ".expert-*.*"):
+    for pattern in ("base.*", "expert-*.*", "refit-*.*", ".base.*", ".expert-*.*", ".refit-*.*"):
         for path in run_directory.glob(pattern):
             if path.suffix in {RESUME_SUFFIX, PARTIAL_SUFFIX}:
                 path.unlink()

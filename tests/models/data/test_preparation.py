@@ -808,12 +808,35 @@ def test_the_manifest_tells_rules_counts_and_source(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("times", "period"),
+    [
+        pytest.param((1_400_000_000, 1_500_000_000), ("2014-05-13", "2017-07-14"), id="seconds"),
+        pytest.param((1_400_000_000_000, 1_500_000_000_000), ("2014-05-13", "2017-07-14"), id="milliseconds"),
+        pytest.param((1_400_000_000_000_000, 1.5e15), ("2014-05-13", "2017-07-14"), id="microseconds"),
+        pytest.param((1, 2), ("1970-01-01", "1970-01-01"), id="places instead of times"),
+    ],
+)
+def test_a_dataset_says_what_time_it_covers_and_what_it_is_called(tmp_path, times, period):
+    rows: list[Row] = [("u", "x", "a", times[0]), ("u", "y", "b", times[1])]
+    prepare(write_csv(tmp_path / "t.csv", rows), tmp_path / "dataset", KEEP_ALL, name="spring")
+    manifest = json.loads((tmp_path / "dataset" / "dataset.json").read_text())
+
+    assert manifest["name"] == "spring"
+    assert (manifest["period"]["first"], manifest["period"]["last"]) == times
+    assert (manifest["period"]["first_date"], manifest["period"]["last_date"]) == period
+
+
 def test_the_same_input_gives_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         prepare(SAMPLE, tmp_path / name)
 
     for path in sorted((tmp_path / "one").iterdir()):
-        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+        if path.name != "dataset.json":
+            assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+    one, two = (json.loads((tmp_path / name / "dataset.json").read_text()) for name in ("one", "two"))
+    assert (one.pop("name"), two.pop("name")) == ("one", "two")
+    assert one | {"created": ""} == two | {"created": ""}
 
 
 def test_an_existing_dataset_is_replaced_only_when_asked(tmp_path):
