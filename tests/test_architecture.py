@@ -21,6 +21,7 @@ TORCH_FREE = (
     "models/errors.py",
     "models/vocabulary.py",
     "models/decoding/rules.py",
+    "models/recommenders/registry.py",
     "app/errors.py",
     "app/settings.py",
     "app/runtime/logs.py",

@@ -13,14 +13,13 @@ import typer
 from app.cli.console import console, say, set_result
 from app.cli.options import choices
 from models.decoding.rules import DEFAULT_RULE, RULES_VERSION, Rule
+from models.recommenders.registry import MULTI_DOMAIN, RECOMMENDERS
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
     from models.data.dataset import Dataset
     from models.evaluation.study import CellReport
 
-MULTI_DOMAIN = ("abxi", "cgrec", "syncrec")
-RECOMMENDERS = ("sasrec", "gru4rec", "gcegnn", "cl4srec", *MULTI_DOMAIN, "popularity", "markov")
 ARMS = ("original", "duplicated", "regenerated", "mixed")
 HISTORIES = ("target", "regenerated")
 FIRST_SEED = 2025
@@ -104,7 +103,7 @@ def evaluate(
     from models.report.pages import write_report
     from models.training.devices import resolve_device
 
-    names = choices("--recommender", recommender, RECOMMENDERS)
+    names = choices("--recommender", recommender, tuple(RECOMMENDERS))
     arm_names = choices("--arms", arms, ARMS)
     histories = choices("--history", history, HISTORIES)
     evaluation = EvaluationConfig() if config is None else load_config(config)

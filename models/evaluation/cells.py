@@ -38,8 +38,9 @@ from models.errors import DatasetFormatError
 from models.evaluation.arms import Arm, ArmName, Queries, RowName
 from models.files import replace_file
 from models.ranking_metrics import ndcg_at_k, pessimistic_ranks, ranks_without
+from models.recommenders.multidomain import MultiDomainRecommender
 from models.recommenders.popularity import Popularity
-from models.recommenders.recommender import Recommender, Scorer, SharedConfig, with_shared
+from models.recommenders.recommender import Recommender, Scorer, SessionRecommender, SharedConfig, with_shared
 from models.recommenders.registry import CONFIGURATIONS, COUNTED, MULTI_DOMAIN, TRAINED
 from models.training.batches import epoch_generator
 from models.training.loop import Progress, TrainingConfig, fit
@@ -346,8 +347,10 @@ def build_seeded(recommender: str, arm: Arm, config: EvaluationConfig, seed: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if recommender in MULTI_DOMAIN:
-            return MULTI_DOMAIN[recommender].build(arm.domains, config.config_of(recommender))
-        return TRAINED[recommender].build(arm.rows, arm.num_items, config.config_of(recommender))
+            multi_domain: type[MultiDomainRecommender] = MULTI_DOMAIN[recommender]
+            return multi_domain.build(arm.domains, config.config_of(recommender))
+        trained: type[SessionRecommender[Any]] = TRAINED[recommender]
+        return trained.build(arm.rows, arm.num_items, config.config_of(recommender))
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ from models.evaluation.arms import ArmName, Queries, RowName
 from models.evaluation.bootstrap import Interval, bootstrap_gains
 from models.evaluation.cells import Cell, RankingName
 from models.ranking_metrics import METRICS, broken_inequalities, per_row_metrics
-from models.recommenders.registry import COUNTED, NAMES, TRAINED
+from models.recommenders.registry import COUNTED, RECOMMENDERS, TRAINED
 
 # What each arm is compared with: a gain over ``original`` counts only if ``duplicated`` does not show it too.
 BASELINE_ARMS: tuple[ArmName, ...] = ("original", "duplicated")
@@ -159,7 +159,7 @@ def summarise(
             *_cold_comparisons(values, queries, seed),
         ),
         # Lines without a run of their own say nothing about training.
-        runs=tuple(_run(group) for (name, row), group in by_run.items() if row != "served" and name in NAMES),
+        runs=tuple(_run(group) for (name, row), group in by_run.items() if row != "served" and name in RECOMMENDERS),
         broken_checks=tuple(
             f"{cell.recommender}, {cell.arm}, seed {cell.seed}: {broken}"
             for group in by_run.values()

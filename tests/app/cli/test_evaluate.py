@@ -10,14 +10,13 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from app.cli.evaluate import ARMS, HISTORIES, MULTI_DOMAIN, RECOMMENDERS, evaluate
+from app.cli.evaluate import ARMS, HISTORIES, evaluate
 from models.bundle import save_bundle
 from models.data.dataset import Dataset
 from models.errors import ConfigurationError
 from models.evaluation.arms import ARM_NAMES
 from models.evaluation.study import HISTORY_NAMES
 from models.network.decoder import Decoder, DecoderConfig
-from models.recommenders import registry
 
 CONFIG = "[training]\nmax_epochs = 1\nbatch_size = 16\n[recommender]\nwidth = 16\ninner_width = 16\n"
 
@@ -128,7 +127,5 @@ def test_an_unknown_name_is_refused_with_the_names_there_are(option, value, data
 
 def test_the_command_offers_what_the_models_have():
     """Names are written twice so that --help loads no torch; this keeps them equal."""
-    assert RECOMMENDERS == registry.NAMES
-    assert tuple(registry.MULTI_DOMAIN) == MULTI_DOMAIN
     assert ARMS == ARM_NAMES
     assert HISTORIES == HISTORY_NAMES

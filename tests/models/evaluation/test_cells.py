@@ -15,10 +15,12 @@ from models.data.dataset import Sequences
 from models.errors import DatasetFormatError
 from models.evaluation.arms import ARM_NAMES, Arm, build_arm, build_queries, load_composite, with_served
 from models.evaluation.cells import EvaluationConfig, Grid, RowObjective, build_seeded, rank_queries
+from models.evaluation.configuration import load_config
 from models.ranking_metrics import per_row_metrics
 from models.recommenders.gru4rec import GRU4RecConfig
 from models.recommenders.recommender import SharedConfig, with_shared
-from models.recommenders.registry import CONFIGURATIONS, MULTI_DOMAIN, NAMES, TRAINED
+from models.recommenders.registry import CONFIGURATIONS, MULTI_DOMAIN, RECOMMENDERS, TRAINED, RecommenderEntry
+from models.recommenders.sasrec import SASRec
 from models.training.loop import TrainingConfig, fit
 from models.vocabulary import TokenRange
 
@@ -221,12 +223,32 @@ class LongerGRU4RecConfig(GRU4RecConfig):
 def test_a_new_hyper_parameter_of_one_recommender_changes_the_keys_of_no_other(arms, tmp_path, monkeypatch):
     """Finished cells of the others are read back: each key holds its own recommender's configuration alone."""
     config = dataclasses.replace(SMALL, recommenders={})
-    before = {name: grid_of(arms, tmp_path, config).key(name, arms["mixed"], 1) for name in NAMES}
-    longer = CONFIGURATIONS | {"gru4rec": LongerGRU4RecConfig}
-    monkeypatch.setattr("models.evaluation.cells.CONFIGURATIONS", longer)
-    after = {name: grid_of(arms, tmp_path, config).key(name, arms["mixed"], 1) for name in NAMES}
+    before = {name: grid_of(arms, tmp_path, config).key(name, arms["mixed"], 1) for name in RECOMMENDERS}
+    longer = dataclasses.replace(RECOMMENDERS["gru4rec"], config=f"{__name__}:LongerGRU4RecConfig")
+    monkeypatch.setitem(RECOMMENDERS, "gru4rec", longer)
+    after = {name: grid_of(arms, tmp_path, config).key(name, arms["mixed"], 1) for name in RECOMMENDERS}
 
-    assert {name for name in NAMES if before[name] != after[name]} == {"gru4rec"}
+    assert {name for name in RECOMMENDERS if before[name] != after[name]} == {"gru4rec"}
+
+
+class LastItem(SASRec):
+    """A recommender that is registered nowhere."""
+
+    name = "last-item"
+
+
+def test_a_new_recommender_is_a_line_in_the_registry(arms, tmp_path, monkeypatch):
+    """Trained, ranked, kept as a cell and configured by its table, with no other place that knows its name."""
+    entry = RecommenderEntry("trained", f"{__name__}:LastItem", RECOMMENDERS["sasrec"].config)
+    monkeypatch.setitem(RECOMMENDERS, "last-item", entry)
+    (tmp_path / "one.toml").write_text("[recommender.last-item]\nwidth = 8\ninner_width = 8\n")
+    own = load_config(tmp_path / "one.toml").config_of("last-item")
+    grid = grid_of(arms, tmp_path, dataclasses.replace(SMALL, recommenders={"last-item": own}))
+    cell = grid.run("last-item", arms["original"], 1)
+
+    assert own.width == 8
+    assert (cell.recommender, cell.epochs) == ("last-item", SMALL.training.max_epochs)
+    assert grid.finished("last-item", arms["original"], 1) == cell
 
 
 def test_a_value_of_one_recommender_alone_changes_its_keys_alone(arms, tmp_path):
@@ -237,10 +259,10 @@ def test_a_value_of_one_recommender_alone_changes_its_keys_alone(arms, tmp_path)
     own = grid_of(arms, tmp_path, dataclasses.replace(SMALL, recommenders={**SMALL.recommenders, "cl4srec": alone}))
     arm = arms["mixed"]
 
-    assert {name for name in NAMES if own.key(name, arm, 1) != plain.key(name, arm, 1)} == {"cl4srec"}
+    assert {name for name in RECOMMENDERS if own.key(name, arm, 1) != plain.key(name, arm, 1)} == {"cl4srec"}
     assert own.key("cl4srec", arm, 1) == everywhere.key("cl4srec", arm, 1)
     # Heads are nothing that these have.
-    untouched = {name for name in NAMES if everywhere.key(name, arm, 1) == plain.key(name, arm, 1)}
+    untouched = {name for name in RECOMMENDERS if everywhere.key(name, arm, 1) == plain.key(name, arm, 1)}
     assert untouched == {"gru4rec", "gcegnn", "popularity", "markov"}
 
 

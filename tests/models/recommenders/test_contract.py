@@ -10,7 +10,7 @@ from models.data.dataset import Sequences, pad_right
 from models.ranking_metrics import hit_rate_at_k, pessimistic_ranks
 from models.recommenders.multidomain import MultiDomainRecommender
 from models.recommenders.recommender import SharedConfig, with_shared
-from models.recommenders.registry import CONFIGURATIONS, COUNTED, MULTI_DOMAIN, TRAINED
+from models.recommenders.registry import CONFIGURATIONS, COUNTED, MULTI_DOMAIN, RECOMMENDERS, TRAINED
 from models.vocabulary import TokenRange
 
 NUM_ITEMS = 30
@@ -169,6 +169,17 @@ def test_fifty_users_on_a_cycle_are_learnt(name):
         ranks = pessimistic_ranks(model.eval().scores(histories, ALL), targets - 1)
 
     assert hit_rate_at_k(ranks, 3).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", RECOMMENDERS)
+def test_the_registry_knows_a_model_by_the_name_that_it_has(name):
+    """Its line points to a class of that name, and to hyper-parameters that are a frozen dataclass of defaults."""
+    model = next(models[name] for models in (TRAINED, MULTI_DOMAIN, COUNTED) if name in models)
+
+    assert model.name == name
+    assert (name in CONFIGURATIONS) == (name not in COUNTED)
+    if name in CONFIGURATIONS:
+        assert CONFIGURATIONS[name]() == with_shared(CONFIGURATIONS[name], SharedConfig())
 
 
 @every_counted
