@@ -127,7 +127,7 @@ class _Walk:
                 operands = [node.left, *node.comparators]
                 for left, operator, right in zip(operands, node.ops, node.comparators, strict=False):
                     yield from self._operator(node, left, right, COMPARISONS[type(operator)])
-            case ast.BinOp() if type(node.op) in ARITHMETIC:
+            case ast.BinOp() if type(node.op) in ARITHMETIC and not (_is_text(node.left) or _is_text(node.right)):
                 yield from self._operator(node, node.left, node.right, ARITHMETIC[type(node.op)])
             case ast.BoolOp():
                 pair = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
@@ -272,6 +272,11 @@ def _is_log_line(node: ast.Expr) -> bool:
         case ast.Call(func=ast.Attribute(value=ast.Name(id="log" | "LOG"))):
             return True
     return False
+
+
+def _is_text(node: ast.AST) -> bool:
+    """Texts and paths have one operator each: any other is an error at once."""
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
 def _is_torch(node: ast.AST) -> bool:

@@ -106,6 +106,16 @@ def test_exact_duplicates_go_and_repeats_at_another_time_stay(tmp_path):
     assert items(dataset) == {"u": ["x", "x"], "v": ["x"]}
 
 
+def test_a_domain_that_lost_all_its_rows_is_counted_with_nothing(tmp_path):
+    rows = [*(("u", f"a{n}", "a", n) for n in range(3)), ("u", "b1", "b", 9)]
+    report, _ = prepared(tmp_path, rows, PreparationConfig(min_item_interactions=1, overlap="any"))
+    [full, empty] = report.result.domains
+
+    assert (full.users, full.items, full.interactions, full.mean_length) == (1, 3, 3, 3.0)
+    assert (empty.domain, empty.users, empty.items, empty.interactions, empty.mean_length) == ("b", 0, 0, 0, 0.0)
+    assert (report.result.items, report.result.mean_length) == (3, 3.0)
+
+
 def test_duplicates_do_not_count_towards_a_threshold(tmp_path):
     """Item x has two rows, not three, and item y three."""
     rows = [("u", "x", "a", 1), ("u", "x", "a", 1), ("v", "x", "a", 1), *((u, "y", "a", 5) for u in "uvw")]
@@ -803,9 +813,9 @@ def test_the_manifest_tells_rules_counts_and_source(tmp_path):
         {"domain": "a", "users": 2, "items": 1, "interactions": 2, "mean_length": 1.0},
         {"domain": "b", "users": 2, "items": 2, "interactions": 2, "mean_length": 1.0},
     ]
-    assert set(manifest["files"]) == {
+    assert list(manifest["files"]) == [
         "bad_rows.csv", "test.parquet", "times.parquet", "train.parquet", "validation.parquet", "vocabulary.parquet",
-    }  # fmt: skip
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -886,6 +896,14 @@ def test_progress_names_the_stages_and_stays_between_0_and_1(tmp_path):
     assert seen[-1] == ("writing", 1.0)
     assert all(0 <= fraction <= 1 for _, fraction in seen)
     assert ("reading", 1.0) in seen
+    assert [step for step in seen if step[0] != "reading"] == [
+        ("dropping duplicates", 0.0),
+        ("applying thresholds", 0.0),
+        ("merging by time", 0.0),
+        ("numbering items", 0.0),
+        ("writing", 0.0),
+        ("writing", 1.0),
+    ]
 
 
 # -- Real tables
