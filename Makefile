@@ -5,7 +5,7 @@
 # make docs    docs/reference.md and .env.example, written from the code
 # make charts  docs/charts/*.svg and the table of docs/results.md, from the numbers in docs/data
 # make map     the rooms, their files and which room imports which
-# make interop  RecBole and RecTools as oracles and as consumers of the exports, in .venv-interop
+# make interop  RecBole as an oracle; RecBole, RecTools and RePlay train on the exports; in .venv-interop
 # make mutants  small faults in decoding, metrics, preparation, jobs, mappings, batcher: does a test notice each?
 # make chaos   a job of 10,000 sequences, twenty times, while workers, API, Redis and PostgreSQL are killed
 # make bench   every benchmark but bench-recbole; the last line of each is its result as JSON

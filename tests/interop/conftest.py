@@ -37,7 +37,7 @@ def recbole():
 
 @pytest.fixture(scope="session")
 def composite_folder(dataset, tmp_path_factory) -> Path:
-    """``taesar regenerate --target food``: a composite of the small prepared dataset."""
+    """``taesar regenerate --target food --export recbole,rectools,replay``, of the small prepared dataset."""
     config = DecoderConfig(num_items=dataset.vocabulary.num_items, width=16, inner_width=16, init_std=0.3)
     folder = tmp_path_factory.mktemp("interop")
     with torch.random.fork_rng(devices=[]):
@@ -50,5 +50,7 @@ def composite_folder(dataset, tmp_path_factory) -> Path:
         experts=networks[1:],
         provenance={"dataset_fingerprint": dataset.fingerprint},
     )
-    write_composite(dataset, bundle, target="food", rule="paper", out=folder / "food")
+    write_composite(
+        dataset, bundle, target="food", rule="paper", out=folder / "food", exports=("recbole", "rectools", "replay")
+    )
     return folder / "food"
