@@ -3,6 +3,10 @@ Every error that the service raises on purpose; ``app.http.problems`` gives each
 
 ServiceError
 |- UnauthorizedError             no key, or one that is not accepted
+|- ForeignHostError              without keys, a name that is none of this service's
+|- ForeignPageError              without keys, a web page of another origin
+|- ContentTypeError              a body that does not say it is what the path takes
+|- ReceivingFullError            too much is being received at once, and this sender was the slowest
 |- UnknownModelError             no bundle of that version is loaded or can be loaded
 |- RequestTooLargeError          over a documented limit: sequences, items or bytes
 |- UnknownSequenceItemsError     on_unknown "error" and items that the model does not know
@@ -57,6 +61,38 @@ class ServiceError(Exception):
 
 class UnauthorizedError(ServiceError):
     """No bearer key was sent, or one that is not accepted."""
+
+
+class ForeignHostError(ServiceError):
+    """Without keys: the request calls the service by a name that is none of its own."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(f"{host!r} is no name of this service; TAESAR_ALLOWED_HOSTS lists those that are")
+
+
+class ForeignPageError(ServiceError):
+    """Without keys: a web page of another origin sent the request."""
+
+    def __init__(self) -> None:
+        super().__init__("a web page of another origin may not call a service that asks for no key")
+
+
+class ContentTypeError(ServiceError):
+    """The body does not say that it is what the path takes."""
+
+    def __init__(self, *expected: str) -> None:
+        super().__init__(f"send the body as {' or '.join(expected)}, named in Content-Type")
+
+
+class ReceivingFullError(ServiceError):
+    """Too many bytes are being received at once, and this sender was the slowest, or nobody else was slow."""
+
+    def __init__(self, *, limit: int, retry_after_seconds: int) -> None:
+        super().__init__(
+            f"the requests under way fill {limit} bytes (TAESAR_MAX_RECEIVING_BYTES); try again in "
+            f"{retry_after_seconds} s"
+        )
+        self.retry_after_seconds = retry_after_seconds
 
 
 class UnknownModelError(ServiceError):

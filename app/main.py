@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import socket
@@ -11,7 +12,8 @@ from types import FrameType
 
 import uvicorn
 
-from app.http.application import create_app
+from app.http.application import Application, create_app
+from app.http.guard import BACKLOG, ConnectionGuard, ConnectionLimits, quieten_accepting
 from app.runtime.logs import configure_logging, logger
 from app.runtime.shutdown import SPARE_SECONDS, Shutdown, end_within
 from app.settings import Settings
@@ -20,19 +22,47 @@ from models.bundle import read_version
 log = logger(__name__)
 
 
+LOOK_TICKS = 10  # of a tenth of a second
+
+
 class Server(uvicorn.Server):
     """
-    uvicorn's server, which says when it begins to stop: the lifespan ends only after every answer has. After a signal
-    its process ends in time, whatever its threads are stuck in.
+    uvicorn's server, whose connections are guarded, and which says when it begins to stop: the lifespan ends only after
+    every answer has. After a signal its process ends in time, whatever its threads are stuck in.
 
     Args:
-        config: of uvicorn.
-        shutdown: the application's.
+        app: to serve.
+        settings: where to listen, and the bounds on connections.
     """
 
-    def __init__(self, config: uvicorn.Config, shutdown: Shutdown) -> None:
-        super().__init__(config)
-        self._shutdown = shutdown
+    def __init__(self, app: Application, settings: Settings) -> None:
+        self._guard = ConnectionGuard(ConnectionLimits.of(settings))
+        self._shutdown: Shutdown = app.state.shutdown
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                http=self._guard.new_connection,  # type: ignore[arg-type]  # it is called like the class it stands for
+                ws="none",
+                backlog=BACKLOG,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=settings.shutdown_seconds,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, then listen."""
+        quieten_accepting(asyncio.get_running_loop())
+        await super().startup(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look after the connections; whether to stop."""
+        if counter % LOOK_TICKS == 0:
+            self._guard.look(asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop at the first signal; at a second, stop at once."""
@@ -54,27 +84,18 @@ def serve(settings: Settings) -> None:
     of the networks.
 
     Raises:
+        ExposedError: without keys, on an address that others reach.
         BundleError: the first bundle cannot be loaded; nothing was served.
         OSError: the address cannot be listened on, or another server works on the jobs of TAESAR_DATA.
     """
     configure_logging(settings.log_level)
     if settings.bundle is not None:
         read_version(settings.bundle)  # before anything is started: a wrong folder is the commonest mistake
-    app = create_app(settings)
+    settings.refuse_exposure()
     if not settings.accepted_keys():
         log.warning("authentication_off", reason="no API key is set")
-    server = Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=settings.shutdown_seconds,
-        ),
-        app.state.shutdown,
-    )
+    app = create_app(settings)
+    server = Server(app, settings)
     keeps_own_jobs = settings.redis_url is None and settings.database_url is None
     try:
         with held(settings.data) if keeps_own_jobs else contextlib.nullcontext():

@@ -7,6 +7,9 @@ is. ``docs/reference.md`` and ``taesar settings`` print these descriptions; ther
 
 from __future__ import annotations
 
+import difflib
+import ipaddress
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +17,12 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.decoding.rules import DEFAULT_RULE, Rule, describe_rules
+
+TEST_PREFIX = "TAESAR_TEST_"  # what the tests ask the environment
+
+
+class ExposedError(Exception):
+    """Without keys the service would be open to others than this machine."""
 
 
 class Settings(BaseSettings):
@@ -195,12 +204,50 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65_535, description="Port to listen on; 0 lets the system choose (tests).")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
-        description="Accepted bearer keys, comma-separated; several allow a rotation without downtime. No key here "
-        "nor in TAESAR_API_KEYS_FILE turns authentication off, for local trials only.",
+        description="Accepted bearer keys, comma-separated; several allow a rotation without downtime. Where neither "
+        "this nor TAESAR_API_KEYS_FILE is set everybody on this machine may call; set, but without a key, it is an "
+        "error.",
     )
     api_keys_file: Path | None = Field(
         default=None,
-        description="File with one accepted key per line, for secrets that are mounted rather than exported.",
+        description="File with one accepted key per line, for secrets that are mounted rather than exported. Lines "
+        "that begin with # are comments.",
+    )
+    without_keys: Literal["loopback", "anywhere"] = Field(
+        default="loopback",
+        description="Where the service may listen without a key: on this machine's loopback only, or 'anywhere', for "
+        "whoever has closed the port by other means (docker-compose.yml publishes it on the loopback).",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Names, comma-separated, by which clients may call beside localhost and addresses; *.example.org "
+        "means every name below. Asked for without keys, where any web page in a browser nearby could otherwise call "
+        "by a name of its own; with keys only when set.",
+    )
+    max_connections: int = Field(
+        default=1000,
+        ge=16,
+        description="Connections open at once, fewer where the system gives the process fewer than 1,384 descriptors. "
+        "One more, and the slowest of those whose request has not come is closed: a newcomer always gets in.",
+    )
+    slow_client_seconds: float = Field(
+        default=15.0,
+        gt=0,
+        description="Time for a request's headers to come, and the span in which a body, or an answer that is read, "
+        "must get on; who does not is cut off. Twice the slowest handshake of a bad mobile link.",
+    )
+    min_bytes_per_second: int = Field(
+        default=4096,
+        ge=1,
+        description="How far a body, or an answer that is read, must get on in such a span, on average: a twentieth of "
+        "a slow mobile link.",
+    )
+    max_receiving_bytes: int = Field(
+        default=64 * 1024 * 1024,
+        ge=1024,
+        description="Bytes of bodies held in memory by all requests together, an upload counting at most 1 MiB as the "
+        "rest is on disk. With no room left the slowest sender is refused with 503: eight full bodies, or sixty "
+        "uploads.",
     )
     probe_timeout_seconds: float = Field(
         default=2.0,
@@ -217,7 +264,7 @@ class Settings(BaseSettings):
         default="info", description="Least severe log line written; one line per request at info."
     )
 
-    @field_validator("api_keys", "input_roots", mode="before")
+    @field_validator("api_keys", "input_roots", "allowed_hosts", mode="before")
     @classmethod
     def _split_list(cls, value: object) -> object:
         if isinstance(value, str):
@@ -236,6 +283,13 @@ class Settings(BaseSettings):
                 "TAESAR_MAX_ITEMS_PER_REQUEST is below TAESAR_MAX_ITEMS_PER_SEQUENCE: "
                 "the longest permitted sequence could never be sent"
             )
+        if self.max_receiving_bytes < self.max_body_bytes:
+            raise ValueError(
+                "TAESAR_MAX_RECEIVING_BYTES is below TAESAR_MAX_BODY_BYTES: the largest permitted body had no room"
+            )
+        # A secret that came out empty must not open the service to everybody
+        if "api_keys" in self.model_fields_set and not self.api_keys:
+            raise ValueError("TAESAR_API_KEYS is set but holds no key; unset it where none is meant")
         if self.api_keys_file is not None and not _keys_in(self.api_keys_file):
             raise ValueError(f"TAESAR_API_KEYS_FILE {self.api_keys_file} holds no key")
         return self
@@ -255,10 +309,42 @@ class Settings(BaseSettings):
         from_file = () if self.api_keys_file is None else _keys_in(self.api_keys_file)
         return (*(key.get_secret_value() for key in self.api_keys), *from_file)
 
+    def refuse_exposure(self) -> None:
+        """
+        Let no service listen without keys where others than this machine reach it, unless that was chosen.
+
+        Raises:
+            ExposedError: it would.
+        """
+        if self.accepted_keys() or self.without_keys == "anywhere" or _is_loopback(self.host):
+            return
+        raise ExposedError(
+            f"no API key is set, and {self.host} is not this machine's loopback: set TAESAR_API_KEYS or "
+            "TAESAR_API_KEYS_FILE, or TAESAR_WITHOUT_KEYS=anywhere where everybody who reaches the port may call"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
 
 def _keys_in(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"TAESAR_API_KEYS_FILE {path} cannot be read: {error}") from error
-    return tuple(key for key in (line.strip() for line in lines) if key)
+    return tuple(key for key in (line.strip() for line in lines) if key and not key.startswith("#"))
+
+
+def unknown_settings(environment: Iterable[str]) -> list[str]:
+    """What of the variables' names looks like a setting and is none, each with the setting that it resembles most."""
+    known = [f"TAESAR_{name.upper()}" for name in Settings.model_fields]
+    found = []
+    for name in sorted(environment):
+        if name.upper().startswith("TAESAR_") and name.upper() not in known and not name.startswith(TEST_PREFIX):
+            close = difflib.get_close_matches(name.upper(), known, n=1)
+            found.append(f"{name} is no setting" + (f"; is {close[0]} meant?" if close else ""))
+    return found

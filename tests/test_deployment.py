@@ -221,6 +221,25 @@ def test_empty_variables_count_as_unset(start, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("published", "said"),
+    [
+        ({"PUBLISH": "127.0.0.1:8000"}, "anywhere"),
+        ({"PUBLISH": "[::1]:8000"}, "anywhere"),
+        ({"PUBLISH": "0.0.0.0:8000"}, None),
+        ({"PUBLISH": "8000"}, None),
+        ({"PUBLISH": "127.0.0.1.example:8000", "TAESAR_WITHOUT_KEYS": "loopback"}, "loopback"),
+        ({"PUBLISH": "0.0.0.0:8000", "TAESAR_WITHOUT_KEYS": "anywhere"}, "anywhere"),
+        ({"TAESAR_WITHOUT_KEYS": ""}, None),
+    ],
+)
+def test_a_container_may_serve_without_keys_where_only_this_machine_reaches_it(start, published, said):
+    lines = start("worker", **published).stdout.splitlines()
+    found = [line.partition("=")[2] for line in lines if line.startswith("TAESAR_WITHOUT_KEYS=")]
+
+    assert found == ([] if said is None else [said])
+
+
+@pytest.mark.parametrize(
     ("environment", "reason"),
     [
         ({"PGPASSWORD": "x", "PGPASSWORD_FILE": "/dev/null"}, "PGPASSWORD and PGPASSWORD_FILE are both set"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
+import os
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
@@ -44,8 +45,11 @@ def read_settings(**options: Any) -> Settings:
     """
     from pydantic import ValidationError
 
-    from app.settings import Settings
+    from app.settings import Settings, unknown_settings
 
+    # A misspelt setting would be left out in silence, a misspelt key leave the service open
+    if unknown := unknown_settings(os.environ):
+        raise SettingsError("; ".join(unknown))
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:

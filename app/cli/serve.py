@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from app.cli.console import fail
 from app.cli.options import read_settings
 from models.decoding.rules import DEFAULT_RULE, Rule
 
@@ -44,6 +45,13 @@ def serve(
     Every setting is also read from the environment as TAESAR_<NAME>; an option goes before it. `taesar settings`
     lists them all.
     """
+    from app.settings import ExposedError
+
+    chosen = read_settings(bundle=bundle, host=host, port=port, rule=rule, device=device)
+    try:
+        chosen.refuse_exposure()  # before torch is loaded
+    except ExposedError as error:
+        fail(error)
     from app.main import serve as serve_until_stopped
 
-    serve_until_stopped(read_settings(bundle=bundle, host=host, port=port, rule=rule, device=device))
+    serve_until_stopped(chosen)

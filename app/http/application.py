@@ -19,12 +19,29 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.security import HTTPBearer
 from prometheus_client import CollectorRegistry
+from starlette.responses import HTMLResponse
 
-from app.errors import RequestTooLargeError, UnauthorizedError
+from app.errors import (
+    ForeignHostError,
+    ForeignPageError,
+    ReceivingFullError,
+    RequestTooLargeError,
+    UnauthorizedError,
+)
+from app.http.bodies import BodyReader
+from app.http.docs_page import CONTENT_SECURITY_POLICY, docs_page
 from app.http.job_part import JobService
-from app.http.middleware import ApiKeyMiddleware, BodyLimitMiddleware, RequestMiddleware
+from app.http.middleware import (
+    ApiKeyMiddleware,
+    BodyLimitMiddleware,
+    ForeignPageMiddleware,
+    HeadMiddleware,
+    RequestMiddleware,
+)
 from app.http.problems import Problem, install_error_handlers, problem_responses
+from app.http.receptions import Receptions
 from app.http.routes import health, jobs, mappings, models, regenerate
+from app.http.spools import Spools
 from app.runtime.metrics import Metrics
 from app.runtime.readiness import Probe
 from app.runtime.shutdown import Shutdown
@@ -32,6 +49,7 @@ from app.serving.batching import Batcher, BatchingConfig
 from app.serving.model_process import CLOSE_SECONDS
 from app.serving.model_registry import ModelRegistry
 from app.serving.regeneration import Inference, RegenerationBatcher, run_batch
+from app.serving.regeneration_bodies import RegenerateRequest
 from app.settings import Settings
 from models.training.devices import resolve_device
 
@@ -115,16 +133,17 @@ PARTS: tuple[PartBuilder, ...] = (inference_part, jobs_part)
 
 
 class Application(FastAPI):
-    """FastAPI whose OpenAPI document holds the one Problem schema that every declared error refers to."""
+    """FastAPI whose OpenAPI document also holds what routes refer to without FastAPI: the one Problem, and a body."""
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, built once."""
         if self.openapi_schema is None:
             document = super().openapi()
             components = document.setdefault("components", {}).setdefault("schemas", {})
-            problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            components.update(problem.pop("$defs", {}))
-            components["Problem"] = problem
+            for kind in (Problem, RegenerateRequest):
+                schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+                components.update(schema.pop("$defs", {}))
+                components[kind.__name__] = schema
         assert self.openapi_schema is not None
         return self.openapi_schema
 
@@ -163,18 +182,31 @@ def create_app(
         version=importlib.metadata.version("taesar"),
         lifespan=lifespan,
         redoc_url=None,
+        docs_url=None,
+        redirect_slashes=False,
     )
     app.state.settings = settings
     app.state.metrics = metrics
+    app.state.bodies = BodyReader(settings)
+    app.state.spools = Spools()
     app.state.shutdown = Shutdown(settings.shutdown_seconds)
     app.state.probes = tuple(probe for part in built for probe in part.probes)
     app.state.startup_error = None
     install_error_handlers(app)
     app.include_router(health.router)
+
+    @app.get("/docs", include_in_schema=False)
+    def read_docs() -> HTMLResponse:
+        """The description of the API as a page."""
+        headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY}
+        return HTMLResponse(docs_page(app.openapi()), headers=headers)
+
     # Only declares the scheme in the OpenAPI document; ApiKeyMiddleware is what checks, before a body is read
     bearer = [Depends(HTTPBearer(auto_error=False, description="One of the accepted API keys."))]
     keys = settings.accepted_keys()
-    common = problem_responses(UnauthorizedError, RequestTooLargeError, Exception)
+    common = problem_responses(
+        UnauthorizedError, ForeignHostError, ForeignPageError, RequestTooLargeError, ReceivingFullError, Exception
+    )
     for part in built:
         for router in part.routers:
             app.include_router(router, dependencies=bearer if keys else [], responses=common)
@@ -183,7 +215,10 @@ def create_app(
         BodyLimitMiddleware,
         limit=(settings.max_body_bytes, "TAESAR_MAX_BODY_BYTES"),
         path_limits={path: limit for part in built for path, limit in part.path_limits.items()},
+        receptions=Receptions(settings.max_receiving_bytes, retry_after_seconds=settings.retry_after_seconds),
     )
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(ApiKeyMiddleware, keys=keys)
+    app.add_middleware(ForeignPageMiddleware, hosts=settings.allowed_hosts, any_page=bool(keys))
     app.add_middleware(RequestMiddleware, metrics=metrics)
     return app

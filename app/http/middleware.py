@@ -1,18 +1,23 @@
 """
 What happens to every request before a route sees it, outermost first: request id, log line and metrics; the last net
-for errors; the API key; the size of the body. Plain ASGI, so that streams and disconnections pass through untouched.
+for errors; foreign pages; the API key; HEAD; the size of the body. Plain ASGI, so that streams and disconnections pass
+through untouched.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import RequestTooLargeError, UnauthorizedError
+from app.errors import ForeignHostError, ForeignPageError, RequestTooLargeError, UnauthorizedError
 from app.http.problems import problem_response
+from app.http.receptions import Reception, Receptions
 from app.runtime.logs import REQUEST_ID_HEADER, accepted_request_id, logger, request_context, stopwatch
 from app.runtime.metrics import Metrics
 
@@ -21,6 +26,21 @@ log = logger(__name__)
 # Open without a key: orchestrators and scrapers hold none, and the answers tell nothing of anybody's data; the
 # description of the API is the same for everyone
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"})
+
+
+BODILESS = frozenset({"GET", "HEAD"})
+UPLOAD_MEMORY = 1024 * 1024  # Starlette keeps so much of an uploaded file in memory, the rest on disk
+MOST_DIGITS = 20  # of a length that can be: int() of thousands of digits is an error
+
+# What every answer says to browsers: it is what it says it is, is no page to put into another, and loads nothing.
+# /docs alone has a style of its own, which it names.
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+NOTHING_LOADED = "default-src 'none'; frame-ancestors 'none'"
 
 
 class RequestMiddleware:
@@ -47,7 +67,10 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = request_id
+                headers.raw.extend(SECURITY_HEADERS)
+                headers.setdefault("Content-Security-Policy", NOTHING_LOADED)
             await send(message)
 
         with request_context(request_id):
@@ -106,42 +129,160 @@ class ApiKeyMiddleware:
             raise UnauthorizedError("the key is not accepted")
 
 
-class BodyLimitMiddleware:
-    """
-    413 for bodies over the limit, by the announced length before a byte is read, else by counting what arrives.
+class HeadMiddleware:
+    """Answer HEAD wherever GET is: with its headers, and no body."""
 
-    Args:
-        limit: bytes, and the setting that says so.
-        path_limits: other (bytes, setting) for single paths, such as uploads.
-    """
-
-    def __init__(
-        self, app: ASGIApp, limit: tuple[int, str], path_limits: Mapping[str, tuple[int, str]] | None = None
-    ) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._limit = limit
-        self._path_limits = dict(path_limits or {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        answered = asyncio.Event()
+
+        async def receive_until_answered() -> Message:
+            if not answered.is_set():
+                return await receive()
+            return {"type": "http.disconnect"}
+
+        async def send_headers(message: Message) -> None:
+            if answered.is_set():
+                return
+            await send(message)
+            if message["type"] == "http.response.start":
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                answered.set()
+
+        inner = {**scope, "method": "GET"}
+        try:
+            await self._app(inner, receive_until_answered, send_headers)
+        finally:
+            scope.update({name: inner[name] for name in ("route",) if name in inner})
+
+
+class ForeignPageMiddleware:
+    """
+    Keep web pages of others out of a service that asks for no key.
+
+    A browser on the operator's machine reaches the service, so any page it shows does. A page that rebinds a name of
+    its own to this address is known by that name (Host): no address and no localhost can be rebound. A page that sends
+    without such a trick is known by what browsers say of it (Origin, Sec-Fetch-Site).
+
+    Args:
+        hosts: further names of the service; ``*.example.org`` means every name below.
+        any_page: whether pages are no concern, as keys are asked for: browsers do not hold them.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: Sequence[str], any_page: bool) -> None:
+        self._app = app
+        self._hosts = tuple(host.lower() for host in hosts)
+        self._any_host = any_page and not hosts
+        self._any_page = any_page
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] == "http":
+            try:
+                self._check(scope["method"], Headers(scope=scope))
+            except (ForeignHostError, ForeignPageError) as error:
+                await problem_response(error, path=scope["path"])(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, method: str, headers: Headers) -> None:
+        host = headers.get("Host", "")
+        if not self._any_host and not self._is_own(host):
+            raise ForeignHostError(host)
+        if self._any_page:
+            return
+        origin = headers.get("Origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            raise ForeignPageError
+        # A link from elsewhere to GET /docs is harmless: its page cannot read the answer
+        if method not in BODILESS and headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+            raise ForeignPageError
+
+    def _is_own(self, host: str) -> bool:
+        name = _HOST.fullmatch(host.lower())
+        if name is None:
+            return False
+        if name["address"] is not None or name["name"] == "localhost":
+            return True
+        own = name["name"].rstrip(".")
+        return any(own == known or (known[:2] == "*." and own.endswith(known[1:])) for known in self._hosts)
+
+
+_HOST = re.compile(
+    r"(?:(?P<address>\[[0-9a-f:.%]+\]|\d{1,3}(?:\.\d{1,3}){3})|(?P<name>[a-z0-9_](?:[a-z0-9_.-]*)))(?::\d{1,5})?"
+)
+
+
+class BodyLimitMiddleware:
+    """
+    Bounds on the size of a body, and on what memory holds of all bodies together.
+
+    Args:
+        limit: bytes of one body, and the setting that says so.
+        path_limits: paths whose bodies have a limit of their own; what is above UPLOAD_MEMORY is on disk.
+        receptions: the bodies of all requests.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        limit: tuple[int, str],
+        path_limits: Mapping[str, tuple[int, str]],
+        receptions: Receptions,
+    ) -> None:
+        self._app = app
+        self._limit = limit
+        self._path_limits = path_limits
+        self._receptions = receptions
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http" or scope["method"] in BODILESS:
             await self._app(scope, receive, send)
             return
         limit, setting = self._path_limits.get(scope["path"], self._limit)
         announced = Headers(scope=scope).get("Content-Length", "")
-        if announced.isdecimal() and int(announced) > limit:
+        if announced.isdecimal() and len(announced) < MOST_DIGITS and int(announced) > limit:
             error = RequestTooLargeError(f"the body has {announced} bytes", limit, setting)
             await problem_response(error, path=scope["path"])(scope, receive, send)
             return
-        received = 0
+        most_held = UPLOAD_MEMORY if scope["path"] in self._path_limits else limit
+        reception = self._receptions.begin()
 
         async def receive_counted() -> Message:
-            nonlocal received
-            message = await receive()
+            if reception.is_complete:  # only the client's leaving can still come
+                return await receive()
+            message = await self._receive(reception, receive)
             if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > limit:
+                size = len(message.get("body", b""))
+                reception.received += size
+                if reception.received > limit:
                     raise RequestTooLargeError(f"the body has more than {limit} bytes", limit, setting)
+                more = min(size, most_held - reception.held)
+                if more > 0:
+                    self._receptions.hold(reception, more)
+                reception.is_complete = not message.get("more_body", False)
             return message
 
-        await self._app(scope, receive_counted, send)
+        try:
+            await self._app(scope, receive_counted, send)
+        finally:
+            self._receptions.end(reception)
+
+    async def _receive(self, reception: Reception, receive: Receive) -> Message:
+        if not reception.received:  # most bodies come in one piece, and hold nothing before
+            return await receive()
+        try:
+            async with asyncio.timeout(None) as reception.patience:
+                return await receive()
+        except TimeoutError:
+            raise self._receptions.refusal() from None
+        finally:
+            reception.patience = None

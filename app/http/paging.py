@@ -1,10 +1,11 @@
-"""What lists share: cursors of keyset pages, and the choice of a format by the Accept header."""
+"""What lists share: cursors of keyset pages, the choice of a format by the Accept header, and what is unchanged."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import json
+import re
 from collections.abc import Sequence
 
 from app.errors import InvalidCursorError, NotAcceptableError
@@ -46,6 +47,22 @@ def preferred(accept: str | None, offered: Sequence[str]) -> str:
     if best <= 0:
         raise NotAcceptableError(offered)
     return offered[qualities.index(best)]
+
+
+def is_unchanged(if_none_match: str | None, etag: str) -> bool:
+    """
+    Whether the If-None-Match header names *etag*, or anything at all by ``*``.
+
+    Compared weakly (RFC 9110, 13.1.2): W/"x" and "x" are the same here, as a proxy may make the one of the other.
+    """
+    if if_none_match is None:
+        return False
+    if if_none_match.strip() == "*":
+        return True
+    return etag.removeprefix("W/") in _TAG.findall(if_none_match)
+
+
+_TAG = re.compile(r'"[^"]*"')
 
 
 def _is_text(part: object) -> bool:

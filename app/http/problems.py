@@ -20,12 +20,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import Scope
 
 from app.errors import (
     MAX_LISTED_PARTS,
     ClientLeftError,
+    ContentTypeError,
     FailedChecksError,
     FilesUnavailableError,
+    ForeignHostError,
+    ForeignPageError,
     IdempotencyConflictError,
     InvalidBodyError,
     InvalidCursorError,
@@ -37,6 +42,7 @@ from app.errors import (
     ModelUnavailableError,
     NotAcceptableError,
     QueueFullError,
+    ReceivingFullError,
     RequestTooLargeError,
     ResultGoneError,
     ServiceError,
@@ -64,6 +70,10 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is left to read it, logs a
 
 STATUS: Mapping[type[Exception], int] = {
     UnauthorizedError: 401,
+    ForeignHostError: 403,
+    ForeignPageError: 403,
+    ContentTypeError: 415,
+    ReceivingFullError: 503,
     UnknownDomainError: 404,
     UnknownModelError: 404,
     UnknownJobError: 404,
@@ -159,7 +169,7 @@ def problem_response(error: Exception, *, path: str) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, HTTPException):
         headers.update(error.headers or {})
-    if isinstance(error, QueueFullError):
+    if isinstance(error, QueueFullError | ReceivingFullError):
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, UnauthorizedError):
         headers["WWW-Authenticate"] = 'Bearer realm="taesar"'
@@ -179,12 +189,26 @@ def install_error_handlers(app: FastAPI) -> None:
                 error = cause
             else:
                 error = InvalidBodyError(f"the body cannot be read: {cause}")
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            # The router names the methods of the first route of this path, and each method has a route
+            error = HTTPException(405, headers={"Allow": ", ".join(allowed_methods(app, request.scope))})
         if isinstance(error, ClientDisconnect):  # Starlette's, while it reads a body: no mistake of anybody's
             error = ClientLeftError("the client closed the connection before its request was read")
         return problem_response(error, path=request.url.path)
 
     for kind in (ServiceError, ModelError, RequestValidationError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, answer)
+
+
+def allowed_methods(app: FastAPI, scope: Scope) -> list[str]:
+    """The methods that the path of *scope* has; HEAD wherever GET is."""
+    candidates = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+    found = {
+        method
+        for method in candidates
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in app.router.routes)
+    }
+    return [method for method in candidates if method in found or (method == "HEAD" and "GET" in found)]
 
 
 def problem_responses(*kinds: type[Exception]) -> dict[int | str, dict[str, Any]]:
@@ -202,7 +226,7 @@ def problem_responses(*kinds: type[Exception]) -> dict[int | str, dict[str, Any]
         )
         entry["description"] = "; ".join(filter(None, [entry["description"], title_of(kind)]))
         entry["content"][PROBLEM_JSON]["examples"][type_of(kind)] = {"value": example}
-        if kind is QueueFullError:
+        if kind in (QueueFullError, ReceivingFullError):
             entry["headers"] = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
     return responses
 

@@ -34,6 +34,7 @@ SEQUENCES = pa.schema(
     ]
 )
 _CARRIED = "carried"
+_FORMULA = r"^[=+\-@\t\r]"
 _STAYED = pa.struct(
     [*(field for field in interactions_schema() if field.name != "user"), pa.field(_CARRIED, pa.list_(pa.string()))]
 )
@@ -125,9 +126,34 @@ def encode_results(
     encode = chosen.sequences if view == "sequences" else chosen.interactions
     if encode is None:
         raise UnsupportedFormatError(f"format {result_format!r} has no view {view!r}")
-    if view == "sequences":
-        return encode(SEQUENCES, (chunk.select(SEQUENCES.names) for chunk in chunks))
-    return encode(interactions_schema(carried=carried), _interaction_tables(chunks, carried))
+    schema = SEQUENCES if view == "sequences" else interactions_schema(carried=carried)
+    tables = (
+        (chunk.select(SEQUENCES.names) for chunk in chunks)
+        if view == "sequences"
+        else _interaction_tables(chunks, carried)
+    )
+    return encode(schema, map(without_formulas, tables) if result_format == "csv" else tables)
+
+
+def without_formulas(table: pa.Table) -> pa.Table:
+    """
+    *table* with ' before each text that a spreadsheet would take for a formula: it begins with = + - @, tab or return.
+
+    For CSV files that are downloaded and opened by double-click, while their names come from strangers. Who needs such
+    names unchanged takes another format; those files that commands write keep them (``models.exports.as_csv``).
+    """
+    for index, column in enumerate(table.columns):
+        if pa.types.is_string(column.type):
+            table = table.set_column(index, table.field(index), _quoted(column))
+        elif pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type):
+            lists = column.combine_chunks()
+            quoted = pa.ListArray.from_arrays(lists.offsets, _quoted(lists.values))
+            table = table.set_column(index, table.field(index), quoted)
+    return table
+
+
+def _quoted(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    return pc.if_else(pc.match_substring_regex(texts, _FORMULA), pc.binary_join_element_wise("'", texts, ""), texts)
 
 
 def _interaction_tables(chunks: Iterable[pa.Table], carried: Sequence[str]) -> Iterator[pa.Table]:

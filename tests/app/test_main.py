@@ -16,7 +16,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from sqlalchemy import insert
 
 from app.http.application import create_app
@@ -45,9 +44,9 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def live(bundle, tmp_path):
     """(application, server, port) of a server in a thread of this process."""
-    app = create_app(Settings(bundle=bundle.directory, device="cpu", data=tmp_path))
-    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=60)
-    server = Server(config, app.state.shutdown)
+    settings = Settings(bundle=bundle.directory, device="cpu", data=tmp_path, port=0, shutdown_seconds=60)
+    app = create_app(settings)
+    server = Server(app, settings)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     eventually(lambda: server.started)
@@ -120,7 +119,7 @@ def test_the_sequences_of_a_client_that_leaves_while_waiting_are_not_computed(li
 def test_a_client_that_leaves_while_it_sends_its_body_is_a_499(live, path, content_type):
     app, _, port = live
     leaver = socket.create_connection(("127.0.0.1", port))
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: 100000\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\nContent-Length: 100000\r\n\r\n"
     begin = '--b\r\nContent-Disposition: form-data; name="file"; filename="x.ndjson"\r\n\r\nabc'
     leaver.sendall((head + begin).encode())
     time.sleep(0.3)
@@ -149,7 +148,7 @@ def test_stopping_answers_what_was_accepted(live, gate, payload):
 def test_stopping_does_not_wait_for_those_who_follow_a_job(live):
     """The job does not end, and the server may wait for a minute: only the stream's own end lets it stop."""
     app, server, port = live
-    job, _ = app.state.job_parts.jobs.submit(new_job_id(), JOB)  # recorded, but not queued: nobody begins it
+    job, _ = app.state.job_parts.jobs.record(new_job_id(), JOB)  # recorded, but not queued: nobody begins it
     followed = threading.Event()
     lines = []
 
@@ -178,6 +177,10 @@ def finished_job(app, url, lines=b"nonsense\n"):
     return job_id
 
 
+def num_descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def open_downloads(port, path, media_type, *, number=8):
     """So many connections whose clients ask for *path*, read the first bytes and no more."""
     opened = []
@@ -185,7 +188,7 @@ def open_downloads(port, path, media_type, *, number=8):
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", port))
-        client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nAccept: {media_type}\r\n\r\n".encode())
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {media_type}\r\n\r\n".encode())
         opened.append(client)
     for client in opened:
         assert client.recv(100).startswith(b"HTTP/1.1 200")
@@ -202,7 +205,7 @@ def _no_search_for_cycles():
 
 @pytest.mark.usefixtures("_no_search_for_cycles")
 @pytest.mark.parametrize("media_type", ["application/x-ndjson", "text/csv", "application/vnd.apache.parquet"])
-def test_downloads_of_mappings_that_are_left_give_their_connections_back(live, media_type):
+def test_downloads_of_mappings_hold_no_connection_however_slowly_they_are_read(live, media_type):
     app, _, port = live
     engine = app.state.job_parts.engine
     key = DictionaryKey("kitchen", app.state.inference.registry.active().bundle.version, app.state.settings.rule)
@@ -211,12 +214,18 @@ def test_downloads_of_mappings_that_are_left_give_their_connections_back(live, m
     with writing(engine) as connection:
         stage(connection, lines)
         merge_staged(connection, key)
-    opened = open_downloads(port, "/mappings/kitchen", media_type)
-    eventually(lambda: engine.pool.checkedout() == len(opened))
+    opened = open_downloads(port, "/mappings/kitchen", media_type, number=60)
+    eventually(lambda: engine.pool.checkedout() == 0)
+    others = [
+        httpx.get(f"http://127.0.0.1:{port}{path}").status_code for path in ("/jobs", "/readyz", "/mappings/kitchen")
+    ]
+    descriptors = num_descriptors()
     for client in opened:
         client.close()
 
-    eventually(lambda: engine.pool.checkedout() == 0)
+    assert others == [200, 200, 200]
+    # all of them read one file, which goes with the last
+    eventually(lambda: num_descriptors() <= descriptors - 2 * len(opened) - 1)
 
 
 @pytest.mark.usefixtures("_no_search_for_cycles")

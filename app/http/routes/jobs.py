@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import StreamingResponse
 
 from app.errors import (
     FilesUnavailableError,
+    ContentTypeError,
     IdempotencyConflictError,
     InvalidBodyError,
     InvalidCursorError,
@@ -32,6 +33,7 @@ from app.errors import (
     UnknownJobError,
     UnsupportedFormatError,
 )
+from app.http.bodies import JSON, MAX_OPTIONS_BYTES, bodies_of, media_type, validated
 from app.http.paging import decode_cursor, encode_cursor, preferred
 from app.http.problems import problem_responses
 from app.http.routes.models import inference_of
@@ -45,16 +47,13 @@ from app.jobs.records import TERMINAL, Job, JobState
 from app.jobs.results import MEDIA_TYPES, ResultView, encode_results, read_output_file
 from app.runtime.shutdown import Shutdown
 from app.serving.model_registry import LoadedModel
-from app.settings import Settings
 from models.errors import InputFormatError, UnknownDomainError
 from models.exports.export_formats import FILE_FORMATS, FileFormatName, describe_formats
 
 router = APIRouter(tags=["jobs"])
 
-BodyT = TypeVar("BodyT", bound=BaseModel)
-
+FORM = "multipart/form-data"
 EVENT_SECONDS = 0.5
-KEEP_ALIVE_EVENTS = 30
 MAX_PAGE = 1000
 # Of the formats of one media type, the Accept header means the first.
 _FORMAT_OF: dict[str, FileFormatName] = {kind: name for name, kind in reversed(list(MEDIA_TYPES.items()))}
@@ -123,6 +122,7 @@ JobPartsOf = Annotated[JobParts, Depends(parts_of)]
         IdempotencyConflictError,
         RequestTooLargeError,
         UnsupportedFormatError,
+        ContentTypeError,
         RequestValidationError,
         InvalidBodyError,
         InvalidSourceError,
@@ -155,14 +155,17 @@ async def submit_job(
     """
     model = inference_of(request).registry.active()
     intake = JobIntake(parts)
-    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    kind = media_type(request)
+    if kind == FORM:
         accepted = await _accept_form(request, intake, model, idempotency_key)
-    else:
-        body = _parsed(JobRequest, await _json_body(request))
+    elif kind == JSON:
+        body = await bodies_of(request).options(JobRequest, request)
         model.bundle.vocabulary.domain_index(body.target_domain)
         accepted = await run_in_threadpool(
             intake.accept_uri, body, model_version=model.bundle.version, rule=model.rule, key=idempotency_key
         )
+    else:
+        raise ContentTypeError(JSON, FORM)
     response.headers["Location"] = f"/jobs/{accepted.job.job_id}"
     response.headers["Idempotent-Replayed"] = "false" if accepted.is_new else "true"
     return JobBody.of(accepted.job)
@@ -226,26 +229,45 @@ def delete_job(
     return JobBody.of(job)
 
 
+def job_of(job_id: str, parts: JobPartsOf) -> Job:
+    """The job of the path; raises UnknownJobError."""
+    return parts.jobs.get(job_id)
+
+
 @router.get(
     "/jobs/{job_id}/events",
     summary="Follow a job",
-    response_class=StreamingResponse,
+    response_class=EventSourceResponse,
     responses={
         **problem_responses(UnknownJobError, RequestValidationError, StoreUnavailableError),
         200: _stream_of("text/event-stream"),
     },
 )
 async def follow_job(
-    job_id: str, parts: JobPartsOf, shutdown: Annotated[Shutdown, Depends(shutdown_of)]
-) -> StreamingResponse:
+    job: Annotated[Job, Depends(job_of)], parts: JobPartsOf, shutdown: Annotated[Shutdown, Depends(shutdown_of)]
+) -> AsyncIterator[ServerSentEvent]:
     """
     Server-sent events: `progress` with the job whenever it has changed, `end` with the job when it has ended.
 
     A stream without `end` was cut, as by a restart of the service: follow again.
     """
-    job = await run_in_threadpool(parts.jobs.get, job_id)
-    events = _events(parts, job, shutdown)
-    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    shown: Job | None = None
+    while True:
+        if job != shown:
+            name = "end" if job.state in TERMINAL else "progress"
+            yield ServerSentEvent(event=name, data=JobBody.of(job))
+            shown = job
+        if job.state in TERMINAL:
+            return
+        if await shutdown.begins_within(EVENT_SECONDS):
+            return  # a job takes longer than the server has; its follower asks the next one
+        try:
+            job = await run_in_threadpool(parts.jobs.get, job.job_id)
+        except StoreUnavailableError:
+            continue  # a restart of the database does not end the stream
+        except UnknownJobError:
+            yield ServerSentEvent(event="end", raw_data="null")
+            return
 
 
 @router.get(
@@ -291,7 +313,8 @@ def download_result(
 
     As sequences, Parquet and NDJSON have one row per sequence with its counts; CSV and `.inter` one row per item, with
     its position from 1 as timestamp. As interactions, every format has one row per item: user, item, timestamp, origin
-    (kept or replaced), source_item, source_domain, score; docs/files.md describes every column.
+    (kept or replaced), source_item, source_domain, score; docs/files.md describes every column. In CSV, a text that a
+    spreadsheet would take for a formula begins with '.
     """
     offered = list(dict.fromkeys(MEDIA_TYPES.values()))
     chosen = result_format or _FORMAT_OF[preferred(accept, offered)]
@@ -334,7 +357,7 @@ async def _accept_form(request: Request, intake: JobIntake, model: LoadedModel, 
         if not isinstance(file, UploadFile):
             missing = {"type": "missing", "loc": ("body", "file"), "msg": "a file is required", "input": None}
             raise RequestValidationError([missing])
-        options = _parsed(JobOptions, json.dumps(fields, default=str))
+        options = validated(JobOptions, json.dumps(fields, default=str))
         model.bundle.vocabulary.domain_index(options.target_domain)
         return await run_in_threadpool(
             intake.accept_upload,
@@ -351,7 +374,7 @@ async def _accept_form(request: Request, intake: JobIntake, model: LoadedModel, 
 
 async def _form_of(request: Request) -> FormData:
     try:
-        return await request.form(max_files=1, max_fields=len(JobOptions.model_fields))
+        return await request.form(max_files=1, max_fields=len(JobOptions.model_fields), max_part_size=MAX_OPTIONS_BYTES)
     except UnicodeError as error:  # the Content-Type may name any codec of Python's, also one that is none of text
         raise InvalidBodyError(f"the form is not in the charset that it names: {error}") from error
 
@@ -363,47 +386,3 @@ def _name_of(file: UploadFile) -> str:
     except UnicodeEncodeError as error:  # a charset such as utf-7 can spell half a character
         raise InvalidBodyError(f"the file's name is no text: {error.reason}") from error
     return name
-
-
-async def _json_body(request: Request) -> bytes:
-    """The body, held in memory: only uploads may be as large as an input."""
-    settings: Settings = request.app.state.settings
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > settings.max_body_bytes:
-            limit = settings.max_body_bytes
-            raise RequestTooLargeError(f"the body has more than {limit} bytes", limit, "TAESAR_MAX_BODY_BYTES")
-    return bytes(body)
-
-
-def _parsed(kind: type[BodyT], content: bytes | str) -> BodyT:
-    try:
-        return kind.model_validate_json(content)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False)
-        raise RequestValidationError([{**part, "loc": ("body", *part["loc"])} for part in found]) from error
-
-
-async def _events(parts: JobParts, job: Job, shutdown: Shutdown) -> AsyncIterator[str]:
-    shown: Job | None = None
-    quiet = 0
-    while True:
-        if job != shown:
-            name = "end" if job.state in TERMINAL else "progress"
-            yield f"event: {name}\ndata: {JobBody.of(job).model_dump_json()}\n\n"
-            shown, quiet = job, 0
-        if job.state in TERMINAL:
-            return
-        if await shutdown.begins_within(EVENT_SECONDS):
-            return  # a job takes longer than the server has; its follower asks the next one
-        quiet += 1
-        if quiet % KEEP_ALIVE_EVENTS == 0:
-            yield ": still here\n\n"  # proxies close what stays silent
-        try:
-            job = await run_in_threadpool(parts.jobs.get, job.job_id)
-        except StoreUnavailableError:
-            continue  # a restart of the database does not end the stream
-        except UnknownJobError:
-            yield "event: end\ndata: null\n\n"
-            return

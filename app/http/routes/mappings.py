@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import pyarrow as pa
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from starlette.responses import JSONResponse
+from sqlalchemy import Connection, Engine
+from starlette.concurrency import run_in_threadpool
 
 from app.errors import (
     InvalidCursorError,
@@ -18,12 +20,13 @@ from app.errors import (
     StoreUnavailableError,
     UnknownJobError,
 )
-from app.http.paging import decode_cursor, encode_cursor, preferred
+from app.http.paging import decode_cursor, encode_cursor, is_unchanged, preferred
 from app.http.problems import problem_responses
 from app.http.routes.jobs import JobPartsOf
 from app.http.routes.models import inference_of
+from app.http.spools import Spools
 from app.http.streams import ClosingStream
-from app.jobs.results import MEDIA_TYPES
+from app.jobs.results import MEDIA_TYPES, without_formulas
 from app.mappings.mapping_bodies import MappingPage
 from app.mappings.mapping_store import (
     Dictionary,
@@ -42,7 +45,7 @@ from models.errors import UnknownDomainError
 from models.exports.as_csv import to_csv
 from models.exports.as_ndjson import to_ndjson
 from models.exports.as_parquet import to_parquet
-from models.exports.encoding import FileParts
+from models.exports.encoding import FileParts, plain_rows
 
 router = APIRouter(tags=["mappings"])
 
@@ -131,7 +134,8 @@ def selection(
         304: {"description": "Not changed since the version that If-None-Match names."},
     },
 )
-def read_mappings(
+async def read_mappings(
+    request: Request,
     parts: JobPartsOf,
     chosen: Annotated[Selection, Depends(selection)],
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Lines on a page of JSON.")] = 100,
@@ -143,36 +147,67 @@ def read_mappings(
     Which items of other domains became which item of this one, how often, and with which mean score.
 
     JSON comes in pages. With NDJSON, CSV or Parquet in the Accept header the whole dictionary is streamed, as it was at
-    one moment, whatever is added meanwhile.
+    one moment, whatever is added meanwhile; in CSV, a text that a spreadsheet would take for a formula begins with '.
     """
     media_type = preferred(accept, (JSON, *STREAMS))
+    after = None if cursor is None or media_type != JSON else MappingKey(*decode_cursor(cursor, 3))
+    tag, body = await run_in_threadpool(
+        _tag_and_page, parts, chosen, after, limit, if_none_match, with_page=media_type == JSON
+    )
+    headers = {"ETag": tag, "Vary": "Accept"}
+    if is_unchanged(if_none_match, tag):
+        return Response(status_code=304, headers=headers)
+    if body is not None:
+        return Response(body.model_dump_json(), media_type=JSON, headers=headers)
+
+    def write(file: BinaryIO) -> str:
+        """The whole file, of one state of the dictionary; returns its tag."""
+        with reading_one_state(parts.engine) as connection:
+            dictionary = find_dictionary(connection, chosen.key)
+            blocks = iter(()) if dictionary is None else stream(connection, dictionary, chosen.where)
+            for part in encoded_lines(blocks, media_type):
+                file.write(part)
+        return _etag(dictionary)
+
+    spools: Spools = request.app.state.spools
+    tag, content = await spools.read((tag, chosen, media_type), write)
+    return ClosingStream(content, media_type=media_type, headers=headers | {"ETag": tag})
+
+
+def _tag_and_page(
+    parts: JobPartsOf,
+    chosen: Selection,
+    after: MappingKey | None,
+    limit: int,
+    if_none_match: str | None,
+    *,
+    with_page: bool,
+) -> tuple[str, MappingPage | None]:
+    """The state of the dictionary, and a page of it where one is asked for and not known already."""
     with reading(parts.engine) as connection:
         dictionary = find_dictionary(connection, chosen.key)
-        headers = {"ETag": _etag(dictionary), "Vary": "Accept"}
-        if if_none_match is not None and headers["ETag"] in (tag.strip() for tag in if_none_match.split(",")):
-            return Response(status_code=304, headers=headers)
-        if media_type == JSON:
-            after = None if cursor is None else MappingKey(*decode_cursor(cursor, 3))
-            lines = (
-                [] if dictionary is None else page(connection, dictionary, chosen.where, after=after, limit=limit + 1)
-            )
-            following = _cursor(lines[limit - 1]) if len(lines) > limit else None
-            body = MappingPage.of(chosen.key, lines[:limit], following)
-            return JSONResponse(body.model_dump(mode="json"), headers=headers)
-    blocks = iter(()) if dictionary is None else _blocks(parts, dictionary, chosen.where)
-    return ClosingStream(encoded_lines(blocks, media_type), media_type=media_type, headers=headers)
+        tag = _etag(dictionary)
+        if not with_page or is_unchanged(if_none_match, tag):
+            return tag, None
+        lines = [] if dictionary is None else page(connection, dictionary, chosen.where, after=after, limit=limit + 1)
+    following = _cursor(lines[limit - 1]) if len(lines) > limit else None
+    return tag, MappingPage.of(chosen.key, lines[:limit], following)
 
 
-def _blocks(parts: JobPartsOf, dictionary: Dictionary, where: MappingFilter) -> Iterator[list[MappingRow]]:
-    with reading(parts.engine) as connection:
-        yield from stream(connection, dictionary, where)
+@contextmanager
+def reading_one_state(engine: Engine) -> Iterator[Connection]:
+    """As ``reading``, but every statement sees the same state; SQLite's transactions are so anyway."""
+    with reading(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        yield connection
 
 
 def encoded_lines(blocks: Iterable[list[MappingRow]], media_type: str) -> FileParts:
     """Every line of *blocks* as one file of the media type."""
-    if media_type == MEDIA_TYPES["csv"]:
-        return to_csv(LINES.names, ([_values(row) for row in block] for block in blocks))
     tables = (pa.table(list(zip(*map(_values, block), strict=True)), schema=LINES) for block in blocks)
+    if media_type == MEDIA_TYPES["csv"]:
+        return to_csv(LINES.names, (plain_rows(without_formulas(table)) for table in tables))
     return to_parquet(LINES, tables) if media_type == MEDIA_TYPES["parquet"] else to_ndjson(LINES, tables)
 
 

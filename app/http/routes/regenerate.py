@@ -11,6 +11,8 @@ from fastapi.exceptions import RequestValidationError
 
 from app.errors import (
     ClientLeftError,
+    ContentTypeError,
+    InvalidBodyError,
     ModelProcessDiedError,
     ModelThreadDiedError,
     ModelUnavailableError,
@@ -19,6 +21,7 @@ from app.errors import (
     ShuttingDownError,
     UnknownSequenceItemsError,
 )
+from app.http.bodies import bodies_of, json_body
 from app.http.problems import problem_responses
 from app.http.routes.models import inference_of
 from app.serving.regeneration_bodies import RegenerateRequest, RegenerateResponse
@@ -33,8 +36,11 @@ ResultT = TypeVar("ResultT")
     "/regenerate",
     summary="Rewrite mixed sequences for one target domain",
     response_model=RegenerateResponse,
+    openapi_extra=json_body(RegenerateRequest),
     responses=problem_responses(
         UnknownDomainError,
+        ContentTypeError,
+        InvalidBodyError,
         RequestTooLargeError,
         RequestValidationError,
         UnknownSequenceItemsError,
@@ -45,7 +51,7 @@ ResultT = TypeVar("ResultT")
         ShuttingDownError,
     ),
 )
-async def regenerate(request: Request, body: RegenerateRequest) -> Response:
+async def regenerate(request: Request) -> Response:
     """
     Every item of another domain becomes an item of the target domain, or is deleted; the target's own items stay.
 
@@ -54,6 +60,7 @@ async def regenerate(request: Request, body: RegenerateRequest) -> Response:
     """
     # Not a dependency: FastAPI runs one that is no coroutine in a thread, for every request
     inference = inference_of(request)
+    body = await bodies_of(request).regenerate_request(request)
     answer = await while_connected(request, inference.regenerate(body))
     # Written here: FastAPI would validate the answer, copy it into dictionaries and write those, three times the work
     return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
