@@ -100,6 +100,3 @@ async def _run(probe: Probe, timeout_seconds: float) -> str:
     except Exception as error:  # a check that breaks is a check that fails, whatever it raises
         log.warning("probe_broke", probe=probe.name, reason=f"{type(error).__name__}: {error}")
         return f"the check broke: {type(error).__name__}"
-        # Everybody may ask, and the message may name an address or a user: it is for the log
-        log.warning("probe_failed", probe=probe.name, reason=f"{type(error).__name__}: {error}")
-        return type(error).__name__

@@ -14,8 +14,8 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.responses import StreamingResponse
 
 from app.errors import (
-    FilesUnavailableError,
     ContentTypeError,
+    FilesUnavailableError,
     IdempotencyConflictError,
     InvalidBodyError,
     InvalidCursorError,
