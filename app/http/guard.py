@@ -194,6 +194,8 @@ class GuardedProtocol(H11Protocol):
     @property
     def phase(self) -> Phase:
         """What the connection waits for."""
+        if self.transport.is_closing():
+            return Phase.ANSWER
         if self.cycle is None or self.cycle.response_complete:
             return Phase.ANSWER if self._unread() else Phase.HEAD
         return Phase.BODY if self.cycle.more_body else Phase.ANSWER
