@@ -98,7 +98,7 @@ def serve(settings: Settings) -> None:
     server = Server(app, settings)
     keeps_own_jobs = settings.redis_url is None and settings.database_url is None
     try:
-        with held(settings.data) if keeps_own_jobs else contextlib.nullcontext():
+        with lock_folder(settings.data) if keeps_own_jobs else contextlib.nullcontext():
             server.run()
     except SystemExit as error:
         if app.state.startup_error is None:  # uvicorn has logged the system's reason
@@ -111,7 +111,7 @@ def serve(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """
     Keep *folder* for this process until the block ends or the process does, however it does.
 
