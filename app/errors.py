@@ -107,6 +107,8 @@ class RequestTooLargeError(ServiceError):
 
     def __init__(self, what: str, limit: int, setting: str) -> None:
         super().__init__(f"{what}; the limit is {limit} ({setting})")
+        self.what = what
+        self.limit = limit
 
 
 class UnknownSequenceItemsError(ServiceError):

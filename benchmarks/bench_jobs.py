@@ -29,6 +29,8 @@ from app.runtime.logs import configure_logging
 from app.settings import Settings
 from app.storage import schema
 from models.bundle import read_version
+from models.data.reading.layouts import Layout
+from models.data.reading.places import files_of
 from models.decoding.regenerator import Regenerator
 from tests.chaos.cluster import Cluster
 from tests.chaos.inputs import food_kitchen
@@ -85,9 +87,8 @@ def in_process(regenerator: Regenerator, path: Path, settings: Settings) -> floa
     job = _job(regenerator.bundle.version)
     started = time.perf_counter()
     limits = SourceLimits(1 << 40, 1 << 40, settings.max_items_per_sequence)
-    with path.open("rb") as file:
-        for part in cut_rows(read_rows(file, "ndjson", limits), settings.chunk_sequences):
-            output_file(regenerate_rows(regenerator, job, part.rows).rows)
+    for part in cut_rows(read_rows(files_of([path]), Layout(), limits), settings.chunk_sequences):
+        output_file(regenerate_rows(regenerator, job, part.rows).rows)
     return time.perf_counter() - started
 
 

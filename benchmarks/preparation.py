@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 
 from models.data.preparation import PreparationConfig, prepare
-from models.data.reading import read_interactions
+from models.data.reading.interactions import read_interactions
 
 SEED = 2025
 DAY = 86_400

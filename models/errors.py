@@ -4,6 +4,8 @@ Every error that ``models`` raises on purpose. Nothing here knows of HTTP; ``app
 ModelError
 |- DataError                    the input data or a prepared dataset cannot be used
 |  |- InputFormatError          an input file cannot be read as the format that it claims
+|  |- InputTooLargeError        an input expands to more bytes than it may
+|  |- ImplausibleInputError     an input that can be read, but is not what it was taken for
 |  |- BadRowsError              more bad rows than the stated share
 |  |- EmptyDatasetError         nothing survives the thresholds; names the one that emptied it
 |  |- OutputExistsError         the output folder holds something that must not be replaced
@@ -34,6 +36,19 @@ class DataError(ModelError):
 
 class InputFormatError(DataError):
     """An input file cannot be read as the format that it claims to be."""
+
+
+class InputTooLargeError(DataError):
+    """An input expands to more bytes than it may."""
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(f"{what}; the limit is {limit}")
+        self.what = what
+        self.limit = limit
+
+
+class ImplausibleInputError(DataError):
+    """An input can be read, but is not what it was taken for; the message says what it looks like and what to do."""
 
 
 class BadRowsError(DataError):

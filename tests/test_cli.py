@@ -64,12 +64,6 @@ DEFAULTS = [
     ("prepare", "numbering", PREPARATION.numbering),
     ("prepare", "seed", PREPARATION.seed),
     ("prepare", "max_bad_row_share", PREPARATION.max_bad_row_share),
-    *[
-        ("prepare", f"{name}_column", usual)
-        for name, usual in zip(
-            ("user", "item", "domain", "timestamp"), PREPARATION.columns.named(recbole=False), strict=True
-        )
-    ],
     ("train", "seed", PIPELINE.base.seed),
     ("train", "seed", PIPELINE.expert.seed),
     ("train", "learning_rate", PIPELINE.base.learning_rate),

@@ -14,12 +14,20 @@ from app.cli.options import override
 
 if TYPE_CHECKING:
     from models.data.preparation_report import PreparationReport
+    from models.data.reading.preview import Preview
 
 SHOWN_BAD_ROWS = 10
 
 
 def prepare(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Interactions: .csv, .inter (.gz too), .parquet.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Interactions: files, folders, globs or URLs, with DOMAIN= before them where no column, folder or "
+            "file name says the domain. CSV with any separator, .inter, JSON lines, Parquet; text may be .gz or .zst.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(resolve_path=True, help="Dataset folder to write.")],
     min_user_interactions: Annotated[
         int | None,
@@ -93,13 +101,50 @@ def prepare(
             show_default="0.01",
         ),
     ] = None,
-    user_column: Annotated[str | None, typer.Option(help="Name of the column.", show_default="user")] = None,
-    item_column: Annotated[str | None, typer.Option(help="Name of the column.", show_default="item")] = None,
-    domain_column: Annotated[str | None, typer.Option(help="Name of the column.", show_default="domain")] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROLE=NAME,...",
+            help="Names of the columns: user=NAME,item=NAME,domain=NAME,time=NAME; places from 1 without a header.",
+            show_default="the usual names",
+        ),
+    ] = None,
+    user_column: Annotated[str | None, typer.Option(help="As --columns user=NAME.", show_default="found")] = None,
+    item_column: Annotated[str | None, typer.Option(help="As --columns item=NAME.", show_default="found")] = None,
+    domain_column: Annotated[str | None, typer.Option(help="As --columns domain=NAME.", show_default="found")] = None,
     timestamp_column: Annotated[
         str | None,
-        typer.Option(help="Name of the column; numbers or dates of ISO 8601, oldest first.", show_default="timestamp"),
+        typer.Option(help="As --columns time=NAME; numbers or dates of ISO 8601.", show_default="found"),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Layout of a well-known log: amazon-2014, amazon-2018, amazon-2023, movielens or yelp."),
+    ] = None,
+    input_format: Annotated[
+        str | None,
+        typer.Option("--format", help="csv, inter, ndjson or parquet.", show_default="by name and content"),
+    ] = None,
+    header: Annotated[
+        bool | None,
+        typer.Option("--header/--no-header", help="Whether the first line names the columns.", show_default="found"),
+    ] = None,
+    separator: Annotated[
+        str | None, typer.Option(help="Between the fields of a line; :: is one, too.", show_default="found")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CONDITION", help="Only rows for which this holds, as 'rating>=4'. May be repeated."),
+    ] = None,
+    prefix_items: Annotated[
+        bool, typer.Option("--prefix-items", help="Put the domain before each item: for domains that number alike.")
+    ] = False,
+    time_unit: Annotated[
+        Literal["seconds", "milliseconds", "microseconds", "nanoseconds"] | None,
+        typer.Option(help="Of times that are numbers.", show_default="found, for each file"),
+    ] = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Go on although the input looks like something else.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--replace", "--overwrite", help="Replace a dataset that is already there.")
     ] = False,
@@ -111,18 +156,30 @@ def prepare(
     """
     Turn interactions into a dataset: thresholds, mixed sequences, vocabulary, splits, statistics.
 
-    In .inter files the columns are named user_id and item_id unless told otherwise.
+    What was read is shown first: rows, users, items and times of each domain, and what is odd about them.
     """
-    say(f"reading {source}")
+    say(f"reading {', '.join(inputs)}")
     from app.cli.progress import StageProgress
     from models.data.preparation import PreparationConfig
     from models.data.preparation import prepare as prepare_dataset
-    from models.data.reading import Columns
+    from models.data.reading.layouts import Columns, Layout, parse_condition, with_columns
+    from models.data.reading.layouts import preset as layout_of
 
     if numbering == "first-appearance" and numbering_seed is not None:
         raise typer.BadParameter("--numbering-seed is of shuffled numbers; first appearance has none")
+    layout = layout_of(preset) if preset else Layout()
+    layout = override(
+        layout,
+        columns=Columns(user_column, item_column, domain_column, timestamp_column),
+        input_format=input_format,
+        header=header,
+        separator=separator,
+        where=tuple(map(parse_condition, where)) if where else None,
+        prefix_items=prefix_items or None,
+        time_unit=time_unit,
+    )
     config = override(
-        PreparationConfig(columns=Columns(user_column, item_column, domain_column, timestamp_column)),
+        PreparationConfig(layout=with_columns(layout, columns) if columns else layout, anyway=anyway),
         min_user_interactions=min_user_interactions,
         min_item_interactions=min_item_interactions,
         user_threshold=user_threshold,
@@ -134,12 +191,38 @@ def prepare(
         numbering_seed=numbering_seed,
         max_bad_row_share=max_bad_row_share,
     )
+    seen: list[Preview] = []
+
+    def show(looks: Preview) -> None:
+        seen.append(looks)
+        _print_preview(looks)
+
     with StageProgress(console) as progress:
-        report = prepare_dataset(source, out, config, overwrite=overwrite, progress=progress, name=name)
+        report = prepare_dataset(inputs, out, config, overwrite=overwrite, progress=progress, name=name, show=show)
     _print_preparation(report, out)
     counted = dataclasses.asdict(report)
     counted["bad_rows"] = len(report.bad_rows)
-    set_result(out=str(out), **counted)
+    set_result(out=str(out), **counted, warnings=seen[-1].warnings if seen else ())
+
+
+def _print_preview(looks: Preview) -> None:
+    """What was read, per domain, before anything is made of it."""
+    from models.data.reading.preview import moment
+
+    table = Table("read", box=None, pad_edge=False)
+    for name in ("rows", "users", "items", "share of users", "from", "to"):
+        table.add_column(name, justify="right")
+    for row in looks.domains:
+        share = f"{row.user_share:.1%}"
+        table.add_row(
+            row.domain, f"{row.rows:,}", f"{row.users:,}", f"{row.items:,}", share, moment(row.first), moment(row.last)
+        )
+    console.print(table)
+    say(f"{looks.rows:,} rows of {looks.users:,} users, {looks.shared_users:,} of them with rows in every domain")
+    for note in looks.notes:
+        say(f"  {note}")
+    for warning in looks.warnings:
+        say(f"  warning: {warning}", style="yellow")
 
 
 def _print_preparation(report: PreparationReport, out: Path) -> None:
@@ -149,6 +232,7 @@ def _print_preparation(report: PreparationReport, out: Path) -> None:
     without_overlap = report.removed.by_overlap + report.removed_after_cut.by_overlap
     left_out = {
         "bad": report.rows_bad,
+        "that a condition excludes": report.rows_filtered,
         "duplicate": report.rows_duplicate,
         "below the item threshold": report.removed.by_item_threshold + report.removed_after_cut.by_item_threshold,
         "below the user threshold": report.removed.by_user_threshold + report.removed_after_cut.by_user_threshold,

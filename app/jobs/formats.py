@@ -1,49 +1,47 @@
 """
-The formats of a job's input, read row by row in bounded memory.
+A job's input, row by row in bounded memory: sequences as they stand, interactions put together user by user.
 
-Formats (docs/jobs.md):
-    ndjson   one sequence per line, shaped like a sequence of POST /regenerate
-    csv      one interaction per line: user_id,item_id,domain[,timestamp]; header required
-    inter    the same with tabs and RecBole's typed header: user_id:token, item_id:token, domain:token, ...
-    parquet  interactions as in csv, or sequences: user_id, item_ids: list, domains: list
-Interactions may have the columns of `taesar prepare` as well: user and item.
-The text formats may be gzip-compressed. The interactions of one user stand next to one another; with a timestamp they
-are sorted by it (stable), without one their order counts.
+Interactions are read by ``models.data.reading``, as `taesar prepare` reads them, whatever their format and layout; they
+are sorted by user (in the order in which users first appear) and time. On top of those there are two formats of whole
+sequences, which come one a row and stay in their order:
+    ndjson   shaped like a sequence of POST /regenerate
+    parquet  user_id, item_ids: list, domains: list
 
 A row that cannot be used becomes a ``BadRow``; a file that is not what it claims to be raises; so does one that grows
-over a limit, compressed or not, while it is read: a small file cannot make much memory or work.
+over a limit, compressed or not, while it is read: a small file cannot make much memory or work. Nothing here is safe
+from a native library that ends its process: ``reading_process`` calls it in another one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import gzip
-import io
-import math
-import posixpath
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO, Literal, cast, get_args
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from app.errors import RequestTooLargeError, UnsupportedFormatError
-from app.jobs.parquet import LIST_COLUMNS, MAX_NAME, Lists, ParquetInput, Values, expands_over, parquet_errors
+from app.jobs.user_sort import UserRows, UserSort
 from app.serving.regeneration_bodies import MixedSequence
-from models.data.reading import iso_seconds
-from models.errors import InputFormatError
+from models.data.reading.compression import expanded
+from models.data.reading.identifiers import id_problem
+from models.data.reading.input_formats import INPUT_FORMATS, SUFFIXES, format_by_content, format_by_name
+from models.data.reading.json_lines import JsonLines
+from models.data.reading.layouts import Layout, find_column, shown
+from models.data.reading.parquet import LIST_BATCH_ROWS, LIST_COLUMNS, Lists, ParquetInput, Values, parquet_errors
+from models.data.reading.places import InputFile
+from models.data.reading.raw_tables import BadLine, Budget
+from models.data.reading.rows import FileFacts, RowReader
+from models.data.reading.text_blocks import BYTE_ORDER_MARK, TextBlocks
+from models.errors import InputFormatError, InputTooLargeError
 
-SourceFormat = Literal["ndjson", "csv", "inter", "parquet"]
-FORMATS: tuple[SourceFormat, ...] = get_args(SourceFormat)
+SourceFormat = str
+"""A key of ``INPUT_FORMATS``."""
 
-GZIP_MAGIC = b"\x1f\x8b"
-PARQUET_MAGIC = b"PAR1"
-MAX_LINE_BYTES = 4 * 1024 * 1024
-# What is read of a text to check its format while a client waits: a header and a row of the greatest length.
-CHECKED_BYTES = 3 * MAX_LINE_BYTES
 PARQUET_SOURCE = pa.schema(
     [
         ("line", pa.int64()),
@@ -55,24 +53,7 @@ PARQUET_SOURCE = pa.schema(
         ("carried", pa.list_(pa.list_(pa.string()))),
     ]
 )
-
-# What `taesar prepare` calls the same columns, so that its input, sorted by user, is a job's as it stands.
-_PREPARED_NAMES = {"user_id": "user", "item_id": "item"}
-
-_SUFFIXES: dict[str, SourceFormat] = {
-    ".ndjson": "ndjson",
-    ".jsonl": "ndjson",
-    ".csv": "csv",
-    ".inter": "inter",
-    ".parquet": "parquet",
-}
-_ARCHIVES = {
-    b"PK\x03\x04": "a zip archive",
-    b"\xfd7zXZ": "an xz file",
-    b"BZh": "a bzip2 file",
-    b"\x28\xb5\x2f\xfd": "a zstd file",
-    PARQUET_MAGIC: "a Parquet file",
-}
+SEQUENCE_KEY = "items"
 
 
 @dataclass(frozen=True)
@@ -81,7 +62,7 @@ class SourceLimits:
     What one input may hold.
 
     Args:
-        max_bytes: of the file as stored; TAESAR_MAX_INPUT_BYTES.
+        max_bytes: of the files as stored, together; TAESAR_MAX_INPUT_BYTES.
         max_expanded_bytes: after decompression and decoding; TAESAR_MAX_EXPANDED_BYTES.
         max_items: of one sequence; a longer one is a bad row.
     """
@@ -97,7 +78,7 @@ class SequenceRow:
     One mixed sequence.
 
     Args:
-        line: 1-based line (Parquet: row) where it begins; a CSV header is line 1.
+        line: 1-based line (Parquet: row) where it begins; a CSV header is line 1. Several files are counted on.
         num_rows: input rows that it was made of.
         times: of its items; empty where the input has none.
         carried: of each item, the values of the columns that the job carries along; empty where there are none.
@@ -127,320 +108,228 @@ class BadRow:
     num_rows: int = 1
 
 
-def format_of(name: str, stated: str | None) -> SourceFormat:
+def format_of(name: str, stated: str | None) -> SourceFormat | None:
     """
-    The format that was *stated*, else the one that the file's *name* ends with (``.gz`` aside).
+    The format that was *stated*, else the one that the file's *name* ends with; None where it has no ending.
 
     Raises:
         UnsupportedFormatError: neither says one that is known.
     """
-    if stated is not None:
-        if stated not in FORMATS:
-            raise UnsupportedFormatError(f"unknown format {stated!r}; known: {', '.join(FORMATS)}")
-        return stated
-    suffix = posixpath.splitext(name.lower().removesuffix(".gz"))[1]
-    if suffix not in _SUFFIXES:
-        raise UnsupportedFormatError(f"{name!r} does not end with {', '.join(_SUFFIXES)}; state the format")
-    return _SUFFIXES[suffix]
+    try:
+        return format_by_name(name, stated)
+    except InputFormatError as error:
+        raise UnsupportedFormatError(f"{name!r}: {error}; it may be one of {', '.join(SUFFIXES)}") from error
 
 
-def check_format(file: BinaryIO, source_format: SourceFormat, limits: SourceLimits) -> None:
+def check_format(file: BinaryIO, facts: FileFacts, layout: Layout, limits: SourceLimits) -> SourceFormat:
     """
-    Read the beginning of *file* and raise what ``read_rows`` would raise at once; leaves it at its start.
+    Look at the beginning of *file*, or of Parquet at the footer, and raise what ``read_rows`` would raise at once.
 
-    Of Parquet that is the footer: no value is decoded. A text without a whole row in its first megabytes passes:
-    whoever reads all of it will say.
-    """
-    if source_format == "parquet":
-        with parquet_errors():
-            ParquetInput.open(file, _parquet_columns, max_expanded_bytes=limits.max_expanded_bytes)
-    elif limits.max_expanded_bytes <= CHECKED_BYTES:
-        next(read_rows(file, source_format, limits), None)
-    else:
-        with contextlib.suppress(RequestTooLargeError):
-            next(read_rows(file, source_format, replace(limits, max_expanded_bytes=CHECKED_BYTES)), None)
-    file.seek(0)
-
-
-def read_rows(file: BinaryIO, source_format: SourceFormat, limits: SourceLimits) -> Iterator[SequenceRow | BadRow]:
-    """
-    Every row of *file* in its order, good or bad.
+    Returns:
+        The format.
 
     Raises:
-        InputFormatError: the file is not of this format, or damaged.
-        RequestTooLargeError: it expands to more bytes than the limit.
+        InputFormatError, RequestTooLargeError: see ``read_rows``.
     """
+    with _limits_of_requests():
+        source_format = _format(file, facts, layout)
+        budget = Budget(limits.max_expanded_bytes)
+        if _holds_sequences(file, source_format, layout):
+            if source_format == "parquet":
+                with parquet_errors():
+                    ParquetInput.open(file, _list_columns, budget, lists=LIST_COLUMNS)
+        else:
+            RowReader(file, facts, layout, budget).check()
+        file.seek(0)
+    return source_format
+
+
+def read_rows(
+    files: Sequence[InputFile], layout: Layout, limits: SourceLimits, *, scratch: Path | None = None
+) -> Iterator[SequenceRow | BadRow]:
+    """
+    Every row of *files*, good or bad: sequences in their order; of interactions first the bad ones, then each user's.
+
+    Args:
+        scratch: a folder for what does not fit into memory; without one everything must.
+
+    Raises:
+        InputFormatError: a file is not of its format, or damaged; some hold sequences and others interactions.
+        RequestTooLargeError: they expand to more bytes than the limit.
+    """
+    with _limits_of_requests():
+        budget = Budget(limits.max_expanded_bytes)
+        users = UserSort(scratch, max_rows_of_user=limits.max_items)
+        lines_before, kinds = 0, set()
+        for file in files:
+            with file.open() as content:
+                source_format = _format(content, file.facts, layout)
+                sequences = _holds_sequences(content, source_format, layout)
+                kinds.add(sequences)
+                if len(kinds) > 1:
+                    raise InputFormatError("some files hold sequences and others interactions: make them two jobs")
+                if sequences:
+                    rows = _sequences(content, source_format, limits, budget)
+                else:
+                    rows = _gather(RowReader(content, file.facts, layout, budget), users, lines_before)
+                last = 0
+                for row in rows:
+                    last = row.line
+                    if isinstance(row, BadRow):
+                        reason = f"{file.facts.name} line {row.line}: {row.reason}" if len(files) > 1 else row.reason
+                        yield BadRow(row.line + lines_before, reason, row.num_rows)
+                    else:
+                        yield _moved(row, lines_before)
+                lines_before += max(last, users.last_line - lines_before if not sequences else 0)
+        for user in users.sorted_users():
+            yield _row_of(user, limits)
+
+
+def _format(file: BinaryIO, facts: FileFacts, layout: Layout) -> SourceFormat:
+    found = format_by_name(facts.name, layout.input_format) or format_by_content(file)
+    assert found in INPUT_FORMATS
+    return found
+
+
+def _holds_sequences(file: BinaryIO, source_format: SourceFormat, layout: Layout) -> bool:
+    """Whether *file* has a row for each sequence rather than for each interaction; leaves it at its start."""
     if source_format == "parquet":
-        return _read_parquet(file, limits)
-    lines = _text_lines(file, source_format, limits)
-    if source_format == "ndjson":
-        return (_parse_sequence(line, text, limits) for line, text in lines)
-    return _read_interactions(_split_lines(lines, delimiter="," if source_format == "csv" else "\t"), limits)
-
-
-class _Expanding(io.RawIOBase):
-    """What decompression yields, counted: raises once it is more than the limit."""
-
-    def __init__(self, file: BinaryIO, limits: SourceLimits) -> None:
-        self._file = file
-        self._left = limits.max_expanded_bytes
-        self._limit = limits.max_expanded_bytes
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
+        with parquet_errors():
+            names: Sequence[str] = pq.ParquetFile(file).schema_arrow.names
+        found = find_column("item", names) is None and layout.columns.item is None
+    elif source_format == "ndjson":
+        expanded(file, Budget())  # raises of what is no text
+        file.seek(0)
         try:
-            content = self._file.read(len(buffer))
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputFormatError(f"damaged gzip data: {error}") from error
-        self._left -= len(content)
-        if self._left < 0:
-            raise expands_over(self._limit)
-        buffer[: len(content)] = content
-        return len(content)
-
-
-def _text_lines(file: BinaryIO, source_format: str, limits: SourceLimits) -> Iterator[tuple[int, str | BadRow]]:
-    """(line number, text without its end); empty lines are passed over; a line that is no text is a BadRow."""
-    head = file.read(8)
+            found = SEQUENCE_KEY in JsonLines().open(file, layout, Budget()).names
+        except InputFormatError:  # no object in its first lines: each is told by itself
+            found = True
+    else:
+        found = False
     file.seek(0)
-    kind = next((kind for magic, kind in _ARCHIVES.items() if head.startswith(magic)), None)
-    if kind is not None:
-        raise InputFormatError(f"the file is {kind}, not {source_format}")
-    raw = cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb")) if head.startswith(GZIP_MAGIC) else file
-    expanded = io.BufferedReader(_Expanding(raw, limits), buffer_size=1 << 18)
-    line = 0
-    while content := expanded.readline(MAX_LINE_BYTES):
-        line += 1
-        if len(content) == MAX_LINE_BYTES and not content.endswith(b"\n"):
-            while (rest := expanded.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-                pass
-            yield line, BadRow(line, f"longer than {MAX_LINE_BYTES} bytes")
-            continue
-        content = content.rstrip(b"\r\n")
-        if line == 1:
-            content = content.removeprefix(b"\xef\xbb\xbf")
-        if not content.strip():
-            continue
-        try:
-            yield line, content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            yield line, BadRow(line, f"not UTF-8: byte {error.start} of the line")
+    return found
 
 
-def _parse_sequence(line: int, text: str | BadRow, limits: SourceLimits) -> SequenceRow | BadRow:
-    if isinstance(text, BadRow):
-        return text
+def _moved(row: SequenceRow, lines_before: int) -> SequenceRow:
+    return replace(row, line=row.line + lines_before)
+
+
+@contextlib.contextmanager
+def _limits_of_requests() -> Iterator[None]:
+    """A budget of the reader that is spent is a limit of the service."""
+    try:
+        yield
+    except InputTooLargeError as error:
+        raise RequestTooLargeError(error.what, error.limit, "TAESAR_MAX_EXPANDED_BYTES") from error
+
+
+# Interactions
+
+
+def _gather(reader: RowReader, users: UserSort, lines_before: int) -> Iterator[BadRow]:
+    """Put the good rows of a file into *users*; yields the bad ones."""
+    for batch in reader.batches():
+        users.add(batch, lines_before)
+        for bad in batch.bad:
+            yield BadRow(bad.line, bad.reason)
+
+
+def _row_of(user: UserRows, limits: SourceLimits) -> SequenceRow | BadRow:
+    if user.num_rows > limits.max_items:
+        reason = f"user {user.user_id!r} has {user.num_rows} items; the limit is {limits.max_items}"
+        return BadRow(user.first_line, reason, user.num_rows)
+    return SequenceRow(
+        user.first_line, user.user_id, user.item_ids, user.domains, user.num_rows, user.times or (), user.carried or ()
+    )
+
+
+# Sequences
+
+
+def _sequences(
+    file: BinaryIO, source_format: SourceFormat, limits: SourceLimits, budget: Budget
+) -> Iterator[SequenceRow | BadRow]:
+    if source_format == "ndjson":
+        return _json_sequences(file, limits, budget)
+    return _parquet_sequences(file, limits, budget)
+
+
+def _json_sequences(file: BinaryIO, limits: SourceLimits, budget: Budget) -> Iterator[SequenceRow | BadRow]:
+    for block in TextBlocks(expanded(file, budget)):
+        bad = list(block.broken)
+        texts = block.content.split(b"\n")
+        for line, text in zip(block.lines_N.tolist(), texts, strict=False):
+            while bad and bad[0].line < line:
+                yield _bad(bad.pop(0))
+            if text.strip():
+                yield _parse_sequence(line, text.removeprefix(BYTE_ORDER_MARK) if line == 1 else text, limits)
+        yield from map(_bad, bad)
+
+
+def _bad(line: BadLine) -> BadRow:
+    return BadRow(line.line, line.reason)
+
+
+def _parse_sequence(line: int, content: bytes, limits: SourceLimits) -> SequenceRow | BadRow:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return BadRow(line, f"not UTF-8: byte {error.start} of the line")
     try:
         sequence = MixedSequence.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         return BadRow(line, f"{place}: {first['msg']}" if place else first["msg"])
-    item_ids = [item.item_id for item in sequence.items]
-    return _checked(
-        SequenceRow(line, sequence.user_id or "", item_ids, [item.domain for item in sequence.items]), limits
-    )
+    item_ids, domains = [item.item_id for item in sequence.items], [item.domain for item in sequence.items]
+    return _checked(SequenceRow(line, sequence.user_id or "", item_ids, domains), limits)
 
 
 def _checked(row: SequenceRow, limits: SourceLimits) -> SequenceRow | BadRow:
-    problem = _name_problem("user_id", row.user_id)
-    if problem is None and len(row.item_ids) > limits.max_items:
-        problem = f"{len(row.item_ids)} items; the limit is {limits.max_items}"
-    return row if problem is None else BadRow(row.line, problem, row.num_rows)
-
-
-def _name_problem(column: str, value: str | None) -> str | None:
-    if not value:
-        return f"{column} is missing"
-    if len(value) > MAX_NAME:
-        return f"{column} is longer than {MAX_NAME} characters"
-    if not value.isprintable():  # a tab or line end could not be written to CSV and .inter again
-        return f"{column} holds a control character"
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Interaction:
-    line: int
-    user_id: str
-    item_id: str
-    domain: str
-    timestamp: float | None
-
-
-@dataclass
-class _UserRows:
-    """The interactions of the user that is being read."""
-
-    user_id: str
-    interactions: list[_Interaction] = field(default_factory=list)
-    num_rows: int = 0
-
-
-def _split_lines(
-    lines: Iterable[tuple[int, str | BadRow]], *, delimiter: str
-) -> Iterator[tuple[int, list[str]] | BadRow]:
-    for line, text in lines:
-        if isinstance(text, BadRow):
-            yield text
-            continue
-        try:
-            # One line at a time: an open quote costs that line, not the rest of the file.
-            cells = next(csv.reader((text,), delimiter=delimiter, strict=True))
-        except csv.Error as error:
-            yield BadRow(line, f"not a valid row: {error}")
-            continue
-        yield line, cells
-
-
-def _read_interactions(
-    lines: Iterator[tuple[int, list[str]] | BadRow], limits: SourceLimits
-) -> Iterator[SequenceRow | BadRow]:
-    header = next(lines, None)
-    if header is None:
-        return
-    if isinstance(header, BadRow):
-        raise InputFormatError(f"line {header.line}: the header cannot be read: {header.reason}")
-    names = [name.partition(":")[0].strip() for name in header[1]]
-    columns = [names.index(name) for name in _interaction_columns(names)]
-
-    def parsed() -> Iterator[_Interaction | BadRow]:
-        for entry in lines:
-            if isinstance(entry, BadRow):
-                yield entry
-                continue
-            line, cells = entry
-            if len(cells) != len(names):
-                yield BadRow(line, f"{len(cells)} cells; the header has {len(names)}")
-                continue
-            yield _parse_interaction(line, [cells[column] for column in columns])
-
-    yield from _group_users(parsed(), limits)
-
-
-def _interaction_columns(names: Sequence[str]) -> tuple[str, ...]:
-    """The columns user_id, item_id, domain and, where there is one, timestamp, by the names that they have here."""
-    present = {name: name if name in names else _PREPARED_NAMES.get(name) for name in ("user_id", "item_id", "domain")}
-    missing = [name for name, found in present.items() if found not in names]
-    if missing:
-        raise InputFormatError(f"no column {', '.join(missing)}; the columns are {', '.join(names)[:200]}")
-    return (*(found for found in present.values() if found), *(["timestamp"] if "timestamp" in names else []))
-
-
-def _parse_interaction(line: int, cells: Sequence[Any]) -> _Interaction | BadRow:
-    user_id, item_id, domain = (None if cell is None else str(cell) for cell in cells[:3])
-    for column, value in (("user_id", user_id), ("item_id", item_id), ("domain", domain)):
-        problem = _name_problem(column, value)
-        if problem is not None:
-            return BadRow(line, problem)
-    timestamp = _seconds(cells[3]) if len(cells) > 3 else None
-    if timestamp is not None and math.isnan(timestamp):
-        return BadRow(line, "timestamp is neither a number nor a date of ISO 8601")
-    return _Interaction(line, str(user_id), str(item_id), str(domain), timestamp)
-
-
-def _seconds(time: Any) -> float:
-    try:
-        return float(time)
-    except (TypeError, ValueError):
-        return iso_seconds(str(time))
-
-
-def _group_users(interactions: Iterable[_Interaction | BadRow], limits: SourceLimits) -> Iterator[SequenceRow | BadRow]:
-    """One row per user; a bad interaction is left out of its user's sequence and reported by itself."""
-    seen: set[str] = set()  # every user id of the file: about 100 bytes each
-    current: _UserRows | None = None
-    for entry in interactions:
-        if isinstance(entry, BadRow):
-            yield entry
-            continue
-        if current is None or entry.user_id != current.user_id:
-            if entry.user_id in seen:
-                yield BadRow(entry.line, f"user {entry.user_id!r} came before; a user's rows stand next to one another")
-                continue
-            if current is not None:
-                yield _row_of(current, limits)
-            seen.add(entry.user_id)
-            current = _UserRows(entry.user_id)
-        current.num_rows += 1
-        if current.num_rows <= limits.max_items + 1:  # one too many is enough to know
-            current.interactions.append(entry)
-    if current is not None:
-        yield _row_of(current, limits)
-
-
-def _row_of(rows: _UserRows, limits: SourceLimits) -> SequenceRow | BadRow:
-    first = rows.interactions[0].line
-    if rows.num_rows > limits.max_items:
-        reason = f"user {rows.user_id!r} has {rows.num_rows} items; the limit is {limits.max_items}"
-        return BadRow(first, reason, rows.num_rows)
-    ordered = sorted(rows.interactions, key=lambda i: i.timestamp or 0.0)
-    return SequenceRow(
-        first,
-        rows.user_id,
-        [i.item_id for i in ordered],
-        [i.domain for i in ordered],
-        rows.num_rows,
-        [i.timestamp for i in ordered if i.timestamp is not None],
-    )
-
-
-def _read_parquet(file: BinaryIO, limits: SourceLimits) -> Iterator[SequenceRow | BadRow]:
-    with parquet_errors():
-        parquet = ParquetInput.open(file, _parquet_columns, max_expanded_bytes=limits.max_expanded_bytes)
-        if "item_ids" in parquet.columns:
-            yield from _batch_sequences(parquet.batches(), limits)
-        else:
-            yield from _group_users(_batch_interactions(parquet.batches(), parquet.columns), limits)
-
-
-def _parquet_columns(names: Sequence[str]) -> tuple[str, ...]:
-    """Which of the columns to read: those of interactions, or those of sequences."""
-    if "item_id" in names or (_PREPARED_NAMES["item_id"] in names and "item_ids" not in names):
-        return _interaction_columns(names)
-    for name in ("user_id", *LIST_COLUMNS):
-        if name not in names:
-            raise InputFormatError(
-                f"no column {name}; a Parquet input holds user_id, item_id, domain or user_id, item_ids, domains; "
-                f"the columns are {', '.join(names)[:200]}"
-            )
-    return ("user_id", *LIST_COLUMNS)
-
-
-def _batch_interactions(batches: Iterable[pa.RecordBatch], columns: Sequence[str]) -> Iterator[_Interaction | BadRow]:
-    line = 0
-    for batch in batches:
-        values = (Values(batch.column(name)).read(0, batch.num_rows) for name in columns)
-        for cells in zip(*values, strict=True):
-            line += 1
-            yield _parse_interaction(line, cells)
-
-
-def _batch_sequences(batches: Iterable[pa.RecordBatch], limits: SourceLimits) -> Iterator[SequenceRow | BadRow]:
-    line = 0
-    for batch in batches:
-        users = Values(batch.column("user_id")).read(0, batch.num_rows)
-        item_ids, domains = Lists(batch.column("item_ids")), Lists(batch.column("domains"))
-        for row, user_id in enumerate(users):
-            line += 1
-            length = item_ids.lengths[row]
-            if length is None or length != domains.lengths[row]:
-                yield BadRow(line, "item_ids and domains are not two lists of the same length")
-            elif length > limits.max_items:
-                yield BadRow(line, f"{length} items; the limit is {limits.max_items}")
-            else:
-                yield _parse_lists(line, user_id, item_ids.read(row), domains.read(row), limits)
-
-
-def _parse_lists(
-    line: int, user_id: object, item_ids: list[object], domains: list[object], limits: SourceLimits
-) -> SequenceRow | BadRow:
-    for column, values in (("item_ids", item_ids), ("domains", domains)):
+    problem = id_problem(row.user_id)
+    if problem is not None:
+        return BadRow(row.line, f"user_id {problem}", row.num_rows)
+    if len(row.item_ids) > limits.max_items:
+        return BadRow(row.line, f"{len(row.item_ids)} items; the limit is {limits.max_items}", row.num_rows)
+    for name, values in (("item_ids", row.item_ids), ("domains", row.domains)):
         for position, value in enumerate(values):
-            problem = _name_problem(column, None if value is None else str(value))
+            problem = id_problem(value)
             if problem is not None:
-                return BadRow(line, f"position {position}: {problem}")
-    user = "" if user_id is None else str(user_id)
-    return _checked(SequenceRow(line, user, [str(i) for i in item_ids], [str(d) for d in domains]), limits)
+                return BadRow(row.line, f"position {position}: {name} {problem}")
+    return row
+
+
+def _list_columns(names: Sequence[str]) -> tuple[str, ...]:
+    """The columns of sequences in Parquet."""
+    user = find_column("user", names)
+    for name in LIST_COLUMNS:
+        if user is None or name not in names:
+            raise InputFormatError(
+                f"no column {'for the user' if user is None else name}; a Parquet input holds user_id, item_id, domain "
+                f"or user_id, item_ids, domains; the columns are {shown(names)}"
+            )
+    return (str(user), *LIST_COLUMNS)
+
+
+def _parquet_sequences(file: BinaryIO, limits: SourceLimits, budget: Budget) -> Iterator[SequenceRow | BadRow]:
+    with parquet_errors():
+        parquet = ParquetInput.open(file, _list_columns, budget, lists=LIST_COLUMNS)
+        line = 0
+        for batch in parquet.batches(LIST_BATCH_ROWS):
+            users = Values(batch.column(parquet.columns[0])).read(0, batch.num_rows)
+            item_ids, domains = (Lists(batch.column(name)) for name in LIST_COLUMNS)
+            for row, user_id in enumerate(users):
+                line += 1
+                length = item_ids.lengths[row]
+                if length is None or length != domains.lengths[row]:
+                    yield BadRow(line, "item_ids and domains are not two lists of the same length")
+                elif length > limits.max_items:
+                    yield BadRow(line, f"{length} items; the limit is {limits.max_items}")
+                else:
+                    texts = [_text(value) for value in (user_id, *item_ids.read(row), *domains.read(row))]
+                    yield _checked(SequenceRow(line, texts[0], texts[1 : length + 1], texts[length + 1 :]), limits)
+
+
+def _text(value: object) -> str:
+    """An id of a list; what can be none as an empty text, which is missing."""
+    return value if isinstance(value, str) else ""

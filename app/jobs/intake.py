@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from app.errors import IdempotencyConflictError, QueueFullError
 from app.jobs.formats import SourceFormat, check_format, format_of
 from app.jobs.job_bodies import JobOptions, JobRequest
+from app.jobs.job_input import JobInput, keep_input, with_domain
 from app.jobs.parts import UPLOAD, JobParts
+from app.jobs.reading_process import check_in_process
 from app.jobs.records import Job, NewJob, new_job_id, printable
 from app.jobs.sources import check_size
 from app.jobs.tasks import Task, TaskKind
+from models.data.reading.input_formats import format_by_content, format_by_name
+from models.data.reading.layouts import Layout
+from models.data.reading.places import InputFile
+from models.data.reading.rows import FileFacts
 
 DIGEST_BYTES = 1 << 20
 
@@ -27,8 +34,8 @@ class Accepted:
 
 
 @dataclass(frozen=True)
-class _JobInput:
-    """What a job reads: where it lies (None: uploaded), what it is called, and a hash of the whole request."""
+class _Recorded:
+    """What is recorded of an input: where it lies (None: uploaded), its name, and a hash of the whole request."""
 
     uri: str | None
     name: str
@@ -60,12 +67,17 @@ class JobIntake:
         known = self._parts.jobs.with_key(key, digest)  # first: by now the input may be gone
         if known is not None:
             return Accepted(known, is_new=False)
-        with self._parts.roots.open(request.source_uri, self._parts.limits) as file:
-            source_format = format_of(request.source_uri, request.format)
-            check_format(file, source_format, self._parts.limits)
-        name = request.source_uri.rsplit("/", 1)[-1]
-        given = _JobInput(uri=request.source_uri, name=name, format=source_format, digest=digest)
-        return self._record(new_job_id(), _new_job(request, given, model_version=model_version, rule=rule, key=key))
+        places = request.places()
+        files = self._parts.roots.files(places, self._parts.limits)
+        format_of(files[0].facts.name, request.format)
+        source_format = self._check(with_domain(files[0], request.domain), request.layout())
+        name = places[0].rsplit("/", 1)[-1]
+        given = _Recorded(uri=" ".join(places), name=name, format=source_format, digest=digest)
+        new = _new_job(request, given, model_version=model_version, rule=rule, key=key)
+        job_id = new_job_id()
+        # The description first: a job that is known has its input.
+        keep_input(self._parts.storage, job_id, JobInput(tuple(places), name, request.domain, request.layout()))
+        return self._record_or_clear(job_id, new)
 
     def accept_upload(
         self, options: JobOptions, file: BinaryIO, name: str, *, model_version: str, rule: str, key: str | None
@@ -77,20 +89,37 @@ class JobIntake:
             RequestTooLargeError, UnsupportedFormatError, InputFormatError: the file cannot be used.
             IdempotencyConflictError, QueueFullError: see ``JobStore.record``.
         """
-        source_format = format_of(name, options.format)
-        check_size(file.seek(0, 2), self._parts.limits)
+        format_of(name, options.format)
+        num_bytes = file.seek(0, 2)
+        check_size(num_bytes, self._parts.limits)
         file.seek(0)
-        check_format(file, source_format, self._parts.limits)
+        shown_name = printable(name)[:255]
+        facts = FileFacts(shown_name, options.domain)
+        source_format = self._check(InputFile(facts, lambda: _another(file), num_bytes), options.layout())
+        file.seek(0)
         content = hashlib.sha256()
         while block := file.read(DIGEST_BYTES):
             content.update(block)
         file.seek(0)
         digest = _digest(json.dumps([options.model_dump_json(), source_format, content.hexdigest()]))
-        given = _JobInput(uri=None, name=printable(name)[:255], format=source_format, digest=digest)
+        given = _Recorded(uri=None, name=shown_name, format=source_format, digest=digest)
         new = _new_job(options, given, model_version=model_version, rule=rule, key=key)
         job_id = new_job_id()
         # The file first: a job that is known has its input.
         self._parts.storage.write_stream(f"{job_id}/{UPLOAD}", file)
+        keep_input(self._parts.storage, job_id, JobInput(None, shown_name, options.domain, options.layout()))
+        return self._record_or_clear(job_id, new)
+
+    def _check(self, file: InputFile, layout: Layout) -> SourceFormat:
+        """Look at the beginning of *file*: of Parquet, whose footer can end the process that reads it, in another."""
+        with file.open() as content:
+            known = format_by_name(file.facts.name, layout.input_format) or format_by_content(content)
+            if known != "parquet":
+                return check_format(content, file.facts, layout, self._parts.limits)
+        return check_in_process(file, layout, self._parts.limits)
+
+    def _record_or_clear(self, job_id: str, new: NewJob) -> Accepted:
+        """Record a job whose folder was written; the folder goes where there is no new job."""
         try:
             accepted = self._record(job_id, new)
         except (IdempotencyConflictError, QueueFullError):  # after others the job may have been recorded all the same
@@ -107,7 +136,13 @@ class JobIntake:
         return Accepted(job, is_new)
 
 
-def _new_job(options: JobOptions, given: _JobInput, *, model_version: str, rule: str, key: str | None) -> NewJob:
+def _another(file: BinaryIO) -> BinaryIO:
+    """An upload once more, at its start; closing it leaves *file* open."""
+    file.seek(0)
+    return os.fdopen(os.dup(file.fileno()), "rb")
+
+
+def _new_job(options: JobOptions, given: _Recorded, *, model_version: str, rule: str, key: str | None) -> NewJob:
     return NewJob(
         target_domain=options.target_domain,
         model_version=model_version,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from app.jobs.formats import SourceFormat
 from app.jobs.records import Job, JobState, Purpose
 from app.serving.regeneration_bodies import Name, OnUnknown
+from models.data.reading.input_formats import INPUT_FORMATS
+from models.data.reading.layouts import PRESETS, Layout, parse_condition, preset, with_columns
+from models.data.reading.times import TimeUnit
+from models.errors import ConfigurationError
 
 _JOB_ID = "019a1b2c3d4e5f60718293a4b5c6d7e8"
 _JOB_EXAMPLE: dict[str, Any] = {
@@ -41,6 +45,23 @@ _JOB_EXAMPLE: dict[str, Any] = {
 }
 
 
+MAX_SOURCES = 256
+
+
+def _one_or_more(value: object) -> object:
+    # A form sends a list of one as the one
+    return [value] if isinstance(value, str) else value
+
+
+def _flag(value: object) -> object:
+    # A form has no truth values
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+
+
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Text = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
 class JobOptions(BaseModel):
     """What is asked of a job, whatever its input."""
 
@@ -58,9 +79,58 @@ class JobOptions(BaseModel):
         "of the data set that the bundle was trained on, to train recommenders on, as taesar regenerate would: rule "
         "anticipate then withholds what the experts recite of rows that they were trained on.",
     )
-    format: SourceFormat | None = Field(
-        None, description="Of the input; without it, the ending of its name says so (.ndjson, .csv, .inter, .parquet)."
+    format: Annotated[str, Field(max_length=16, json_schema_extra={"enum": list(INPUT_FORMATS)})] | None = Field(
+        None, description="Of the input; without it, the ending of its name or its content says so."
     )
+    domain: Name | None = Field(
+        None, description="The domain of all rows, where neither a column nor the place of their file says it."
+    )
+    preset: Annotated[str, Field(max_length=64, json_schema_extra={"enum": list(PRESETS)})] | None = Field(
+        None, description="Layout of a well-known log."
+    )
+    columns: Text | None = Field(
+        None,
+        description="Names of the columns, as 'user=reviewerID,item=asin,time=unixReviewTime' (domain=NAME, too); "
+        "without a header their places from 1. Usual names are found without it.",
+    )
+    header: Flag | None = Field(None, description="Whether a first line names the columns; found without it.")
+    separator: Annotated[str, Field(min_length=1, max_length=8)] | None = Field(
+        None, description="Between the fields of a line, as ';' or '::'; found without it."
+    )
+    where: Annotated[list[Text], BeforeValidator(_one_or_more), Field(max_length=16)] | None = Field(
+        None, description="Only rows for which these hold are read, as 'rating>=4'."
+    )
+    prefix_items: Flag = Field(False, description="Put the domain and a colon before every item.")
+    time_unit: TimeUnit | None = Field(None, description="Of times that are numbers; found without it, for each file.")
+
+    @model_validator(mode="after")
+    def _check_layout(self) -> Self:
+        try:
+            self.layout()
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @field_validator("format")
+    @classmethod
+    def _check_format(cls, name: str | None) -> str | None:
+        if name is not None and name not in INPUT_FORMATS:
+            raise ValueError(f"one of {', '.join(INPUT_FORMATS)}")
+        return name
+
+    def layout(self) -> Layout:
+        """How the input is laid out, as ``taesar prepare`` is told."""
+        layout = preset(self.preset) if self.preset else Layout()
+        layout = with_columns(layout, self.columns) if self.columns else layout
+        return replace(
+            layout,
+            input_format=self.format or layout.input_format,
+            header=layout.header if self.header is None else self.header,
+            separator=self.separator or layout.separator,
+            where=tuple(map(parse_condition, self.where or ())),
+            prefix_items=self.prefix_items,
+            time_unit=self.time_unit or layout.time_unit,
+        )
 
 
 class JobRequest(JobOptions):
@@ -73,9 +143,24 @@ class JobRequest(JobOptions):
         json_schema_extra={"examples": [{"target_domain": "kitchen", "source_uri": "file:///data/in/mixed.ndjson.gz"}]},
     )
 
-    source_uri: Annotated[str, Field(min_length=1, max_length=4096)] = Field(
-        description="Under one of the places that TAESAR_INPUT_ROOTS allows."
+    source_uri: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        None,
+        description="A file, a folder or a glob under one of the places that TAESAR_INPUT_ROOTS allows, perhaps with "
+        "its domain before it: 'books=file:///data/in/ratings_Books.csv'.",
     )
+    sources: Annotated[list[Annotated[str, Field(min_length=1, max_length=4096)]], Field(min_length=1)] | None = Field(
+        None, max_length=MAX_SOURCES, description="Several of them, instead of source_uri."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.source_uri is None) == (self.sources is None):
+            raise ValueError("either source_uri or sources says where the input lies")
+        return self
+
+    def places(self) -> list[str]:
+        """Where the input lies."""
+        return [self.source_uri] if self.source_uri is not None else list(self.sources or ())
 
 
 class JobProgress(BaseModel):

@@ -11,14 +11,15 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import BinaryIO
 
 from app.jobs.chunk_files import read_chunk_file, write_chunk_file
 from app.jobs.chunk_regeneration import regenerate_rows
 from app.jobs.cutting import ChunkRows, cut_rows
-from app.jobs.formats import read_rows
+from app.jobs.formats import BadRow, SequenceRow
+from app.jobs.job_input import kept_input
 from app.jobs.job_models import ModelSource
-from app.jobs.parts import UPLOAD, JobParts
+from app.jobs.parts import JobParts
+from app.jobs.reading_process import read_in_process
 from app.jobs.records import Job, JobState
 from app.jobs.results import input_file, output_file, read_input_file
 from app.jobs.retries import ChunkWork, Fault, fault_of
@@ -79,18 +80,25 @@ class JobRunner:
             self._parts.remove_files_of_ended(job_id)
             return
         try:
-            with self._keep_renewed(partial(retries.renew_cutting, job_id)), self._open_input(job) as file:
-                self._cut_file(job, file)
+            with self._keep_renewed(partial(retries.renew_cutting, job_id)):
+                self._cut_files(job)
         except Exception as error:
             log.warning("cutting_failed", job_id=job_id, exc_info=fault_of(error) is Fault.FAILURE, reason=str(error))
             if retries.cutting_failed(job_id, error):
                 raise
             self._parts.remove_files_of_ended(job_id)
 
-    def _cut_file(self, job: Job, file: BinaryIO) -> None:
+    def _cut_files(self, job: Job) -> None:
+        parts = self._parts
+        given = kept_input(parts.storage, job)
+        files = given.files(job.job_id, parts.storage, parts.roots, parts.limits)
+        with contextlib.closing(read_in_process(files, given.layout, parts.limits)) as rows:
+            self._cut_rows(job, rows)
+
+    def _cut_rows(self, job: Job, rows: Iterator[SequenceRow | BadRow]) -> None:
         num_chunks = 0
         rest = ChunkRows()
-        for part in cut_rows(read_rows(file, job.source_format, self._parts.limits), self._chunk_sequences):
+        for part in cut_rows(rows, self._chunk_sequences):
             if not part.rows:
                 rest = part
                 break
@@ -109,11 +117,6 @@ class JobRunner:
             num_chunks += 1
         self._parts.chunks.end_cutting(job.job_id, num_chunks=num_chunks, rows_read=rest.rows_read, bad=rest.bad)
         self._finish(job.job_id)
-
-    def _open_input(self, job: Job) -> BinaryIO:
-        if job.source_uri is None:
-            return self._parts.storage.open(f"{job.job_id}/{UPLOAD}")
-        return self._parts.roots.open(job.source_uri, self._parts.limits)
 
     def _chunk(self, job_id: str, chunk_index: int) -> None:
         retries = self._parts.retries

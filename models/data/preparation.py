@@ -2,7 +2,7 @@
 Interactions -> thresholds -> mixed sequences -> splits -> a dataset folder (paper, section 5.1.1).
 
 The steps of ``prepare``, in order:
-    1. read the input and name its bad rows (``models.data.reading``);
+    1. read the inputs and name their bad rows (``models.data.reading``);
     2. drop exact duplicates;
     3. apply the thresholds to a fixed point;
     4. merge every user's rows of all domains by time, ties by a seeded hash;
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
@@ -43,15 +44,12 @@ from models.data.dataset import (
 )
 from models.data.period import now_text, period_of
 from models.data.preparation_report import Counts, DomainCounts, PreparationReport, Removed
-from models.data.reading import (
-    Codes,
-    Columns,
-    Identifiers,
-    Interactions,
-    Mask,
-    ReadingProgress,
-    read_interactions,
-)
+from models.data.reading.identifiers import Codes
+from models.data.reading.interactions import Identifiers, Interactions, ReadingProgress, read_interactions
+from models.data.reading.layouts import Layout
+from models.data.reading.places import files_of
+from models.data.reading.preview import Preview, preview
+from models.data.reading.times import Mask, TimeUnit
 from models.errors import EmptyDatasetError, OutputExistsError
 from models.files import check_replaceable, replace_folder
 from models.vocabulary import Vocabulary
@@ -90,7 +88,8 @@ class PreparationConfig:
         numbering_seed: of the shuffled item numbers alone, to renumber a dataset and change nothing else.
         max_bad_row_share: above this share of bad rows the input is refused. A few broken lines are common in
             exported logs; one in a hundred says that the file is not what it claims to be.
-        columns: names of the input's columns.
+        layout: how the input is laid out: columns, header, separator, filter.
+        anyway: go on although the input looks like something else (``preview``).
 
     Raises:
         ValueError: a value is out of its range.
@@ -106,7 +105,8 @@ class PreparationConfig:
     numbering: Numbering = "shuffled"
     numbering_seed: int | None = None
     max_bad_row_share: float = 0.01
-    columns: Columns = field(default_factory=Columns)
+    layout: Layout = field(default_factory=Layout)
+    anyway: bool = False
 
     def __post_init__(self) -> None:
         if min(self.min_user_interactions, self.min_item_interactions) < 1:
@@ -124,35 +124,44 @@ class PreparationConfig:
 
 
 def prepare(
-    source: Path,
+    inputs: Path | Sequence[str | Path],
     out: Path,
     config: PreparationConfig | None = None,
     *,
     overwrite: bool = False,
     progress: ReadingProgress | None = None,
     name: str | None = None,
+    show: Callable[[Preview], None] | None = None,
 ) -> PreparationReport:
     """
-    Write the dataset folder *out* from the interactions in *source*; it appears whole or not at all.
+    Write the dataset folder *out* from the interactions in *inputs*; it appears whole or not at all.
 
     Args:
-        source: .csv, .csv.gz, .inter, .inter.gz or .parquet; see ``read_interactions``.
+        inputs: a file, or files, folders and globs, each perhaps with its domain before ``=``; see ``places``.
         out: a folder that does not exist, is empty, or (with *overwrite*) holds a dataset.
         progress: called with a stage's name and the fraction of it that is done.
         name: what people call the dataset; without it, the name of the folder *out*.
+        show: called with what was read, before anything is made of it.
 
     Raises:
         InputFormatError, BadRowsError: as ``read_interactions`` does.
+        ImplausibleInputError: the input is not what it was taken for; see ``preview``.
         EmptyDatasetError: nothing is left; names the threshold that removed the last rows.
         OutputExistsError: *out* holds something that must not be replaced.
     """
     config = config or PreparationConfig()
     report_stage = progress or (lambda _stage, _fraction: None)
     _check_output(out, overwrite=overwrite)
+    places = [inputs] if isinstance(inputs, Path) else list(inputs)
+    source = ", ".join(map(str, places))
     interactions = read_interactions(
-        source, config.columns, max_bad_row_share=config.max_bad_row_share, progress=report_stage
+        places, config.layout, max_bad_row_share=config.max_bad_row_share, progress=report_stage
     )
+    looks = preview(interactions, anyway=config.anyway)
+    if show is not None:
+        show(looks)
     ids, rows_read, bad_rows = interactions.ids, interactions.num_rows, interactions.bad_rows
+    rows_filtered, time_unit = interactions.num_filtered, interactions.time_unit
     report_stage("dropping duplicates", 0.0)
     rows = _distinct(interactions)
     del interactions  # as large as the rows themselves
@@ -177,7 +186,8 @@ def prepare(
     report = PreparationReport(
         rows_read=rows_read,
         rows_bad=len(bad_rows),
-        rows_duplicate=rows_read - len(bad_rows) - rows_distinct,
+        rows_filtered=rows_filtered,
+        rows_duplicate=rows_read - len(bad_rows) - rows_filtered - rows_distinct,
         removed=removed,
         before_cut=before_cut,
         rows_cut=rows_cut,
@@ -188,7 +198,7 @@ def prepare(
     )
     report_stage("writing", 0.0)
     with replace_folder(out) as folder:
-        _write(folder, name or out.name, source, config, vocabulary, split, report)
+        _write(folder, name or out.name, _provenance(places, time_unit), config, vocabulary, split, report)
     report_stage("writing", 1.0)
     return report
 
@@ -421,7 +431,7 @@ def _fingerprint(vocabulary: Vocabulary, split: _Split) -> str:
 def _write(
     folder: Path,
     name: str,
-    source: Path,
+    provenance: dict[str, object],
     config: PreparationConfig,
     vocabulary: Vocabulary,
     split: _Split,
@@ -435,8 +445,15 @@ def _write(
         pl.DataFrame({"user_id": split.user_ids, "token_id": tokens_U}).write_parquet(folder / f"{part}.parquet")
     times = pl.Series(pa.LargeListArray.from_arrays(split.offsets, split.times_N), dtype=pl.List(pl.Float64))
     pl.DataFrame({"user_id": split.user_ids, "times": times}).write_parquet(folder / TIMES)
-    bad_rows = {"line": [row.line for row in report.bad_rows], "reason": [row.reason for row in report.bad_rows]}
-    pl.DataFrame(bad_rows, schema={"line": pl.Int64, "reason": pl.String}).write_csv(folder / BAD_ROWS)
+    bad_rows: dict[str, list[object]] = {
+        "line": [row.line for row in report.bad_rows],
+        "reason": [row.reason for row in report.bad_rows],
+    }
+    schema: dict[str, type[pl.DataType]] = {"line": pl.Int64, "reason": pl.String}
+    if any(row.file for row in report.bad_rows):  # several files
+        bad_rows["file"] = [row.file for row in report.bad_rows]
+        schema["file"] = pl.String
+    pl.DataFrame(bad_rows, schema=schema).write_csv(folder / BAD_ROWS)
     counted = asdict(report)
     del counted["bad_rows"], counted["fingerprint"]
     manifest = {
@@ -445,12 +462,29 @@ def _write(
         "created": now_text(),
         "period": period_of(split.times_N),
         "fingerprint": report.fingerprint,
-        "source": {"name": source.name, "sha256": sha256_of(source)},
+        "source": provenance,
         "config": asdict(config),
         "statistics": counted,
         "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _provenance(places: Sequence[str | Path], time_unit: TimeUnit) -> dict[str, object]:
+    """What the dataset was made from, a file on this machine by its hash, and the unit of its times."""
+    files = [
+        {
+            "name": file.path.name if file.path else file.facts.name,
+            "sha256": sha256_of(file.path) if file.path else None,
+            "bytes": file.num_bytes,
+        }
+        for file in files_of(places)
+    ]
+    if len(files) == 1:
+        return {"name": files[0]["name"], "sha256": files[0]["sha256"], "time_unit": time_unit}
+    digest = hashlib.sha256("".join(str(file["sha256"]) for file in files).encode()).hexdigest()
+    name = ", ".join(str(place) for place in places)
+    return {"name": name, "sha256": digest, "files": files, "time_unit": time_unit}
 
 
 def _check_output(out: Path, *, overwrite: bool) -> None:

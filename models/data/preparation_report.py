@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.data.reading import BadLine
+from models.data.reading.raw_tables import BadLine
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,12 @@ class PreparationReport:
     """
     Where every row of the input went.
 
-    ``rows_read = bad + duplicate + removed + cut + removed after the cut + result.interactions``.
+    ``rows_read = bad + filtered + duplicate + removed + cut + removed after the cut + result.interactions``.
     """
 
     rows_read: int
     rows_bad: int
+    rows_filtered: int
     rows_duplicate: int
     removed: Removed
     before_cut: Counts

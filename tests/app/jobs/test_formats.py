@@ -12,7 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from app.errors import RequestTooLargeError, UnsupportedFormatError
-from app.jobs.formats import MAX_LINE_BYTES, BadRow, SequenceRow, SourceLimits, check_format, format_of, read_rows
+from app.jobs import formats
+from app.jobs.formats import BadRow, SequenceRow, SourceLimits, format_of, read_rows
+from models.data.reading.layouts import Layout
+from models.data.reading.places import InputFile
+from models.data.reading.rows import FileFacts
+from models.data.reading.text_blocks import MAX_LINE_BYTES
 from models.errors import InputFormatError
 
 LIMITS = SourceLimits(max_bytes=1 << 20, max_expanded_bytes=32 << 20, max_items=5)
@@ -20,8 +25,13 @@ GOOD = {"user_id": "A1", "items": [{"item_id": "b1", "domain": "books"}, {"item_
 ROW = SequenceRow(1, "A1", ["b1", "f1"], ["books", "food"])
 
 
-def read(content, source_format, limits=LIMITS):
-    return list(read_rows(io.BytesIO(content), source_format, limits))
+def read(content, source_format, limits=LIMITS, **layout):
+    file = InputFile(FileFacts(""), lambda: io.BytesIO(content), len(content))
+    return list(read_rows([file], Layout(input_format=source_format, **layout), limits))
+
+
+def check_format(file, source_format, limits):
+    return formats.check_format(file, FileFacts(""), Layout(input_format=source_format), limits)
 
 
 def lines(*rows):
@@ -35,7 +45,10 @@ def parquet(columns, **options):
 
 
 INTERACTIONS = "user_id,item_id,domain,timestamp\nA1,b1,books,10\nA1,f1,food,20\nA2,k1,kitchen,5\n"
-TWO_USERS = [SequenceRow(2, "A1", ["b1", "f1"], ["books", "food"], 2), SequenceRow(4, "A2", ["k1"], ["kitchen"], 1)]
+TWO_USERS = [
+    SequenceRow(2, "A1", ["b1", "f1"], ["books", "food"], 2, [10.0, 20.0]),
+    SequenceRow(4, "A2", ["k1"], ["kitchen"], 1, [5.0]),
+]
 
 
 def test_ndjson_lines_are_sequences():
@@ -84,9 +97,11 @@ def test_dates_of_iso_8601_sort_among_numbers_as_seconds_since_1970():
     columns = {"user_id": ["A", "A"], "item_id": ["late", "early"], "domain": ["d", "d"]}
     times = pa.array([2, 1], pa.timestamp("s"))
 
-    assert read(content.encode(), "csv") == [SequenceRow(2, "A", ["a", "b", "c"], ["d"] * 3, 3)]
+    assert read(content.encode(), "csv") == [
+        SequenceRow(2, "A", ["a", "b", "c"], ["d"] * 3, 3, [82799.0, 82800.0, 86400.0])
+    ]
     assert read(parquet(columns | {"timestamp": times}), "parquet") == [
-        SequenceRow(1, "A", ["early", "late"], ["d"] * 2, 2)
+        SequenceRow(1, "A", ["early", "late"], ["d"] * 2, 2, [1.0, 2.0])
     ]
 
 
@@ -99,8 +114,8 @@ def test_the_columns_may_be_called_as_in_the_input_of_prepare():
         ["b1", "f1"],
         ["k1"],
     ]
-    assert read(b"user,user_id,item_id,domain\nname,A,x,d\n", "csv") == [SequenceRow(2, "A", ["x"], ["d"])]
-    with pytest.raises(InputFormatError, match="no column item_id; the columns are user, thing, domain"):
+    assert read(b"user_id,user,item_id,domain\nA,name,x,d\n", "csv") == [SequenceRow(2, "name", ["x"], ["d"])]
+    with pytest.raises(InputFormatError, match="no column for the item; columns found: user, thing, domain"):
         read(b"user,thing,domain\n", "csv")
 
 
@@ -152,11 +167,11 @@ def test_a_line_that_is_no_text_or_too_long_is_one_bad_row():
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ("A,x", "2 cells; the header has 4"),
-        ("A,,d,1", "item_id is missing"),
-        (",x,d,1", "user_id is missing"),
+        ("A,x", "2 fields instead of 4"),
+        ("A,,d,1", "missing item_id"),
+        (",x,d,1", "missing user_id"),
         ("A,x,d,noon", "timestamp is neither a number nor a date of ISO 8601"),
-        ("A,x,d,nan", "timestamp is neither a number nor a date of ISO 8601"),
+        ("A,x,d,nan", "timestamp is not finite"),
         ('A,"x,d,1', "not a valid row"),
         (f"A,{'x' * 513},d,1", "item_id is longer than 512"),
     ],
@@ -166,14 +181,13 @@ def test_a_bad_interaction_is_left_out_of_its_users_sequence(row, reason):
 
     assert bad == BadRow(3, bad.reason)
     assert reason in bad.reason
-    assert good == SequenceRow(2, "A", ["a", "b"], ["d", "d"], 2)
+    assert good == SequenceRow(2, "A", ["a", "b"], ["d", "d"], 2, [1.0, 2.0])
 
 
-def test_a_user_whose_rows_stand_apart_is_reported_not_split():
+def test_a_user_whose_rows_stand_apart_is_one_sequence():
     found = read(b"user_id,item_id,domain\nA,a,d\nB,b,d\nA,c,d\n", "csv")
 
-    assert [row.user_id for row in found if isinstance(row, SequenceRow)] == ["A", "B"]
-    assert [(row.line, "came before" in row.reason) for row in found if isinstance(row, BadRow)] == [(4, True)]
+    assert found == [SequenceRow(2, "A", ["a", "c"], ["d", "d"], 2), SequenceRow(3, "B", ["b"], ["d"], 1)]
 
 
 def test_a_user_with_too_many_interactions_is_one_bad_row():
@@ -202,23 +216,29 @@ def test_a_null_time_in_parquet_is_a_bad_row_and_moves_nothing():
     columns = {"user_id": ["A", "A", "A"], "item_id": ["x", "y", "z"], "domain": ["d"] * 3, "timestamp": [5, None, 7]}
 
     assert read(parquet(columns), "parquet") == [
-        BadRow(2, "timestamp is neither a number nor a date of ISO 8601"),
-        SequenceRow(1, "A", ["x", "z"], ["d", "d"], 2),
+        BadRow(2, "missing timestamp"),
+        SequenceRow(1, "A", ["x", "z"], ["d", "d"], 2, [5.0, 7.0]),
     ]
 
 
 @pytest.mark.parametrize(
-    "column",
+    "items",
     [
-        pytest.param({"item_id": pa.array([b"\xff"]).view(pa.string())}, id="text that is not UTF-8"),
-        pytest.param({"item_id": pa.array([b"\xff"])}, id="bytes that are not UTF-8"),
-        pytest.param({"timestamp": pa.array([1], pa.timestamp("ns"))}, id="a time finer than Python's"),
+        pytest.param(pa.array([b"\xff", b"y"]).view(pa.string()), id="text"),
+        pytest.param(pa.array([b"\xff", b"y"]), id="bytes"),
     ],
 )
-def test_parquet_values_that_python_lacks_refuse_the_file(column):
-    content = parquet({"user_id": ["A"], "item_id": ["x"], "domain": ["d"]} | column)
-    with pytest.raises(InputFormatError, match="not a readable Parquet file"):
-        read(content, "parquet")
+def test_parquet_text_that_is_not_utf_8_is_a_bad_row(items):
+    content = parquet({"user_id": ["A", "A"], "item_id": items, "domain": ["d", "d"]})
+
+    assert read(content, "parquet") == [BadRow(1, "not UTF-8: item_id"), SequenceRow(2, "A", ["y"], ["d"])]
+
+
+def test_parquet_times_may_be_finer_than_pythons():
+    times = pa.array([1_300_000_000_000_002_000, 1_300_000_000_000_001_007], pa.timestamp("ns"))
+    content = parquet({"user_id": ["A", "A"], "item_id": ["late", "early"], "domain": ["d", "d"], "timestamp": times})
+
+    assert [row.item_ids for row in read(content, "parquet")] == [["early", "late"]]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +248,7 @@ def test_parquet_values_that_python_lacks_refuse_the_file(column):
         (b"PAR1rest", "csv", "a Parquet file"),
         (b"BZh91AY", "ndjson", "a bzip2 file"),
         (b'{"user_id": "A"}\n', "csv", "no column"),
-        (b"user_id,item_id\nA,x\n", "csv", "no column domain"),
+        (b"user_id,item_id\nA,x\n", "csv", "no column for the domain"),
         (b"no parquet at all", "parquet", "not a readable Parquet file"),
         (b"", "parquet", "not a readable Parquet file"),
     ],
@@ -329,11 +349,15 @@ def measured(tmp_path, content, call):
     program = f"""
 import resource
 from app.jobs.formats import SourceLimits, check_format, read_rows
+from models.data.reading.layouts import Layout
+from models.data.reading.places import InputFile
+from models.data.reading.rows import FileFacts
+parquet, facts = Layout(input_format="parquet"), FileFacts("")
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 limits = SourceLimits(max_bytes=1 << 33, max_expanded_bytes=1 << 35, max_items=4096)
 before = peak()
-with open({str(path)!r}, "rb") as file:
-    print({call})
+file = InputFile(facts, lambda: open({str(path)!r}, "rb"), 0)
+print({call})
 print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -342,7 +366,7 @@ print(peak() - before)
 
 
 LONG = "x" * (6 << 20)
-READ_ALL = "[sum(row.reason.endswith('is longer than 512 characters') for row in read_rows(file, 'parquet', limits))]"
+READ_ALL = "[sum(row.reason.endswith('is longer than 512 characters') for row in read_rows([file], parquet, limits))]"
 
 
 def long_users(count=256):
@@ -362,7 +386,7 @@ def long_items(count=256):
 @pytest.mark.parametrize("make", [long_users, long_items])
 @pytest.mark.parametrize(
     ("call", "expected"),
-    [("check_format(file, 'parquet', limits)", "None"), (READ_ALL, "[256]")],
+    [("check_format(file.open(), facts, parquet, limits)", "parquet"), (READ_ALL, "[256]")],
     ids=["check", "read"],
 )
 def test_a_long_value_that_a_small_parquet_file_repeats_is_never_written_out(tmp_path, make, call, expected):
@@ -380,7 +404,7 @@ def test_a_parquet_list_that_is_too_long_is_a_bad_row_and_not_written_out(tmp_pa
     lists = pa.ListArray.from_arrays([0, count, count], values)
     content = parquet({"user_id": ["A", "B"], "item_ids": lists, "domains": lists})
     found, megabytes = measured(
-        tmp_path, content, "[getattr(row, 'reason', 'good') for row in read_rows(file, 'parquet', limits)]"
+        tmp_path, content, "[getattr(row, 'reason', 'good') for row in read_rows([file], parquet, limits)]"
     )
 
     assert found == "['5000000 items; the limit is 4096', 'good']"
@@ -400,7 +424,7 @@ def test_a_parquet_row_group_that_no_batch_makes_small_is_refused_by_its_footer(
         {"user_id": [f"{i}{'x' * 10_000}" for i in range(100)], "item_id": ["i"] * 100, "domain": ["d"] * 100}
     )
     for name, bound in bounds.items():
-        monkeypatch.setattr(f"app.jobs.parquet.{name}", bound)
+        monkeypatch.setattr(f"models.data.reading.parquet.{name}", bound)
     with pytest.raises(InputFormatError, match=reason):
         check_format(io.BytesIO(content), "parquet", LIMITS)
 
@@ -438,7 +462,7 @@ def test_a_parquet_column_that_is_there_twice_is_refused():
     sink = io.BytesIO()
     arrays = [pa.array([value]) for value in ("A", "B", "x", "d")]
     pq.write_table(pa.Table.from_arrays(arrays, ["user_id", "user_id", "item_id", "domain"]), sink)
-    with pytest.raises(InputFormatError, match="column user_id is there more than once"):
+    with pytest.raises(InputFormatError, match="more than one column named 'user_id'"):
         check_format(sink, "parquet", LIMITS)
 
 
@@ -503,13 +527,14 @@ def test_parquet_numbers_are_names_too():
         ("a.inter", None, "inter"),
         ("a.parquet", None, "parquet"),
         ("whatever", "csv", "csv"),
+        ("part-00000", None, None),
     ],
 )
 def test_the_format_is_stated_or_in_the_name(name, stated, expected):
     assert format_of(name, stated) == expected
 
 
-@pytest.mark.parametrize(("name", "stated"), [("a.zip", None), ("a", None), ("a.csv", "xlsx")])
+@pytest.mark.parametrize(("name", "stated"), [("a.zip", None), ("a.csv", "xlsx")])
 def test_other_formats_are_not_supported(name, stated):
     with pytest.raises(UnsupportedFormatError):
         format_of(name, stated)

@@ -19,10 +19,11 @@ from app.errors import (
     UnknownJobError,
     UnsupportedFormatError,
 )
-from app.jobs.formats import BadRow, SequenceRow, read_rows
+from app.jobs.formats import BadRow, SequenceRow
 from app.jobs.job_bodies import JobCounts, JobRequest
 from app.jobs.parts import job_parts
 from app.jobs.pruning import prune
+from app.jobs.reading_process import read_in_process
 from app.jobs.records import JobState, created_at_ms_of, new_job_id
 from app.jobs.results import CHUNK, encode_results, input_file, read_input_file, read_output_file
 from app.jobs.retries import InputChangedError
@@ -629,9 +630,9 @@ def test_an_input_that_is_long_in_being_cut_is_not_lost_while_its_worker_says_so
         begun_before = now_ms()
         harness.runner.renew()
         seen.extend(harness.parts.retries.lost_tasks(older_than_ms=begun_before, queue_is_empty=True))
-        yield from read_rows(*arguments)
+        yield from read_in_process(*arguments)
 
-    monkeypatch.setattr("app.jobs.runner.read_rows", slow_rows)
+    monkeypatch.setattr("app.jobs.runner.read_in_process", slow_rows)
     harness.runner.run(harness.tasks.pop(0))
 
     assert seen == []

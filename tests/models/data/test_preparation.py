@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from models.data.dataset import Dataset, load_dataset
 from models.data.preparation import PreparationConfig, PreparationReport, prepare
-from models.data.reading import Columns, read_interactions
+from models.data.reading.interactions import read_interactions
+from models.data.reading.layouts import Columns, Layout
 from models.errors import BadRowsError, EmptyDatasetError, InputFormatError, OutputExistsError
 
 REPOSITORY = Path(__file__).parents[3]
@@ -541,7 +542,7 @@ def test_columns_are_found_by_the_configured_names_in_any_order(tmp_path):
     )
     columns = Columns(user="who", item="what", domain="shop", timestamp="when")
 
-    assert fingerprint_of(tmp_path / "plain.csv", columns=columns) == fingerprint_of(
+    assert fingerprint_of(tmp_path / "plain.csv", layout=Layout(columns=columns)) == fingerprint_of(
         write_csv(tmp_path / "t.csv", TINY)
     )
 
@@ -602,7 +603,7 @@ def bad_rows_of(tmp_path: Path, body: bytes, *, num_good: int = 4) -> list[tuple
         (
             b"u,x,b,1\n",
             "item 'x' is claimed for domain 'b', but most of its rows name another; where "
-            "domains number their items alike, put the domain before the item",
+            "domains number their items alike, put the domain before the item (--prefix-items)",
         ),
     ],
 )
@@ -641,7 +642,7 @@ def test_bad_rows_with_windows_line_ends_are_named_like_any_other(tmp_path):
 
 
 def test_line_numbers_hold_across_the_blocks_of_a_large_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("models.data.reading.BLOCK_BYTES", 1024)
+    monkeypatch.setattr("models.data.reading.text_blocks.BLOCK_BYTES", 1024)
     lines = [f"user{n % 50},item{n % 70},a,{n}" for n in range(2_000)]
     for n in range(100, 2_000, 100):
         lines[n] = "short,row" if n % 200 else f"user1,item1,a,x{n}"
@@ -717,18 +718,16 @@ def test_a_share_of_bad_rows_at_the_limit_passes(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("input.txt", b"user,item,domain,timestamp\nu,x,a,1\n", "unknown suffix"),
+        ("input.xlsx", b"user,item,domain,timestamp\nu,x,a,1\n", "unknown suffix"),
         ("input.csv", b"", "expected a header"),
-        ("input.csv", b"user,item,time\nu,x,1\n", "no column named 'domain'; columns found: user, item, time"),
+        ("input.csv", b"user,item,time\nu,x,1\n", "no column for the domain; columns found: user, item, time"),
         ("input.csv", b"user,item,item,domain,timestamp\n", "more than one column named 'item'"),
         ("input.csv", "user,item,domain,timestamp\n".encode("utf-16"), "not UTF-8"),
-        ("input.csv", b'user,item,domain,timestamp\nu,x,a,1\nu,"x,a,1\nu,y,a,2\n', "line 3: is a quote left open"),
-        ("input.csv", b'user,item,domain,timestamp\nu,"x,a,1\nu,y",a,2\n', "item .* runs over a line break"),
-        ("input.csv.gz", b"user,item,domain,timestamp\nu,x,a,1\n", "not readable as delimited text"),
-        ("input.csv.gz", TORN, "not readable"),
-        ("input.inter", b"user:token\titem_id:token\n", "no column named 'user_id'; columns found: user, item_id"),
-        ("input.csv", b"user,item,domain,timestamp\ru,x,a,1\r", "not readable as delimited text"),
-        ("input.parquet", b"PAR1 but no more", "not readable as Parquet"),
+        ("input.csv", b"PK\x03\x04", "a zip archive"),
+        ("input.csv.gz", TORN, "damaged gzip data"),
+        ("input.inter", b"user:token\tthing:token\n", "no column for the item; columns found: user, thing"),
+        ("input.csv", b"user,item,domain,timestamp\ru,x,a,1\r", "a carriage return without a line feed"),
+        ("input.parquet", b"PAR1 but no more", "not a readable Parquet file"),
     ],
 )
 def test_an_unreadable_input_names_the_file_and_the_reason(tmp_path, name, content, message):
@@ -739,10 +738,28 @@ def test_an_unreadable_input_names_the_file_and_the_reason(tmp_path, name, conte
     assert name in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("body", "bad"),
+    [
+        (b'u,"x,a,1\nu,y,a,2\nu,z,a,3', [(2, "not a valid row: a quote is opened and not closed")]),
+        (b'u,"x,a,1\nu,y",a,2\nu,z,a,3\n', [(2, "item runs over a line break: is a quote left open?")]),
+        (b'u,"x"y,a,1\nu,y,a,2\nu,z,a,3\n', [(2, "not a valid row: ',' expected after '\"'")]),
+        (b'u,x,a,1,"\nu,y,a,2\nu,z,a,3\n', [(2, "not a valid row: a quote is opened and not closed")]),
+    ],
+)
+def test_a_quote_left_open_costs_its_line_and_swallows_no_other(tmp_path, body, bad):
+    (tmp_path / "input.csv").write_bytes(b"user,item,domain,timestamp\n" + body)
+    rows = read_interactions(tmp_path / "input.csv", max_bad_row_share=1)
+
+    assert [(row.line, row.reason) for row in rows.bad_rows] == bad
+    assert rows.num_rows == 3
+    assert len(rows.times_N) == 2
+
+
 def test_a_parquet_file_without_a_column_names_those_it_has(tmp_path):
     pl.DataFrame({"user": ["u"], "item": ["x"]}).write_parquet(tmp_path / "input.parquet")
 
-    with pytest.raises(InputFormatError, match="no column named 'domain'; columns found: user, item"):
+    with pytest.raises(InputFormatError, match="no column for the domain; columns found: user, item"):
         prepare(tmp_path / "input.parquet", tmp_path / "dataset")
 
 
@@ -805,7 +822,7 @@ def test_the_manifest_tells_rules_counts_and_source(tmp_path):
     report = prepare(source, tmp_path / "dataset", KEEP_ALL)
     manifest = json.loads((tmp_path / "dataset" / "dataset.json").read_text())
 
-    assert manifest["config"] == asdict(KEEP_ALL)
+    assert manifest["config"] == json.loads(json.dumps(asdict(KEEP_ALL)))
     assert manifest["source"]["name"] == "t.csv"
     assert manifest["fingerprint"] == report.fingerprint
     assert manifest["statistics"]["rows_duplicate"] == 1

@@ -1,0 +1,173 @@
+"""
+What an input looks like before anything is made of it: counts per domain, and what is odd about them.
+
+A warning says what was seen, what it probably means, and what to do. An input that cannot be what it was taken for
+(ratings or hundreds of values as domains) is refused unless asked for.
+
+Shapes: N = rows, D = domains, U = users.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import combinations
+
+import numpy as np
+
+from models.data.reading.interactions import Interactions
+from models.data.reading.times import in_seconds
+from models.errors import ImplausibleInputError
+
+# More domains than any log that we have heard of; a column of categories or brands soon has more.
+MOST_DOMAINS = 100
+# Times of two domains that differ by a unit do so by a factor of 1,000 each.
+_UNIT_FACTOR = 1000.0
+FEW_SHARED = 0.01
+
+
+@dataclass(frozen=True)
+class DomainPreview:
+    """
+    One domain as it was read.
+
+    Args:
+        user_share: of all users, those with a row here.
+        first, last: its times.
+    """
+
+    domain: str
+    rows: int
+    users: int
+    items: int
+    user_share: float
+    first: float
+    last: float
+
+
+@dataclass(frozen=True)
+class Preview:
+    """
+    An input as it was read, before any threshold.
+
+    Args:
+        shared_users: users with a row in every domain.
+        notes: what was taken for granted.
+        warnings: what is odd, and what to do about it.
+    """
+
+    rows: int
+    users: int
+    items: int
+    shared_users: int
+    domains: tuple[DomainPreview, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def preview(interactions: Interactions, *, anyway: bool = False) -> Preview:
+    """
+    Look at *interactions*.
+
+    Raises:
+        ImplausibleInputError: its domains are none; not raised with *anyway*.
+    """
+    num_users, num_domains = len(interactions.ids.users), len(interactions.ids.domains)
+    names = interactions.ids.domains.to_list()
+    problem = _implausible(interactions, names)
+    if problem is not None and not anyway:
+        raise ImplausibleInputError(problem)
+    cells = np.zeros(num_users * num_domains, dtype=np.bool_)
+    cells[interactions.users_N.astype(np.int64) * num_domains + interactions.domains_N] = True
+    present_UD = cells.reshape(num_users, num_domains)
+    seen_users = int(np.count_nonzero(present_UD.any(axis=1))) if num_domains else 0
+    shared = int(np.count_nonzero(present_UD.all(axis=1))) if num_domains else 0
+    domains = tuple(
+        _domain(interactions, code, name, int(np.count_nonzero(present_UD[:, code])), seen_users)
+        for code, name in enumerate(names)
+    )
+    num_items = sum(domain.items for domain in domains)
+    warnings = [] if problem is None else [problem]
+    warnings += _warnings(domains, shared)
+    return Preview(
+        len(interactions.times_N), seen_users, num_items, shared, domains, interactions.notes, tuple(warnings)
+    )
+
+
+def moment(seconds: float) -> str:
+    """A time as a date, or as the number that it is where that would be none of ours."""
+    if not 1e8 <= seconds <= 1e11:
+        return f"{seconds:g}"
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
+
+
+def _domain(interactions: Interactions, code: int, name: str, users: int, all_users: int) -> DomainPreview:
+    here = interactions.domains_N == code
+    times = in_seconds(interactions.times_N[here], interactions.time_unit)
+    items = int(np.count_nonzero(np.bincount(interactions.items_N[here])))
+    return DomainPreview(
+        name, len(times), users, items, users / max(1, all_users), float(times.min()), float(times.max())
+    )
+
+
+def _implausible(interactions: Interactions, names: list[str]) -> str | None:
+    numbers = [_number(name) for name in names]
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    advice = "name the right column with --columns domain=NAME, or write DOMAIN=FILE; --anyway goes on"
+    if len(names) > MOST_DOMAINS:
+        return f"the domain column has {len(names):,} values ({shown}): more than any log has domains; {advice}"
+    if len(names) > 1 and len(names) == len(interactions.ids.items) > 3:
+        return f"every item is a domain of its own ({shown}): the domain column is that of the items; {advice}"
+    ratings = [number for number in numbers if 0 <= number <= 10 and (2 * number).is_integer()]
+    if len(names) > 2 and len(ratings) == len(names) and any("." in name for name in names):
+        return f"the domain column holds numbers as ratings are ({shown}); {advice}"
+    return None
+
+
+def _warnings(domains: tuple[DomainPreview, ...], shared: int) -> list[str]:
+    found: list[str] = []
+    if len(domains) == 1:
+        found.append(
+            f"one domain only ({domains[0].domain}): there is nothing to transfer from; give the logs of the other "
+            "domains, too (books=FILE toys=FILE), or name the column that says the domain (--columns domain=NAME)"
+        )
+    if len(domains) > 1 and shared == 0:
+        found.append(
+            "no user has rows in every domain: are users named alike in all of them? --overlap any keeps users of any"
+        )
+    if len(domains) > 2 and all(not math.isnan(_number(domain.domain)) for domain in domains):
+        listed = ", ".join(domain.domain for domain in domains[:5])
+        found.append(f"the domains are numbers ({listed}): is their column one of ratings or categories?")
+    for one, other in combinations(domains, 2):
+        warning = _disjoint(one, other)
+        if warning is not None:
+            found.append(warning)
+    return found
+
+
+def _disjoint(one: DomainPreview, other: DomainPreview) -> str | None:
+    """What to say of two domains whose times do not overlap: sequences would hold one domain after the other."""
+    earlier, later = sorted((one, other), key=lambda domain: domain.first)
+    if later.first <= earlier.last or min(one.rows, other.rows) < 2:
+        return None
+    said = (
+        f"the times of {earlier.domain} ({moment(earlier.first)} to {moment(earlier.last)}) and {later.domain} "
+        f"({moment(later.first)} to {moment(later.last)}) do not overlap: all of a user's {earlier.domain} would come "
+        f"before every {later.domain}"
+    )
+    factor = later.first / earlier.first if earlier.first > 0 else 0.0
+    for power, unit in ((1, "milliseconds"), (2, "microseconds"), (3, "nanoseconds")):
+        if 0.2 < factor / _UNIT_FACTOR**power < 5:
+            return (
+                f"{said}; {later.domain} is probably in {unit}, {earlier.domain} in seconds: give each domain as a "
+                "file of its own, whose unit is then found by itself, or convert the times"
+            )
+    return said + "; if that is not so, look at the time column and its unit (--time-unit)"
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

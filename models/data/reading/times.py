@@ -1,0 +1,170 @@
+"""
+Times of any spelling as seconds since 1970, in float64: numbers, dates of ISO 8601, and Arrow's dates and timestamps.
+
+A number may count seconds, milliseconds, microseconds or nanoseconds: the size of a file's first times tells which, as
+no log is from before March 1973 in milliseconds or after the year 5138 in seconds. Small numbers are left as they are,
+since only their order counts. Text without a zone is UTC. An infinity, or no number, is no time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.errors import InputFormatError
+
+Times = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+TimeUnit = Literal["seconds", "milliseconds", "microseconds", "nanoseconds"]
+
+PER_SECOND: dict[TimeUnit, int] = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+# The least number of each unit that is read as one, largest first.
+_FROM: tuple[tuple[float, TimeUnit], ...] = ((1e17, "nanoseconds"), (1e14, "microseconds"), (1e11, "milliseconds"))
+# How many rows of a file decide on its unit, and how many of those must agree.
+UNIT_ROWS = 4096
+_AGREEING = 0.95
+_ARROW_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+@dataclass(frozen=True)
+class ParsedTimes:
+    """
+    A column of times.
+
+    Args:
+        times_N: numbers as they stand, or seconds where ``is_calendar_N``; NaN where there is no time.
+        is_calendar_N: the time was a date or timestamp, whose unit is known; None where none was.
+        texts: what was written where there is no time, by row; '' for nothing.
+    """
+
+    times_N: Times
+    is_calendar_N: Mask | None
+    texts: dict[int, str]
+
+    def in_seconds(self, unit: TimeUnit) -> Times:
+        """Seconds, the numbers being in *unit*."""
+        seconds = in_seconds(self.times_N, unit)
+        return seconds if self.is_calendar_N is None else np.where(self.is_calendar_N, self.times_N, seconds)
+
+    def unit(self) -> TimeUnit:
+        """The unit that nearly all of the first numbers speak for; seconds where they disagree or are small."""
+        return unit_of(self.times_N[:UNIT_ROWS] if self.is_calendar_N is None else self._first_numbers())
+
+    def _first_numbers(self) -> Times:
+        assert self.is_calendar_N is not None
+        first: Times = self.times_N[:UNIT_ROWS][~self.is_calendar_N[:UNIT_ROWS]]
+        return first
+
+
+def in_seconds(times: Times, unit: TimeUnit) -> Times:
+    """Numbers of *unit* as seconds."""
+    return times if unit == "seconds" else times / PER_SECOND[unit]
+
+
+def unit_of(times: Times) -> TimeUnit:
+    """
+    The unit of numbers that count from 1970.
+
+    >>> [unit_of(np.array(times)) for times in ([1.3e9], [1.3e12], [1.3e12, 1.3e9], [5.0])]
+    ['seconds', 'milliseconds', 'seconds', 'seconds']
+    """
+    sizes = np.abs(times[np.isfinite(times)])
+    upper = math.inf
+    for least, unit in _FROM:
+        if len(sizes) and np.count_nonzero((sizes >= least) & (sizes < upper)) >= _AGREEING * len(sizes):
+            return unit
+        upper = least
+    return "seconds"
+
+
+def parsed_times(column: pa.Array) -> ParsedTimes:
+    """
+    The times of a column of numbers, texts, dates or timestamps.
+
+    Raises:
+        InputFormatError: the column holds something else.
+    """
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if any(is_kind(kind) for is_kind in _TEXTS):
+        return _of_texts(column)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    absent = column.is_null().to_numpy(zero_copy_only=False)
+    calendar = pa.types.is_timestamp(kind) or pa.types.is_date(kind)
+    if calendar:
+        times = _calendar_seconds(column)
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind):
+        times = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
+    elif pa.types.is_decimal(kind):
+        times = np.array([math.nan if value is None else float(value) for value in column.to_pylist()])
+    else:
+        raise InputFormatError(f"holds {str(kind)[:200]}, neither numbers nor times")
+    bad = np.flatnonzero(absent | ~np.isfinite(times))
+    texts = {int(row): "" if absent[row] else str(times[row]) for row in bad}
+    times[bad] = math.nan
+    return ParsedTimes(times, np.ones(len(times), dtype=np.bool_) if calendar else None, texts)
+
+
+def _calendar_seconds(column: pa.Array) -> Times:
+    kind = column.type
+    if pa.types.is_date32(kind):
+        counts, per_second = column.cast(pa.int32()), 1 / 86_400
+    elif pa.types.is_date64(kind):
+        counts, per_second = column.cast(pa.int64()), 1000
+    else:
+        counts, per_second = column.cast(pa.int64()), _ARROW_UNITS[kind.unit]
+    numbers = pc.fill_null(counts, 0).to_numpy(zero_copy_only=False)
+    if per_second == 10**9:  # whole microseconds: what float64 can tell apart, and what all readers agree on
+        numbers, per_second = numbers // 1000, 10**6
+    seconds: Times = numbers / per_second
+    return seconds
+
+
+def _of_texts(column: pa.Array) -> ParsedTimes:
+    """A day's stamp repeats: each text is parsed once."""
+    encoded = column if pa.types.is_dictionary(column.type) else column.cast(pa.binary()).dictionary_encode()
+    values = [b"" if value is None else value for value in encoded.dictionary.cast(pa.binary()).to_pylist()]
+    texts = [*(value.decode("utf-8", "replace").strip() for value in values), ""]
+    numbers = pl.Series(texts, dtype=pl.String).cast(pl.Float64, strict=False)
+    parsed = numbers.fill_null(math.nan).to_numpy().copy()
+    no_numbers = np.flatnonzero(numbers.is_null().to_numpy())
+    for row in no_numbers:  # one by one: most columns have none
+        parsed[row] = iso_seconds(texts[row])
+    is_calendar = np.zeros(len(texts), dtype=np.bool_)
+    is_calendar[no_numbers] = np.isfinite(parsed[no_numbers])
+    codes = pc.fill_null(encoded.indices.cast(pa.int32()), -1).to_numpy()
+    times = np.where(np.isfinite(parsed), parsed, np.nan)[codes]
+    shown = {int(row): texts[codes[row]] for row in np.flatnonzero(np.isnan(times))}
+    return ParsedTimes(times, is_calendar[codes] if is_calendar.any() else None, shown)
+
+
+def iso_seconds(text: str) -> float:
+    """
+    A date or a date and time of ISO 8601 in seconds since 1970, NaN for any other text; UTC where it names no zone.
+
+    >>> iso_seconds("1970-01-02"), iso_seconds("1970-01-01 00:00:01.5"), iso_seconds("1970-01-01T01:00:00+01:00")
+    (86400.0, 1.5, 0.0)
+    """
+    try:
+        moment = datetime.fromisoformat(text.strip())
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+_TEXTS = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+)
