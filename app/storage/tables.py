@@ -72,6 +72,10 @@ jobs = Table(
     Column("rows_read", BigInteger, nullable=False),
     Column("rows_bad", BigInteger, nullable=False),
     *(Column(name, BigInteger, nullable=False) for name in SEQUENCE_COUNTS),
+    Column("result_uri", Text, nullable=True),  # null: the result is downloaded
+    Column("result_format", String(16), nullable=True),
+    Column("result_view", String(16), nullable=True),
+    Column("carried", Text, nullable=True),  # a JSON list of names; null: none
     Column("reason", Text, nullable=True),  # of an unfinished job: why the last attempt to cut its input failed
     Index(None, "state", "job_id"),
 )
