@@ -254,7 +254,9 @@ def _children(node: ast.AST) -> Iterator[ast.AST]:
             yield from node.body
         case ast.ClassDef():
             yield from node.body
-        case ast.keyword(arg="strict"):  # of zip: as an assertion, it says what the code around it makes sure of
+        case ast.keyword(
+            arg="strict" | "indent"
+        ):  # of zip, as an assertion would; of JSON, which nobody reads by columns
             return
         case ast.AnnAssign():
             if node.value is not None:
