@@ -28,7 +28,12 @@ _DECODING = (
     "tests/models/decoding/test_golden.py",
     "tests/models/decoding/test_regenerator.py",
 )
-_JOBS = ("tests/app/jobs/test_stores.py", "tests/app/jobs/test_jobs.py")
+_JOBS = (
+    "tests/app/jobs/test_stores.py",
+    "tests/app/jobs/test_retries.py",
+    "tests/app/jobs/test_turns.py",
+    "tests/app/jobs/test_jobs.py",
+)
 
 _TABLE = (
     Module("models/ranking_metrics.py", ("tests/models/test_ranking_metrics.py",)),
@@ -40,6 +45,7 @@ _TABLE = (
     Module("app/jobs/records.py", _JOBS, last="postgresql"),
     Module("app/jobs/chunks.py", _JOBS, last="postgresql"),
     Module("app/jobs/retries.py", _JOBS, last="postgresql"),
+    Module("app/jobs/turns.py", _JOBS, last="postgresql"),
     Module("app/jobs/runner.py", _JOBS, last="postgresql"),
 )
 

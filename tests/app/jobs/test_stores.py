@@ -56,7 +56,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    for module in ("chunks", "job_store", "records", "retries"):
+    for module in ("chunks", "job_store", "records", "retries", "turns"):
         monkeypatch.setattr(f"app.jobs.{module}.now_ms", clock)
     return clock
 
@@ -73,9 +73,12 @@ class Stores:
             self.jobs.record(job_id, NEW)
 
     def add(self, job_id, index, *, rows_read=1, bad=(), name="in"):
-        return self.chunks.add_chunk(
+        """Add a chunk and queue those whose turn has come."""
+        added = self.chunks.add_chunk(
             job_id, index, input_name=f"{name}{index}", num_rows=1, rows_read=rows_read, bad=list(bad)
         )
+        self.parts.turns.take(job_id)
+        return added
 
     def cut(self, *job_ids, num_chunks=1):
         """Submit them, begin with their inputs and cut these into *num_chunks*."""
