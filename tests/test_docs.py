@@ -403,12 +403,14 @@ def test_the_map_names_every_file_once_and_imports_point_upwards() -> None:
 def tries() -> dict[str, list[str]]:
     """The table of docs/architecture.md: a change, and the files that it touches."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("## Where a change goes\n")[1]
-    rows = re.findall(r"^\| ([^|`]+) \| (`[^|]+) \|", text.split("\n## ")[0], re.MULTILINE)
+    rows = re.findall(r"^\| ((?:add|change) [^|]+) \| (`[^|]+) \|", text.split("\n## ")[0], re.MULTILINE)
     return {change: re.findall(r"`([\w./-]+)`", files) for change, files in rows}
 
 
 def test_a_typical_change_touches_at_most_four_files_and_they_are_there() -> None:
-    assert len(tries()) >= 7
+    subjects = ("retried", "recommender", "output format", "decoding rule", "metric", "endpoint", "input format")
+
+    assert [word for word in subjects if not any(word in change for change in tries())] == []
     for change, files in tries().items():
         assert 1 <= len(files) <= 4, change
         assert [name for name in files if not (ROOT / name).exists()] == [], change
