@@ -147,6 +147,8 @@ class _Walk:
                 yield from self._call(node)
             case ast.Slice():
                 yield from self._slice(node)
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                return
             case ast.If() | ast.While() | ast.IfExp():
                 yield from self._negate(node.test)
             case ast.comprehension():
@@ -243,7 +245,7 @@ def _children(node: ast.AST) -> Iterator[ast.AST]:
     match node:
         case ast.Assert() | ast.Raise() | ast.JoinedStr() | ast.Import() | ast.ImportFrom():
             return
-        case ast.Expr(value=ast.Constant()):
+        case ast.Expr(value=ast.Constant()) | ast.If(test=ast.Name(id="TYPE_CHECKING")):
             return
         case ast.Expr() if _is_log_line(node):
             return
@@ -266,7 +268,10 @@ def _children(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _is_tuned_number(node: ast.AST) -> bool:
-    return isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant | ast.BinOp)
+    if not isinstance(node, ast.Assign):
+        return False
+    values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+    return all(isinstance(value, ast.Constant | ast.BinOp) for value in values)
 
 
 def _is_log_line(node: ast.Expr) -> bool:
