@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from app.errors import StoreUnavailableError
 
 SQLITE_LOCK_TIMEOUT_SECONDS = 60
+# Threads that may wait for SQLite's one write lock, which somebody may hold for long; a further one waits half a second
+# for its place. Without a bound they would take every thread and connection, and those who only read would wait, too.
+SQLITE_WAITING_WRITERS = 8
+SQLITE_PLACE_SECONDS = 0.5
 
 
 # A server or a network that has gone silent must end in an error, not in a thread that waits for ever: 5 s to connect;
@@ -42,6 +47,7 @@ READ_SECONDS = 30
 
 
 _IMMEDIATE = "taesar_immediate"
+_WRITERS = "taesar_writers"
 
 
 def now_ms() -> int:
@@ -53,7 +59,7 @@ def open_engine(database_url: str, *, pool_size: int = 10) -> Engine:
     """
     Connect to the database of *database_url* (``sqlite:///path`` or ``postgresql://...``).
 
-    SQLite runs in WAL mode: readers never wait for the writer, and a second writer waits up to 60 s. PostgreSQL
+    SQLite runs in WAL mode: readers never wait for the writer, and a few more writers wait up to 60 s. PostgreSQL
     connections are checked before use, so a restarted server costs one reconnect and no error; one that has gone silent
     is given up (``POSTGRESQL_PATIENCE``).
     """
@@ -64,6 +70,7 @@ def open_engine(database_url: str, *, pool_size: int = 10) -> Engine:
             pool_size=pool_size,
             max_overflow=4 * pool_size,
             connect_args={"timeout": SQLITE_LOCK_TIMEOUT_SECONDS, "check_same_thread": False},
+            execution_options={_WRITERS: threading.BoundedSemaphore(SQLITE_WAITING_WRITERS)},
         )
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -100,8 +107,27 @@ def writing(engine: Engine) -> Iterator[Connection]:
     Raises:
         StoreUnavailableError: the database does not answer; whether the transaction took effect is then unknown.
     """
-    with _store_errors(), engine.connect().execution_options(**{_IMMEDIATE: True}) as connection, connection.begin():
+    with (
+        _place_among_writers(engine),
+        _store_errors(),
+        engine.connect().execution_options(**{_IMMEDIATE: True}) as connection,
+        connection.begin(),
+    ):
         yield connection
+
+
+@contextmanager
+def _place_among_writers(engine: Engine) -> Iterator[None]:
+    writers: threading.BoundedSemaphore | None = engine.get_execution_options().get(_WRITERS)
+    if writers is None:  # PostgreSQL
+        yield
+        return
+    if not writers.acquire(timeout=SQLITE_PLACE_SECONDS):
+        raise StoreUnavailableError("the database does not answer: too many others wait to write to it")
+    try:
+        yield
+    finally:
+        writers.release()
 
 
 @contextmanager
