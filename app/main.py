@@ -17,6 +17,7 @@ from app.http.guard import BACKLOG, ConnectionGuard, ConnectionLimits, quieten_a
 from app.runtime.logs import configure_logging, logger
 from app.runtime.shutdown import SPARE_SECONDS, Shutdown, end_within
 from app.settings import Settings
+from app.storage.private import make_private_folder
 from models.bundle import read_version
 
 log = logger(__name__)
@@ -120,7 +121,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     Raises:
         OSError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private_folder(folder)
     with (folder / "lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

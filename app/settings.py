@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +18,10 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.decoding.rules import DEFAULT_RULE, Rule, describe_rules
+
+DATABASE_DRIVERS = ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg", "postgres")
+# A scheme, then host and folders without user names, escapes or queries; of file:// an absolute folder, not the root
+_ROOT = re.compile(r"file:(?://(?:/[^/\\%?#]+)+)/?|(?!file:)[a-z][a-z0-9+.-]*://[^/\\%?#@:]+(?:/[^/\\%?#]+)*/?")
 
 TEST_PREFIX = "TAESAR_TEST_"  # what the tests ask the environment
 
@@ -271,6 +276,28 @@ class Settings(BaseSettings):
             return tuple(part for part in (part.strip() for part in value.split(",")) if part)
         return value
 
+    @field_validator("input_roots")
+    @classmethod
+    def _check_roots(cls, roots: tuple[str, ...]) -> tuple[str, ...]:
+        for root in roots:
+            if not _ROOT.fullmatch(root) or {".", ".."} & set(root.split("/")):
+                raise ValueError(f"{root!r} is not the URI of a folder, such as file:///data/in or s3://bucket/logs")
+        return roots
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database_url(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            _check_database_url(url.get_secret_value())
+        return url
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            _check_redis_url(url.get_secret_value())
+        return url
+
     @model_validator(mode="after")
     def _check_together(self) -> Settings:
         if self.max_queued_sequences < self.max_sequences_per_request:
@@ -329,6 +356,33 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _check_database_url(url: str) -> None:
+    """Raise ValueError unless a database can be looked for there; never with the URL's words, which hold a password."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise ValueError("not a URL such as sqlite:///path or postgresql://user:password@host/name") from None
+    if parsed.drivername not in DATABASE_DRIVERS:
+        raise ValueError(f"{parsed.drivername}:// is no database of this service; sqlite:// and postgresql:// are")
+    if parsed.get_backend_name() == "sqlite" and (not parsed.database or parsed.database == ":memory:"):
+        raise ValueError("sqlite:// needs the path of a file, as in sqlite:///folder/taesar.db")
+    if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).absolute().parent.is_dir():
+        raise ValueError(f"the folder of {parsed.database} is not there")
+
+
+def _check_redis_url(url: str) -> None:
+    """Raise ValueError unless Redis can be looked for there; never with the URL's words, which hold a password."""
+    from redis.connection import parse_url
+
+    try:
+        parse_url(url)  # type: ignore[no-untyped-call]
+    except ValueError:
+        raise ValueError("not a URL such as redis://host:6379/0, rediss://host:6379/0 or unix:///path") from None
 
 
 def _keys_in(path: Path) -> tuple[str, ...]:

@@ -22,10 +22,11 @@ def migrate(
     from app.errors import StoreUnavailableError
     from app.storage import schema
     from app.storage.database import open_engine
+    from app.storage.private import make_private_folder
 
     settings = read_settings()
     if settings.database_url is None:
-        settings.data.mkdir(parents=True, exist_ok=True)
+        make_private_folder(settings.data)
     engine = open_engine(settings.database())
     try:
         if down_to is None:

@@ -26,6 +26,7 @@ from app.cli.serve import serve
 from app.cli.settings import settings
 from app.cli.train import train
 from app.cli.worker import worker
+from app.errors import ServiceError
 from models.errors import ModelError
 
 cli = typer.Typer(
@@ -68,7 +69,7 @@ def main() -> None:
     """Run the command; errors on purpose and of the file system become one line and exit code 2."""
     try:
         cli()
-    except (ModelError, SettingsError, OSError) as error:
+    except (ModelError, ServiceError, SettingsError, OSError) as error:
         fail(error)
     except Exception as error:
         if not is_disk_full(error):

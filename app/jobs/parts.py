@@ -20,6 +20,7 @@ from app.settings import Settings
 from app.storage import schema
 from app.storage.database import now_ms, open_engine
 from app.storage.job_files import Storage
+from app.storage.private import make_private_folder
 
 log = logger(__name__)
 
@@ -81,7 +82,7 @@ class JobParts:
 def job_parts(settings: Settings) -> JobParts:
     """Compose what jobs need; makes the data folder, touches nothing else."""
     if settings.database_url is None or settings.storage is None:
-        settings.data.mkdir(parents=True, exist_ok=True)
+        make_private_folder(settings.data)
     engine = open_engine(settings.database())
     limits = JobLimits(
         max_unfinished_jobs=settings.max_unfinished_jobs,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import (
@@ -16,10 +17,11 @@ from sqlalchemy import (
     event,
     make_url,
 )
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app.errors import StoreUnavailableError
+from app.storage.private import PRIVATE_FILE
 
 SQLITE_LOCK_TIMEOUT_SECONDS = 60
 # Threads that may wait for SQLite's one write lock, which somebody may hold for long; a further one waits half a second
@@ -45,6 +47,9 @@ POSTGRESQL_PATIENCE = {
 # and its client has gone. Statements that write may take long: a merge, a migration, a job's rows removed.
 READ_SECONDS = 30
 
+
+UNDEFINED_TABLE = "42P01"
+UNDEFINED_COLUMN = "42703"
 
 _IMMEDIATE = "taesar_immediate"
 _WRITERS = "taesar_writers"
@@ -72,10 +77,11 @@ def open_engine(database_url: str, *, pool_size: int = 10) -> Engine:
             connect_args={"timeout": SQLITE_LOCK_TIMEOUT_SECONDS, "check_same_thread": False},
             execution_options={_WRITERS: threading.BoundedSemaphore(SQLITE_WAITING_WRITERS)},
         )
+        event.listen(engine, "do_connect", _make_private)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    if url.drivername == "postgresql":
+    if url.drivername in ("postgresql", "postgres"):
         url = url.set(drivername="postgresql+psycopg")
     patience = {name: value for name, value in POSTGRESQL_PATIENCE.items() if name not in url.query}
     return create_engine(
@@ -134,9 +140,30 @@ def _place_among_writers(engine: Engine) -> Iterator[None]:
 def _store_errors() -> Iterator[None]:
     try:
         yield
-    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+    except DBAPIError as error:
+        if _lacks_schema(error):
+            raise StoreUnavailableError("the database's schema is not this version's: run `taesar migrate`") from error
+        if not isinstance(error, OperationalError | InterfaceError):
+            raise
+        raise StoreUnavailableError(f"the database does not answer: {type(error.orig).__name__}") from error
+    except PoolTimeoutError as error:
         reason = type(error.__cause__ or error).__name__
         raise StoreUnavailableError(f"the database does not answer: {reason}") from error
+
+
+def _lacks_schema(error: DBAPIError) -> bool:
+    """Whether a table or a column is missing, as in a database that was not migrated."""
+    if isinstance(error.orig, sqlite3.OperationalError):
+        return str(error.orig).startswith(("no such table", "no such column"))
+    return getattr(error.orig, "sqlstate", None) in (UNDEFINED_TABLE, UNDEFINED_COLUMN)
+
+
+def _make_private(_dialect: Any, _record: Any, arguments: Any, _options: Any) -> None:
+    """Make SQLite's file before SQLite does, readable by this user only; its other files follow its mode."""
+    if str(arguments[0]).startswith("file:"):  # SQLite's own kind of URI
+        return
+    with suppress(OSError):  # a folder that is not there: SQLite says so
+        os.close(os.open(arguments[0], os.O_RDWR | os.O_CREAT, PRIVATE_FILE))
 
 
 def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:

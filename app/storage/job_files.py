@@ -19,11 +19,10 @@ from typing import BinaryIO, cast
 from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
 from app.errors import FilesUnavailableError
+from app.storage.private import PRIVATE_FILE, PRIVATE_FOLDER, make_private_folder
 from models.files import PARTIAL_SUFFIX, replace_file
 
 COPY_BYTES = 1 << 20
-PRIVATE_FOLDER = 0o700
-PRIVATE_FILE = 0o600
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
@@ -120,7 +119,7 @@ class Storage:
         """The path of *name*, its folder made. The root is made once: if it vanishes later, nothing takes its place."""
         root, path = Path(self._root), Path(self._path(name))
         if not self._root_was_made:
-            root.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+            make_private_folder(root)
             self._root_was_made = True
         if not root.is_dir():
             raise FileNotFoundError(root)

@@ -1,6 +1,8 @@
 """The database: who waits for a lock that somebody holds, who may read its file, and what it says when it is unfit."""
 
+import os
 import sqlite3
+import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -55,3 +57,33 @@ def test_while_the_write_lock_is_held_few_wait_for_it_and_everybody_reads(sqlite
 
     assert read == 0
     assert found.count("written") == SQLITE_WAITING_WRITERS
+
+
+def test_sqlites_files_are_their_users_alone(tmp_path):
+    former = os.umask(0o022)
+    try:
+        engine = open_engine(f"sqlite:///{tmp_path / 'taesar.db'}")
+        schema.upgrade(engine)
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+        engine.dispose()
+    finally:
+        os.umask(former)
+
+    assert modes == {"taesar.db": 0o600, "taesar.db-wal": 0o600, "taesar.db-shm": 0o600}
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_postgresql_is_reached_by_each_of_its_schemes(postgres_database, scheme):
+    engine = open_engine(f"{scheme}://{postgres_database.split('://', 1)[1]}")
+
+    assert schema.is_current(engine)
+    engine.dispose()
+
+
+def test_a_database_without_its_schema_is_unavailable_and_says_what_to_run(empty_database):
+    engine = open_engine(empty_database)
+    with pytest.raises(StoreUnavailableError, match="run `taesar migrate`"), reading(engine) as connection:
+        connection.execute(text("SELECT count(*) FROM jobs"))
+    with pytest.raises(StoreUnavailableError, match="run `taesar migrate`"), writing(engine) as connection:
+        connection.execute(text("DELETE FROM jobs"))
+    engine.dispose()
