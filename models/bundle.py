@@ -45,6 +45,8 @@ VOCABULARY = "vocabulary.parquet"
 BASE = "base.safetensors"
 EXPERT_FILE = re.compile(r"expert-\d{2,}\.safetensors")
 VERSION_LENGTH = 12
+MANIFEST_BYTES = 16 * 1024**2
+MANIFEST_DEPTH = 32
 
 
 @dataclass(frozen=True)
@@ -226,9 +228,14 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BundleMissingFileError(f"{path}: not found; not a bundle folder")
     try:
+        if path.stat().st_size > MANIFEST_BYTES:
+            raise BundleCorruptError(f"{path}: more than {MANIFEST_BYTES} bytes; not a bundle manifest")
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        json.dumps(manifest, ensure_ascii=False).encode()  # half a character could be read, but never sent
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleCorruptError(f"{path}: not readable as JSON: {error}") from error
+    if _depth_of(manifest) > MANIFEST_DEPTH:
+        raise BundleCorruptError(f"{path}: nested more than {MANIFEST_DEPTH} deep; not a bundle manifest")
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if not isinstance(version, int):
         raise BundleCorruptError(f"{path}: has no format version; not a bundle manifest")
@@ -237,12 +244,23 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     missing = {"decoder", "domains", "vocabulary_fingerprint", "files", "provenance"} - set(manifest)
     if missing:
         raise BundleCorruptError(f"{path}: lacks {', '.join(sorted(missing))}")
-    if not isinstance(manifest["domains"], list) or not isinstance(manifest["files"], dict):
-        raise BundleCorruptError(f"{path}: its domains are not a list or its files not a table")
+    tables = (manifest["files"], manifest["provenance"])
+    if not isinstance(manifest["domains"], list) or not all(isinstance(table, dict) for table in tables):
+        raise BundleCorruptError(f"{path}: its domains are not a list, or its files or provenance not a table")
     expected = {VOCABULARY, BASE, *(expert_file(index) for index in range(len(manifest["domains"])))}
     if set(manifest["files"]) != expected:
         raise BundleMismatchError(f"{path}: lists {sorted(manifest['files'])}, expected {sorted(expected)}")
     return dict(manifest)
+
+
+def _depth_of(value: object) -> int:
+    """How deep lists and tables are nested in *value*, counted up to one beyond what a manifest may be."""
+    depth, level = 0, [value]
+    while level and depth <= MANIFEST_DEPTH:
+        inner = [part for part in level if isinstance(part, dict | list)]
+        level = [child for part in inner for child in (part.values() if isinstance(part, dict) else part)]
+        depth += bool(inner)
+    return depth
 
 
 class _WithoutInitialisation(TorchFunctionMode):

@@ -19,6 +19,12 @@ from torch import Tensor, nn
 
 from models.vocabulary import PADDING
 
+# Far beyond any network that fits a machine; a configuration over them is a broken or hostile file, and building what
+# it says would take all time or memory before anything else is found wrong.
+MOST_ITEMS = 1 << 31
+MOST_LAYERS = 1 << 10
+LARGEST_SIZE = 1 << 20
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -56,6 +62,8 @@ class DecoderConfig:
         sizes = (self.num_items, self.width, self.inner_width, self.num_layers, self.num_heads, self.max_length)
         if not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ValueError("every size must be a whole number above 0")
+        if self.num_items > MOST_ITEMS or self.num_layers > MOST_LAYERS or max(sizes[1:]) > LARGEST_SIZE:
+            raise ValueError(f"more than {MOST_ITEMS} items, {MOST_LAYERS} layers, or a size over {LARGEST_SIZE}")
         for probability in (self.dropout, self.attention_dropout):
             if not (isinstance(probability, float | int) and 0 <= probability < 1):
                 raise ValueError(f"a dropout of {probability!r} is not in [0, 1)")

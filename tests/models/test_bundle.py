@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.bundle import BASE, MANIFEST, VOCABULARY, Bundle, load_bundle, save_bundle
+from models.bundle import BASE, MANIFEST, VOCABULARY, Bundle, load_bundle, read_version, save_bundle
 from models.data.dataset import sha256_of
 from models.errors import (
     BundleCorruptError,
@@ -113,10 +113,10 @@ def test_a_foreign_manifest_is_refused(copied: Path, text: str) -> None:
         load_bundle(copied)
 
 
-@pytest.mark.parametrize("change", [{"domains": 3}, {"files": ["base.safetensors"]}])
+@pytest.mark.parametrize("change", [{"domains": 3}, {"files": ["base.safetensors"]}, {"provenance": 3}])
 def test_a_manifest_with_parts_of_another_kind_is_refused(copied: Path, change: dict[str, Any]) -> None:
     edit_manifest(copied, **change)
-    with pytest.raises(BundleCorruptError, match="its domains are not a list or its files not a table"):
+    with pytest.raises(BundleCorruptError, match="its domains are not a list, or its files or provenance not a table"):
         load_bundle(copied)
 
 
@@ -192,3 +192,50 @@ def test_too_few_experts_are_refused(bundle: Bundle, copied: Path, tmp_path: Pat
     edit_manifest(copied, files=files)
     with pytest.raises(BundleError, match="expected"):
         load_bundle(copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": 1 << 40},
+        {"width": 1 << 40, "num_heads": 1 << 40},
+        {"inner_width": 1 << 40},
+        {"num_layers": 2_000_000},
+        {"max_length": 1 << 40},
+        {"num_items": 1 << 60},
+    ],
+)
+def test_a_size_that_no_machine_holds_is_refused_before_a_network_is_built(
+    copied: Path, change: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two million layers would take hours and all memory, a width of 2^40 ends in an overflow."""
+    monkeypatch.setattr("models.bundle.Decoder", None)
+    decoder = json.loads((copied / MANIFEST).read_text())["decoder"]
+    edit_manifest(copied, decoder={**decoder, **change})
+    with pytest.raises(BundleMismatchError, match="not a decoder configuration"):
+        load_bundle(copied)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"provenance": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"provenance": ' + '{"a":' * 5_000 + "1" + "}" * 5_000 + "}",
+        '{"format_version": 1, "provenance": {"a": ' + "[" * 40 + "]" * 40 + "}}",
+        '{"format_version": 1, "provenance": {"a": "\\ud800"}}',
+        '{"format_version": ' + "9" * 10_000 + "}",
+    ],
+    ids=["deep lists", "deep tables", "forty deep", "half a character", "a long number"],
+)
+@pytest.mark.parametrize("read", [load_bundle, read_version])
+def test_a_manifest_that_could_not_be_handed_on_is_refused(copied: Path, text: str, read: Any) -> None:
+    """One such folder among the bundles must not take down the list of all."""
+    (copied / MANIFEST).write_text(text)
+    with pytest.raises(BundleCorruptError, match=r"manifest\.json"):
+        read(copied)
+
+
+def test_a_manifest_of_any_size_is_not_read_into_memory(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.bundle.MANIFEST_BYTES", 100)
+    with pytest.raises(BundleCorruptError, match="more than 100 bytes"):
+        read_version(copied)
