@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from app.errors import (
     ModelUnavailableError,
@@ -14,12 +19,15 @@ from app.errors import (
 from app.runtime.logs import logger
 from app.runtime.metrics import Metrics
 from app.serving.bundle_folders import BundleFolders
-from app.serving.model_bodies import Domain, Model, Models
+from app.serving.model_bodies import DataPeriod, Domain, Model, Models
 from app.serving.model_process import JOBS, REQUESTS, ModelProcess, RemoteRegenerator
 from models.bundle import BundleDescription
 from models.decoding.rules import Rule
 
 log = logger(__name__)
+
+_TEXT: TypeAdapter[Any] = TypeAdapter(str)
+_PERIOD: TypeAdapter[Any] = TypeAdapter(DataPeriod)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,12 +156,29 @@ class ModelRegistry:
         ranges = zip(vocabulary.domains, vocabulary.token_ranges, strict=True)
         return Model(
             version=model.bundle.version,
-            name=model.bundle.provenance.get("name"),
-            created=model.bundle.provenance.get("created"),
-            period=model.bundle.provenance.get("period"),
+            **_facts_of(model.bundle.provenance),
             active=bool(self._loaded) and model is self._loaded[0],
             rule=model.rule,
             max_items=model.regenerator.max_items,
             domains=[Domain(name=name, num_items=len(tokens)) for name, tokens in ranges],
-            provenance=dict(model.bundle.provenance),
+            provenance=_finite(dict(model.bundle.provenance)),
         )
+
+
+def _facts_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What the provenance tells of name, time and data; what it tells in another form counts as not told."""
+    kinds: dict[str, TypeAdapter[Any]] = {"name": _TEXT, "created": _TEXT, "period": _PERIOD}
+    facts: dict[str, Any] = dict.fromkeys(kinds)
+    for name, kind in kinds.items():
+        with contextlib.suppress(ValidationError):
+            facts[name] = kind.validate_python(_finite(provenance.get(name)))
+    return facts
+
+
+def _finite(value: Any) -> Any:
+    """*value* with null where a number is not finite, which JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

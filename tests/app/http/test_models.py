@@ -1,5 +1,6 @@
 """GET /models and activation: switching serves no mistake and drops no request."""
 
+import json
 import shutil
 import threading
 import time
@@ -205,3 +206,35 @@ def test_switching_back_and_forth_under_load_drops_and_mixes_nothing(serving, pa
 
     assert set(statuses) == {200}
     assert all(answer == expected[answer["model_version"]] for answer in seen)
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [
+        '{"name": 3, "created": [], "period": "long ago"}',
+        '{"period": {"first": NaN}, "loss": [Infinity, {"a": -Infinity}]}',
+    ],
+)
+def test_odd_words_about_a_bundle_do_not_take_down_the_list_of_all(serving, root, provenance):
+    folder, (version, *_) = root
+    manifest = folder / "a" / "manifest.json"
+    manifest.write_text(
+        json.dumps(json.loads(manifest.read_text()) | {"provenance": 0}).replace(
+            '"provenance": 0', f'"provenance": {provenance}'
+        )
+    )
+    answer = serving(bundle=folder / "a", bundle_root=folder).get("/models")
+    [loaded] = answer.json()["loaded"]
+
+    assert (answer.status_code, loaded["version"]) == (200, version)
+    assert {loaded.get(name) for name in ("name", "created", "period")} == {None}
+
+
+@pytest.mark.parametrize("name", ["b", "c"])
+def test_a_folder_of_bundles_with_a_hostile_manifest_lists_the_others(serving, root, name):
+    folder, versions = root
+    manifest = folder / name / "manifest.json"
+    manifest.write_text('{"a":' * 50_000 + "1" + "}" * 50_000)
+    listed = serving(bundle=folder / "a", bundle_root=folder).get("/models").json()["available"]
+
+    assert listed == [versions[{"b": 2, "c": 1}[name]]]
