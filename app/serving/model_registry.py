@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +160,7 @@ class ModelRegistry:
             rule=model.rule,
             max_items=model.regenerator.max_items,
             domains=[Domain(name=name, num_items=len(tokens)) for name, tokens in ranges],
-            provenance=_finite(dict(model.bundle.provenance)),
+            provenance=dict(model.bundle.provenance),
         )
 
 
@@ -171,14 +170,5 @@ def _facts_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = dict.fromkeys(kinds)
     for name, kind in kinds.items():
         with contextlib.suppress(ValidationError):
-            facts[name] = kind.validate_python(_finite(provenance.get(name)))
+            facts[name] = kind.validate_python(provenance.get(name))
     return facts
-
-
-def _finite(value: Any) -> Any:
-    """*value* with null where a number is not finite, which JSON cannot say."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

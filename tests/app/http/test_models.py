@@ -30,6 +30,9 @@ def test_models_are_listed_with_what_they_know(client, bundle):
         "loaded": [
             {
                 "version": bundle.version,
+                "name": None,
+                "created": None,
+                "period": None,
                 "active": True,
                 "rule": "anticipate",
                 "max_items": 16,
