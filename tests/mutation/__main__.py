@@ -55,7 +55,8 @@ def main(arguments: list[str]) -> int:
         records = Records(kept, bench.folder)
         print(f"imports ready after {time.monotonic() - started:.1f} s", flush=True)
         for module in modules:
-            survivors += _try_module(bench, records, module, samples[module.path])
+            alike = [other for other in modules if other.shared_tests == module.shared_tests]
+            survivors += _try_module(bench, records, module, samples[module.path], alike)
     print("\nsurvivors:", *(survivors or ["none"]), sep="\n")
     tried = sum(map(len, samples.values()))
     percent = 100 * (tried - len(survivors)) / max(tried, 1)
@@ -88,11 +89,13 @@ def _lot(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _try_module(bench: Workbench, records: Records, module: Module, changes: list[Change]) -> list[str]:
+def _try_module(
+    bench: Workbench, records: Records, module: Module, changes: list[Change], alike: list[Module]
+) -> list[str]:
     """Try the faults that are not known yet; the survivors among all, as lines to print."""
     unknown = [change for change in changes if not records.is_known(module, change)]
     if unknown:
-        clean = _clean_run(bench, records, module)
+        clean = _clean_run(bench, records, module, alike)
         for number, change in enumerate(unknown, start=1):
             started = time.monotonic()
             killer = _try(bench, module, change, clean)
@@ -105,14 +108,16 @@ def _try_module(bench: Workbench, records: Records, module: Module, changes: lis
     return [f"{module.path}:{change.line}  {change}" for change in found]
 
 
-def _clean_run(bench: Workbench, records: Records, module: Module) -> CleanRun:
+def _clean_run(bench: Workbench, records: Records, module: Module, alike: list[Module]) -> CleanRun:
+    """The module's clean run; modules *alike* in their tests are watched in one."""
     known = records.clean_run(module)
     if known is not None:
         return CleanRun(**known)
     print(f"{module.path}: its tests as they are, watched", flush=True)
-    clean = bench.run_clean(module)
-    records.add_clean_run(module, as_json(clean))
-    return clean
+    runs = dict(zip(alike, bench.run_clean(alike), strict=True))
+    for other, clean in runs.items():
+        records.add_clean_run(other, as_json(clean))
+    return runs[module]
 
 
 def _try(bench: Workbench, module: Module, change: Change, clean: CleanRun) -> str | None:

@@ -21,6 +21,11 @@ class Module:
     tests: tuple[str, ...]
     last: str | None = None
 
+    @property
+    def shared_tests(self) -> tuple[str, ...]:
+        """Its tests but for its own examples."""
+        return self.tests[1:]
+
 
 _DECODING = (
     "tests/models/decoding/test_anticipate.py",

@@ -1,5 +1,5 @@
 """
-A pytest plugin that notes which lines of one file each test runs, and how long the test takes.
+A pytest plugin that notes which lines of a few files each test runs, and how long the test takes.
 
 Own code, because pytest-cov and coverage with a context per test would be a dependency for these forty lines, and
 because what a shared fixture ran must count for every test, not for the first that asked for it.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -21,13 +21,12 @@ SHARED = ""
 
 
 class Observer:
-    """Lines and seconds by test; every thread of this process is watched, other processes are not."""
+    """Lines by file and test, seconds by test; every thread of this process is watched, other processes are not."""
 
-    def __init__(self, path: str) -> None:
-        self.lines: dict[str, set[int]] = defaultdict(set)
+    def __init__(self, paths: Sequence[str] = ()) -> None:
+        self.lines: dict[str, dict[str, set[int]]] = {path: defaultdict(set) for path in paths}
         self.seconds: dict[str, float] = defaultdict(float)
         self.failed: list[str] = []
-        self._path = path
         self._place = SHARED
 
     def start(self) -> None:
@@ -36,13 +35,12 @@ class Observer:
         sys.settrace(self._enter)
 
     def _enter(self, frame: FrameType, event: str, argument: object) -> Any:
-        if frame.f_code.co_filename != self._path:
+        if frame.f_code.co_filename not in self.lines:
             return None
-        self.lines[self._place].add(frame.f_lineno)
-        return self._line
+        return self._line(frame, event, argument)
 
     def _line(self, frame: FrameType, event: str, argument: object) -> Any:
-        self.lines[self._place].add(frame.f_lineno)
+        self.lines[frame.f_code.co_filename][self._place].add(frame.f_lineno)
         return self._line
 
     @pytest.hookimpl(wrapper=True)

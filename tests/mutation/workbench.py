@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,27 +92,29 @@ class Workbench:
         for bytecode in (place.parent / "__pycache__").glob(f"{place.stem}.*.pyc"):
             bytecode.unlink()
 
-    def run_clean(self, module: Module) -> CleanRun:
+    def run_clean(self, modules: Sequence[Module]) -> list[CleanRun]:
         """
-        Run the module's tests as they are, watched.
+        Run the tests of *modules* as they are, watched, each once; what each module's did.
 
         Raises:
             RuntimeError: one of them fails.
         """
-        observer = Observer(str(self.folder / module.path))
+        places = [str(self.folder / module.path) for module in modules]
+        observer = Observer(places)
+        tests = list(dict.fromkeys(test for module in modules for test in module.tests))
 
         def watched(report: Path) -> int:
             observer.start()
-            code = pytest.main([*_OPTIONS, *module.tests], plugins=[observer])
-            lines = {test: sorted(found) for test, found in observer.lines.items()}
+            code = pytest.main([*_OPTIONS, *tests], plugins=[observer])
+            lines = [{test: sorted(found) for test, found in observer.lines[place].items()} for place in places]
             report.write_text(json.dumps({"seconds": observer.seconds, "lines": lines, "failed": observer.failed}))
             return int(code)
 
         code, report = self._fork(watched, limit_seconds=1800)
         if code != 0 or report is None:
             output = (self.folder / "output.txt").read_text(encoding="utf-8", errors="replace")
-            raise RuntimeError(f"{module.path}: its tests fail as they are:\n{output[-4000:]}")
-        return CleanRun(report["seconds"], report["lines"])
+            raise RuntimeError(f"{tests} fail as they are:\n{output[-4000:]}")
+        return [CleanRun(report["seconds"], lines) for lines in report["lines"]]
 
     def first_failure(self, tests: list[str], *, limit_seconds: float) -> str | None:
         """
@@ -120,7 +122,7 @@ class Workbench:
 
         Time that its threads were ready to run while others had the processors does not count.
         """
-        observer = Observer("")
+        observer = Observer()
 
         def quiet(report: Path) -> int:
             code = pytest.main([*_OPTIONS, *tests], plugins=[observer])
