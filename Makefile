@@ -1,5 +1,5 @@
 # make demo    prepare, train, serve and regenerate on the bundled sample of real data
-# make test    the whole test suite
+# make test    the whole test suite; WORKERS=2 in two processes
 # make check   linting, formatting, strict typing, Dockerfile and compose file, and that everything imports
 # make image-test  builds the image without Docker (Debian, root) and asks its processes the demo's question
 # make docs    docs/reference.md and .env.example, written from the code
@@ -24,6 +24,7 @@ PYTHON ?= python3
 VENV ?= .venv
 INTEROP ?= .venv-interop
 ARGS ?=
+WORKERS ?= 0
 IMAGE_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -51,8 +52,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
+# WORKERS=2 runs it in two processes, each with servers of its own; with a thread each, or they get in each other's way.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
