@@ -11,6 +11,7 @@ from app.jobs.parts import UPLOAD
 from app.jobs.records import Job
 from app.jobs.sources import SourceRoots
 from app.storage.job_files import Storage
+from models.data.reading.input_formats import SUFFIXES, stem_and_suffix
 from models.data.reading.layouts import Layout, layout_fields, layout_of
 from models.data.reading.places import InputFile
 from models.data.reading.rows import FileFacts
@@ -55,13 +56,16 @@ def with_domain(file: InputFile, domain: str | None) -> InputFile:
 
 
 def keep_input(storage: Storage, job_id: str, given: JobInput) -> None:
-    """Write what a job reads into its folder."""
+    """Write what a job reads into its folder, unless its record says all of it: one file whose layout is found."""
+    is_plain = given.domain is None and replace(given.layout, input_format=None) == Layout()
+    if is_plain and (given.places is None or (len(given.places) == 1 and not _stands_for_several(given.places[0]))):
+        return
     content = {**dataclasses.asdict(given), "layout": layout_fields(given.layout)}
     storage.write(f"{job_id}/{DESCRIPTION}", json.dumps(content).encode())
 
 
 def kept_input(storage: Storage, job: Job) -> JobInput:
-    """What ``keep_input`` wrote; of a job from before it, what its record says."""
+    """What ``keep_input`` wrote, or what the job's record says."""
     try:
         content = json.loads(storage.read(f"{job.job_id}/{DESCRIPTION}"))
     except FileNotFoundError:
@@ -69,3 +73,8 @@ def kept_input(storage: Storage, job: Job) -> JobInput:
         return JobInput(places, job.source_name, layout=Layout(input_format=job.source_format))
     places = None if content["places"] is None else tuple(content["places"])
     return JobInput(places, content["name"], content["domain"], layout_of(content["layout"]))
+
+
+def _stands_for_several(place: str) -> bool:
+    """A place whose files may be of several formats, or have a domain: all but a file's own URI."""
+    return "=" in place or not SUFFIXES.keys() & {stem_and_suffix(place)[1]} or any(mark in place for mark in "*[")

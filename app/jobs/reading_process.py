@@ -73,7 +73,7 @@ def read_in_process(
     with _Reading(files, layout, limits, only_check=False) as reading:
         for message in reading.messages():
             for row in message.get("rows", ()):
-                yield SequenceRow(*row) if len(row) == len(_ROW_FIELDS) else BadRow(*row)
+                yield _row(row) if len(row) == len(_ROW_FIELDS) else BadRow(*row)
 
 
 class _Reading:
@@ -158,6 +158,11 @@ class _Reading:
                 return f"it took more than {CHECK_CPU_SECONDS} s"
             return signal.Signals(-code).name if code < 0 else f"exit status {code}"
         return "no answer"
+
+
+def _row(values: Sequence[Any]) -> SequenceRow:
+    line, user_id, item_ids, domains, num_rows, times, carried = values
+    return SequenceRow(line, user_id, item_ids, domains, num_rows, times or (), carried or ())
 
 
 def _descriptor(file: BinaryIO) -> int | None:

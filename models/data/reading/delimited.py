@@ -57,7 +57,7 @@ class DelimitedText:
         if has_header:
             return DelimitedTable(stream, cells, dialect, first_line=2)
         names = names_of_positions(len(cells), layout)
-        return DelimitedTable(Resumed(line.encode(), stream), names, dialect, first_line=1)
+        return DelimitedTable(Resumed(line.encode() + b"\n", stream), names, dialect, first_line=1)
 
 
 class RecBoleInter:
@@ -75,11 +75,11 @@ class RecBoleInter:
 
 
 class Resumed(io.RawIOBase):
-    """A stream whose first line was read: given back."""
+    """A stream whose first lines, *head*, were read: given back."""
 
-    def __init__(self, line: bytes, stream: BinaryIO) -> None:
+    def __init__(self, head: bytes, stream: BinaryIO) -> None:
         super().__init__()
-        self._head = line + b"\n"
+        self._head = head
         self._stream = stream
 
     def readable(self) -> bool:
@@ -137,7 +137,7 @@ class DelimitedTable:
             return False
         if len(self._dialect.separator) > 1 and _UNIT_SEPARATOR in content:
             return False
-        return content.count(b"\r") == content.count(b"\r\n")
+        return content.count(b"\r") == content.count(b"\r\n") and _is_utf_8(content)
 
     def _plain_rows(self, block: TextBlock, kept: list[int]) -> RawBatch:
         broken: list[tuple[int, str]] = []
@@ -283,6 +283,17 @@ def _lines(content: bytes) -> list[str]:
 
 def _size(texts: Sequence[str]) -> int:
     return sum(map(len, texts))
+
+
+def _is_utf_8(content: bytes) -> bool:
+    """Arrow names no row that is not: it gives the whole up when such a row has too many or too few fields."""
+    if content.isascii():
+        return True
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _encoded(column: Sequence[str]) -> pa.Array:

@@ -172,9 +172,7 @@ def with_columns(layout: Layout, pairs: str) -> Layout:
         role, equals, name = (part.strip() for part in pair.partition("="))
         role = "timestamp" if role == "time" else role
         if not equals or not name or role not in ROLES:
-            raise ConfigurationError(
-                f"{pair.strip()!r}: columns are given as user=NAME,item=NAME,domain=NAME,time=NAME"
-            )
+            raise ConfigurationError(f"{pair.strip()!r}: columns are user=NAME,item=NAME,domain=NAME,time=NAME")
         named[role] = name
     return replace(layout, columns=replace(layout.columns, **named))
 

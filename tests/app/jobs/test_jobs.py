@@ -646,7 +646,7 @@ def test_an_input_of_nothing_but_bad_rows_ends_its_job_before_it_fills_the_memor
 
     assert ended.state == JobState.FAILED
     assert "more than 20 bad rows" in ended.reason
-    assert "line 2: 1 cells" in ended.reason
+    assert "line 2: 1 fields instead of 3" in ended.reason
 
 
 # -- Pruning
