@@ -11,7 +11,7 @@ from typing import BinaryIO
 from app.errors import IdempotencyConflictError, QueueFullError
 from app.jobs.formats import SourceFormat, check_format, format_of
 from app.jobs.job_bodies import JobOptions, JobRequest
-from app.jobs.job_input import JobInput, keep_input, with_domain
+from app.jobs.job_input import JobInput, describe_input, with_domain
 from app.jobs.parts import UPLOAD, JobParts
 from app.jobs.reading_process import check_in_process
 from app.jobs.records import Job, NewJob, new_job_id, printable
@@ -41,6 +41,7 @@ class _Recorded:
     name: str
     format: SourceFormat
     digest: str
+    description: str | None
 
 
 class JobIntake:
@@ -72,12 +73,9 @@ class JobIntake:
         format_of(files[0].facts.name, request.format)
         source_format = self._check(with_domain(files[0], request.domain), request.layout())
         name = places[0].rsplit("/", 1)[-1]
-        given = _Recorded(uri=" ".join(places), name=name, format=source_format, digest=digest)
-        new = _new_job(request, given, model_version=model_version, rule=rule, key=key)
-        job_id = new_job_id()
-        # The description first: a job that is known has its input.
-        keep_input(self._parts.storage, job_id, JobInput(tuple(places), name, request.domain, request.layout()))
-        return self._record_or_clear(job_id, new)
+        described = describe_input(JobInput(tuple(places), name, request.domain, request.layout()))
+        given = _Recorded(" ".join(places), name, source_format, digest, described)
+        return self._record(new_job_id(), _new_job(request, given, model_version=model_version, rule=rule, key=key))
 
     def accept_upload(
         self, options: JobOptions, file: BinaryIO, name: str, *, model_version: str, rule: str, key: str | None
@@ -102,24 +100,12 @@ class JobIntake:
             content.update(block)
         file.seek(0)
         digest = _digest(json.dumps([options.model_dump_json(), source_format, content.hexdigest()]))
-        given = _Recorded(uri=None, name=shown_name, format=source_format, digest=digest)
+        described = describe_input(JobInput(None, shown_name, options.domain, options.layout()))
+        given = _Recorded(None, shown_name, source_format, digest, described)
         new = _new_job(options, given, model_version=model_version, rule=rule, key=key)
         job_id = new_job_id()
         # The file first: a job that is known has its input.
         self._parts.storage.write_stream(f"{job_id}/{UPLOAD}", file)
-        keep_input(self._parts.storage, job_id, JobInput(None, shown_name, options.domain, options.layout()))
-        return self._record_or_clear(job_id, new)
-
-    def _check(self, file: InputFile, layout: Layout) -> SourceFormat:
-        """Look at the beginning of *file*: of Parquet, whose footer can end the process that reads it, in another."""
-        with file.open() as content:
-            known = format_by_name(file.facts.name, layout.input_format) or format_by_content(content)
-            if known != "parquet":
-                return check_format(content, file.facts, layout, self._parts.limits)
-        return check_in_process(file, layout, self._parts.limits)
-
-    def _record_or_clear(self, job_id: str, new: NewJob) -> Accepted:
-        """Record a job whose folder was written; the folder goes where there is no new job."""
         try:
             accepted = self._record(job_id, new)
         except (IdempotencyConflictError, QueueFullError):  # after others the job may have been recorded all the same
@@ -128,6 +114,14 @@ class JobIntake:
         if not accepted.is_new:
             self._parts.storage.delete_folder(job_id)
         return accepted
+
+    def _check(self, file: InputFile, layout: Layout) -> SourceFormat:
+        """Look at the beginning of *file*: of Parquet, whose footer can end the process that reads it, in another."""
+        with file.open() as content:
+            known = format_by_name(file.facts.name, layout.input_format) or format_by_content(content)
+            if known != "parquet":
+                return check_format(content, file.facts, layout, self._parts.limits)
+        return check_in_process(file, layout, self._parts.limits)
 
     def _record(self, job_id: str, new: NewJob) -> Accepted:
         job, is_new = self._parts.jobs.record(job_id, new)
@@ -153,6 +147,7 @@ def _new_job(options: JobOptions, given: _Recorded, *, model_version: str, rule:
         source_name=given.name,
         source_format=given.format,
         request_digest=given.digest,
+        input_description=given.description,
         idempotency_key=key,
     )
 

@@ -11,12 +11,9 @@ from app.jobs.parts import UPLOAD
 from app.jobs.records import Job
 from app.jobs.sources import SourceRoots
 from app.storage.job_files import Storage
-from models.data.reading.input_formats import SUFFIXES, stem_and_suffix
 from models.data.reading.layouts import Layout, layout_fields, layout_of
 from models.data.reading.places import InputFile
 from models.data.reading.rows import FileFacts
-
-DESCRIPTION = "input/description.json"
 
 
 @dataclass(frozen=True)
@@ -55,26 +52,22 @@ def with_domain(file: InputFile, domain: str | None) -> InputFile:
     return replace(file, facts=replace(file.facts, domain=domain))
 
 
-def keep_input(storage: Storage, job_id: str, given: JobInput) -> None:
-    """Write what a job reads into its folder, unless its record says all of it: one file whose layout is found."""
-    is_plain = given.domain is None and replace(given.layout, input_format=None) == Layout()
-    if is_plain and (given.places is None or (len(given.places) == 1 and not _stands_for_several(given.places[0]))):
-        return
-    content = {**dataclasses.asdict(given), "layout": layout_fields(given.layout)}
-    storage.write(f"{job_id}/{DESCRIPTION}", json.dumps(content).encode())
+def describe_input(given: JobInput) -> str | None:
+    """*given* as JSON, for a job's record; None where the rest of the record says all of it."""
+    if given == JobInput(given.places, given.name) and (given.places is None or is_uri(given.places)):
+        return None
+    return json.dumps({**dataclasses.asdict(given), "layout": layout_fields(given.layout)})
 
 
-def kept_input(storage: Storage, job: Job) -> JobInput:
-    """What ``keep_input`` wrote, or what the job's record says."""
-    try:
-        content = json.loads(storage.read(f"{job.job_id}/{DESCRIPTION}"))
-    except FileNotFoundError:
-        places = None if job.source_uri is None else (job.source_uri,)
-        return JobInput(places, job.source_name, layout=Layout(input_format=job.source_format))
+def is_uri(places: tuple[str, ...]) -> bool:
+    """Whether *places* are one, without a domain before it."""
+    return len(places) == 1 and "=" not in places[0].partition("://")[0]
+
+
+def input_of(job: Job) -> JobInput:
+    """What the job's record says of its input."""
+    if job.input_description is None:
+        return JobInput(None if job.source_uri is None else (job.source_uri,), job.source_name)
+    content = json.loads(job.input_description)
     places = None if content["places"] is None else tuple(content["places"])
     return JobInput(places, content["name"], content["domain"], layout_of(content["layout"]))
-
-
-def _stands_for_several(place: str) -> bool:
-    """A place whose files may be of several formats, or have a domain: all but a file's own URI."""
-    return "=" in place or not SUFFIXES.keys() & {stem_and_suffix(place)[1]} or any(mark in place for mark in "*[")

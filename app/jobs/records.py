@@ -49,6 +49,7 @@ class NewJob:
 
     Args:
         source_uri: the input, or None when it was uploaded to the job's storage.
+        input_description: of ``job_input``, where the URI or the upload does not say all.
         request_digest: hash of everything that makes the request what it is, uploaded content included.
     """
 
@@ -61,6 +62,7 @@ class NewJob:
     source_name: str
     source_format: SourceFormat
     request_digest: str
+    input_description: str | None = None
     idempotency_key: str | None = None
 
 
@@ -78,6 +80,7 @@ class Job(SequenceCounts):
     source_uri: str | None
     source_name: str
     source_format: SourceFormat
+    input_description: str | None
     created_at_ms: int
     started_at_ms: int | None
     finished_at_ms: int | None

@@ -16,7 +16,7 @@ from app.jobs.chunk_files import read_chunk_file, write_chunk_file
 from app.jobs.chunk_regeneration import regenerate_rows
 from app.jobs.cutting import ChunkRows, cut_rows
 from app.jobs.formats import BadRow, SequenceRow
-from app.jobs.job_input import kept_input
+from app.jobs.job_input import input_of
 from app.jobs.job_models import ModelSource
 from app.jobs.parts import JobParts
 from app.jobs.reading_process import read_in_process
@@ -90,7 +90,7 @@ class JobRunner:
 
     def _cut_files(self, job: Job) -> None:
         parts = self._parts
-        given = kept_input(parts.storage, job)
+        given = input_of(job)
         files = given.files(job.job_id, parts.storage, parts.roots, parts.limits)
         with contextlib.closing(read_in_process(files, given.layout, parts.limits)) as rows:
             self._cut_rows(job, rows)

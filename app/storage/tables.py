@@ -58,6 +58,7 @@ jobs = Table(
     Column("source_uri", Text, nullable=True),  # null: an upload, kept in the job's own storage
     Column("source_name", Text, nullable=False),
     Column("source_format", String(16), nullable=False),
+    Column("input_description", Text, nullable=True),  # JSON; null: one file whose layout is found by looking at it
     Column("idempotency_key", String(255), nullable=True, unique=True),
     Column("request_digest", String(64), nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
