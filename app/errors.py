@@ -22,6 +22,7 @@ ServiceError
 |- InvalidSourceError            a job's input URI is malformed, climbs, or has no reader installed
 |- SourceNotAllowedError         an input URI outside the allow-list
 |- SourceNotFoundError           an allowed input URI that names no readable file
+|- DestinationNotAllowedError    a result URI outside the allow-list
 |- UnsupportedFormatError        an input or result format that is none of those offered
 |- NotAcceptableError            the Accept header admits none of the formats offered
 |- IdempotencyConflictError      an Idempotency-Key that came before with another request
@@ -194,6 +195,13 @@ class SourceNotAllowedError(ServiceError):
 
     def __init__(self, uri: str) -> None:
         super().__init__(f"{uri!r} lies under none of the allowed places (TAESAR_INPUT_ROOTS)")
+
+
+class DestinationNotAllowedError(ServiceError):
+    """The URI of a job's result is outside the allow-list; says nothing of whether it exists."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(f"{uri!r} lies under none of the allowed places (TAESAR_OUTPUT_ROOTS)")
 
 
 class SourceNotFoundError(ServiceError):

@@ -145,6 +145,11 @@ class Settings(BaseSettings):
         description="URIs of folders that jobs may read, comma-separated, e.g. file:///data/in,s3://bucket/logs. None "
         "by default: no client should choose what the server reads; uploads are always possible.",
     )
+    output_roots: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="URIs of folders that jobs may write their result_uri under, comma-separated, as of "
+        "TAESAR_INPUT_ROOTS. None by default: results can always be downloaded.",
+    )
     max_input_bytes: int = Field(
         default=8 * 1024**3,
         ge=1024,
@@ -269,7 +274,7 @@ class Settings(BaseSettings):
         default="info", description="Least severe log line written; one line per request at info."
     )
 
-    @field_validator("api_keys", "input_roots", "allowed_hosts", mode="before")
+    @field_validator("api_keys", "input_roots", "output_roots", "allowed_hosts", mode="before")
     @classmethod
     def _split_list(cls, value: object) -> object:
         if isinstance(value, str):

@@ -58,12 +58,15 @@ def regenerate_rows(regenerator: Regenerates, job: Job, rows: Sequence[SequenceR
         [history.token_ids for _, history in read], job.target_domain, training_rows=job.purpose == "training"
     )
     results_rows = [
-        _result_row(row, history, result, vocabulary) for (row, history), result in zip(read, results, strict=True)
+        _result_row(row, history, result, vocabulary, num_carried=len(job.carried_columns))
+        for (row, history), result in zip(read, results, strict=True)
     ]
     return ChunkResult(results_rows, bad, _counts_of(results_rows), _increments(vocabulary, results))
 
 
-def _result_row(row: SequenceRow, history: ReadHistory, result: Regenerated, vocabulary: Vocabulary) -> ResultRow:
+def _result_row(
+    row: SequenceRow, history: ReadHistory, result: Regenerated, vocabulary: Vocabulary, *, num_carried: int
+) -> ResultRow:
     stayed = rewritten(history, result)
     items = items_of(stayed, row.item_ids, vocabulary)
     return ResultRow(
@@ -75,16 +78,18 @@ def _result_row(row: SequenceRow, history: ReadHistory, result: Regenerated, voc
         unknown=history.num_skipped,
         truncated=history.num_truncated,
         unknown_kept=len(history.passed_positions),
-        interactions=_interactions(row, stayed, items),
+        interactions=_interactions(row, stayed, items, num_carried),
     )
 
 
-def _interactions(row: SequenceRow, stayed: Rewritten, items: Sequence[str]) -> list[tuple[object, ...]]:
+def _interactions(
+    row: SequenceRow, stayed: Rewritten, items: Sequence[str], num_carried: int
+) -> list[tuple[object, ...]]:
     found: list[tuple[object, ...]] = []
     columns = (stayed.positions.tolist(), items, stayed.replaced.tolist(), stayed.scores.tolist())
     for position, item, replaced, score in zip(*columns, strict=True):
         time = row.times[position] if row.times else None
-        carried = row.carried[position] if row.carried else ()
+        carried = row.carried[position] if row.carried else [None] * num_carried
         if replaced:
             source = (REPLACED, row.item_ids[position], row.domains[position], None if math.isnan(score) else score)
         else:

@@ -16,11 +16,11 @@ from sqlalchemy import Connection, Engine, insert, select, update
 
 from app.counts import SequenceCounts
 from app.jobs.formats import BadRow
-from app.jobs.records import Job, JobLimits, JobState, end_job, find_job, get_job, printable
+from app.jobs.records import Job, JobLimits, JobState, end_job, find_job, get_job, output_names_of, printable
 from app.jobs.retries import ChunkWork, InputChangedError, forget_attempts, forget_outage, renew_input
 from app.jobs.turns import NOT_YET_MS
 from app.mappings.mapping_store import Increment, fold_in, merge_staged, stage
-from app.storage.database import now_ms, writing
+from app.storage.database import now_ms, reading, writing
 from app.storage.tables import bad_rows, chunks, jobs
 
 
@@ -78,7 +78,9 @@ class ChunkStore:
             job = get_job(connection, job_id)
             if job.num_chunks is not None:
                 return
-            connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(num_chunks=num_chunks, reason=None))
+            connection.execute(
+                update(jobs).where(jobs.c.job_id == job_id).values(num_chunks=num_chunks, attempts=0, reason=None)
+            )
             self._add_rows(connection, job_id, rows_read, bad)
             job = get_job(connection, job_id)
             if self._too_bad(job):
@@ -112,14 +114,20 @@ class ChunkStore:
             return False
         return True
 
-    def finish(self, job_id: str) -> Job | None:
-        """Settle a job whose every chunk is done: fold its dictionary into the sum. None when it is not so far."""
+    def finish(self, job_id: str, *, delivered: bool = False) -> Job | None:
+        """
+        Settle a job whose every chunk is done: fold its dictionary into the sum. None when it is not so far.
+
+        A job whose result is to be written somewhere stays running until it is *delivered*.
+        """
         with writing(self._engine) as connection:
             job = find_job(connection, job_id, lock=True)
             if job is None or job.state != JobState.RUNNING or job.num_chunks != job.chunks_done:
                 return None
             if self._too_bad(job):
                 end_job(connection, job, JobState.FAILED, self._too_bad_reason(job))
+            elif job.result_uri is not None and not delivered:
+                return job
             else:
                 fold_in(connection, job.dictionary)
                 connection.execute(
@@ -128,6 +136,11 @@ class ChunkStore:
                     .values(state=JobState.SUCCEEDED, finished_at_ms=now_ms(), reason=None)
                 )
             return get_job(connection, job_id)
+
+    def output_names(self, job_id: str) -> list[str]:
+        """Names of the outputs so far, in input order."""
+        with reading(self._engine) as connection:
+            return output_names_of(connection, job_id)
 
     def _mark_done(self, connection: Connection, work: ChunkWork, output_name: str, counts: SequenceCounts) -> None:
         job_id = work.job.job_id

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from app.errors import IdempotencyConflictError, QueueFullError
+from app.jobs.destinations import format_of_result
 from app.jobs.formats import SourceFormat, check_format, format_of
 from app.jobs.job_bodies import JobOptions, JobRequest
 from app.jobs.job_input import JobInput, describe_input, with_domain
@@ -61,6 +62,7 @@ class JobIntake:
 
         Raises:
             InvalidSourceError, SourceNotAllowedError, SourceNotFoundError, RequestTooLargeError: see ``SourceRoots``.
+            DestinationNotAllowedError: the result may not go where it should.
             UnsupportedFormatError, InputFormatError: its beginning is not what it claims to be.
             IdempotencyConflictError, QueueFullError: see ``JobStore.record``.
         """
@@ -68,6 +70,7 @@ class JobIntake:
         known = self._parts.jobs.with_key(key, digest)  # first: by now the input may be gone
         if known is not None:
             return Accepted(known, is_new=False)
+        self._check_destination(request)
         places = request.places()
         files = self._parts.roots.files(places, self._parts.limits)
         format_of(files[0].facts.name, request.format)
@@ -85,8 +88,10 @@ class JobIntake:
 
         Raises:
             RequestTooLargeError, UnsupportedFormatError, InputFormatError: the file cannot be used.
+            InvalidSourceError, DestinationNotAllowedError: the result may not go where it should.
             IdempotencyConflictError, QueueFullError: see ``JobStore.record``.
         """
+        self._check_destination(options)
         format_of(name, options.format)
         num_bytes = file.seek(0, 2)
         check_size(num_bytes, self._parts.limits)
@@ -114,6 +119,11 @@ class JobIntake:
         if not accepted.is_new:
             self._parts.storage.delete_folder(job_id)
         return accepted
+
+    def _check_destination(self, options: JobOptions) -> None:
+        if options.result_uri is not None:
+            self._parts.destinations.check(options.result_uri)
+            format_of_result(options.result_uri, options.result_format, options.result_view)
 
     def _check(self, file: InputFile, layout: Layout) -> SourceFormat:
         """Look at the beginning of *file*: of Parquet, whose footer can end the process that reads it, in another."""
@@ -149,6 +159,14 @@ def _new_job(options: JobOptions, given: _Recorded, *, model_version: str, rule:
         request_digest=given.digest,
         input_description=given.description,
         idempotency_key=key,
+        result_uri=options.result_uri,
+        result_format=(
+            None
+            if options.result_uri is None
+            else format_of_result(options.result_uri, options.result_format, options.result_view)
+        ),
+        result_view=options.result_view,
+        carried=json.dumps(options.carry) if options.carry else None,
     )
 
 

@@ -14,6 +14,8 @@ from models.data.reading.input_formats import INPUT_FORMATS
 from models.data.reading.layouts import PRESETS, Layout, parse_condition, preset, with_columns
 from models.data.reading.times import TimeUnit
 from models.errors import ConfigurationError
+from models.exports.encoding import INTERACTION_COLUMNS, ResultView
+from models.exports.export_formats import FileFormatName
 
 _JOB_ID = "019a1b2c3d4e5f60718293a4b5c6d7e8"
 _JOB_EXAMPLE: dict[str, Any] = {
@@ -41,6 +43,10 @@ _JOB_EXAMPLE: dict[str, Any] = {
         "unknown_kept": 4,
         "truncated": 0,
     },
+    "result_uri": "s3://results/march/kitchen.parquet",
+    "result_format": "parquet",
+    "result_view": "interactions",
+    "carry": ["rating"],
     "reason": None,
 }
 
@@ -103,6 +109,39 @@ class JobOptions(BaseModel):
     prefix_items: Flag = Field(False, description="Put the domain and a colon before every item.")
     time_unit: TimeUnit | None = Field(None, description="Of times that are numbers; found without it, for each file.")
 
+    carry: Annotated[list[Name], BeforeValidator(_one_or_more), Field(max_length=16)] | None = Field(
+        None,
+        description="Columns of the input that come along, as texts, in the result's interactions; a replacement has "
+        "those of its source item. Inputs of sequences have none.",
+    )
+    result_uri: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        None,
+        description="Where the result is written, whole, before the job has succeeded: under one of the places that "
+        "TAESAR_OUTPUT_ROOTS allows. A file that is there is replaced.",
+    )
+    result_format: FileFormatName | None = Field(
+        None, description="Of that; without it, the ending of its name says so."
+    )
+    result_view: ResultView | None = Field(
+        None, description="Of that: a row per sequence or per interaction; see GET /jobs/{id}/result."
+    )
+
+    @field_validator("carry")
+    @classmethod
+    def _check_carry(cls, names: list[str] | None) -> list[str] | None:
+        taken = [name for name in names or () if name in INTERACTION_COLUMNS]
+        if taken:
+            raise ValueError(f"{taken[0]!r} is a column of the result itself")
+        if len(set(names or ())) < len(names or ()):
+            raise ValueError("a column is named twice")
+        return names
+
+    @model_validator(mode="after")
+    def _check_result(self) -> Self:
+        if self.result_uri is None and (self.result_format or self.result_view):
+            raise ValueError("result_format and result_view are of result_uri; a download says its own")
+        return self
+
     @model_validator(mode="after")
     def _check_layout(self) -> Self:
         try:
@@ -130,6 +169,7 @@ class JobOptions(BaseModel):
             where=tuple(map(parse_condition, self.where or ())),
             prefix_items=self.prefix_items,
             time_unit=self.time_unit or layout.time_unit,
+            carried=tuple(self.carry or ()),
         )
 
 
@@ -207,6 +247,10 @@ class JobBody(BaseModel):
     finished_at: datetime | None
     progress: JobProgress
     counts: JobCounts
+    result_uri: str | None = Field(description="Where the result is once the job has succeeded; null: download it.")
+    result_format: str | None
+    result_view: str | None
+    carry: list[str] = Field(description="Columns of the input that come along.")
     reason: str | None = Field(description="Why it failed; while its input is read, why the last attempt to do so did.")
 
     @classmethod
@@ -228,6 +272,10 @@ class JobBody(BaseModel):
             finished_at=None if job.finished_at_ms is None else _instant(job.finished_at_ms),
             progress=JobProgress(num_chunks=job.num_chunks, chunks_done=job.chunks_done, share=share),
             counts=JobCounts(**{name: getattr(job, name) for name in JobCounts.model_fields}),
+            result_uri=job.result_uri,
+            result_format=job.result_format,
+            result_view=job.result_view,
+            carry=list(job.carried_columns),
             reason=job.reason,
         )
 

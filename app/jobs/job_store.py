@@ -22,6 +22,7 @@ from app.jobs.records import (
     find_job,
     get_job,
     job_of,
+    output_names_of,
 )
 from app.mappings.mapping_store import drop, take_back
 from app.storage.database import now_ms, reading, writing
@@ -144,8 +145,7 @@ class JobStore:
                 raise JobStateError(f"job {job_id} is {job.state}; only a succeeded job has a result")
             if job.pruned_at_ms is not None:
                 raise ResultGoneError(f"the result of job {job_id} is past its retention and was removed")
-            statement = select(chunks.c.output_name).where(chunks.c.job_id == job_id).order_by(chunks.c.chunk_index)
-            return list(connection.execute(statement).scalars())
+            return output_names_of(connection, job_id)
 
     def bad_rows(self, job_id: str, *, after: int = 0, limit: int = BAD_ROWS_PAGE) -> list[BadRow]:
         """

@@ -8,6 +8,7 @@ import dramatiq
 from sqlalchemy import Engine
 
 from app.jobs.chunks import ChunkStore
+from app.jobs.destinations import DestinationRoots
 from app.jobs.formats import SourceLimits
 from app.jobs.job_store import JobStore
 from app.jobs.queue import TaskQueue, embedded_broker, redis_broker
@@ -44,6 +45,7 @@ class JobParts:
     queue: TaskQueue
     storage: Storage
     roots: SourceRoots
+    destinations: DestinationRoots
     limits: SourceLimits
     embedded: bool
     requeue_ms: int
@@ -99,6 +101,7 @@ def job_parts(settings: Settings) -> JobParts:
         queue=TaskQueue(broker),
         storage=Storage(settings.job_storage()),
         roots=SourceRoots(settings.input_roots),
+        destinations=DestinationRoots(settings.output_roots),
         limits=SourceLimits(
             max_bytes=settings.max_input_bytes,
             max_expanded_bytes=settings.max_expanded_bytes,

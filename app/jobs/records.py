@@ -8,6 +8,7 @@ Order of locks, which keeps transactions from deadlocking: one job's row, then i
 
 from __future__ import annotations
 
+import json
 import secrets
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -21,6 +22,7 @@ from app.jobs.formats import SourceFormat
 from app.mappings.mapping_store import DictionaryKey, drop
 from app.storage.database import now_ms
 from app.storage.tables import chunks, jobs
+from models.exports.encoding import ResultView
 
 MAX_REASON = 500
 
@@ -51,6 +53,8 @@ class NewJob:
         source_uri: the input, or None when it was uploaded to the job's storage.
         input_description: of ``job_input``, where the URI or the upload does not say all.
         request_digest: hash of everything that makes the request what it is, uploaded content included.
+        result_uri, result_format, result_view: where the result goes, and in which form; None: it is downloaded.
+        carried: a JSON list of the input's columns that come along, or None.
     """
 
     target_domain: str
@@ -64,6 +68,10 @@ class NewJob:
     request_digest: str
     input_description: str | None = None
     idempotency_key: str | None = None
+    result_uri: str | None = None
+    result_format: str | None = None
+    result_view: ResultView | None = None
+    carried: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +98,15 @@ class Job(SequenceCounts):
     rows_read: int
     rows_bad: int
     reason: str | None
+    result_uri: str | None = None
+    result_format: str | None = None
+    result_view: ResultView | None = None
+    carried: str | None = None
+
+    @property
+    def carried_columns(self) -> tuple[str, ...]:
+        """The input's columns that come along."""
+        return tuple(json.loads(self.carried or "[]"))
 
     @property
     def dictionary(self) -> DictionaryKey:
@@ -134,6 +151,12 @@ def find_job(connection: Connection, job_id: str, *, lock: bool = False) -> Job 
     statement = select(*JOB_COLUMNS).where(jobs.c.job_id == job_id)
     row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
     return None if row is None else job_of(row)
+
+
+def output_names_of(connection: Connection, job_id: str) -> list[str]:
+    """Names of the outputs of the job's chunks, in input order."""
+    statement = select(chunks.c.output_name).where(chunks.c.job_id == job_id).order_by(chunks.c.chunk_index)
+    return list(connection.execute(statement).scalars())
 
 
 def get_job(connection: Connection, job_id: str, *, lock: bool = False) -> Job:

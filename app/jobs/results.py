@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,10 +18,8 @@ import pyarrow.parquet as pq
 from app.counts import ITEM_COUNTS, ItemCounts
 from app.errors import UnsupportedFormatError
 from app.jobs.formats import PARQUET_SOURCE, SequenceRow
-from models.exports.encoding import FileParts, interactions_schema
+from models.exports.encoding import FileParts, ResultView, interactions_schema
 from models.exports.export_formats import FILE_FORMATS, FileFormatName, load_format
-
-ResultView = Literal["sequences", "interactions"]
 
 MEDIA_TYPES: Mapping[FileFormatName, str] = {name: entry.media_type for name, entry in FILE_FORMATS.items()}
 
@@ -107,6 +104,7 @@ def encode_results(
     view: ResultView | None = None,
     *,
     carried: Sequence[str] = (),
+    is_download: bool = True,
 ) -> FileParts:
     """
     All *chunks*, in order, as one file.
@@ -116,6 +114,7 @@ def encode_results(
         result_format: of the file.
         view: one row per sequence, or one per interaction; None takes sequences where the format has them.
         carried: names of the columns that the job carried along; interactions have them.
+        is_download: people open it; CSV that pipelines read is written as it is.
 
     Raises:
         UnsupportedFormatError: the format has no such view, or the result is of a version without interactions.
@@ -132,7 +131,7 @@ def encode_results(
         if view == "sequences"
         else _interaction_tables(chunks, carried)
     )
-    return encode(schema, map(without_formulas, tables) if result_format == "csv" else tables)
+    return encode(schema, map(without_formulas, tables) if is_download and result_format == "csv" else tables)
 
 
 def without_formulas(table: pa.Table) -> pa.Table:

@@ -29,6 +29,7 @@ from dramatiq.middleware import Retries
 from sqlalchemy import Connection, Engine, and_, case, func, or_, select, update
 
 from app.errors import (
+    DestinationNotAllowedError,
     FilesUnavailableError,
     InvalidSourceError,
     ModelNotRunningError,
@@ -58,6 +59,7 @@ class InputChangedError(Exception):
 REFUSALS = (
     InvalidSourceError,
     SourceNotAllowedError,
+    DestinationNotAllowedError,
     SourceNotFoundError,
     RequestTooLargeError,
     UnsupportedFormatError,
@@ -198,6 +200,40 @@ class RetryStore:
             )
         return True  # also after the last attempt: beginning again finds that it was the last
 
+    # Results
+
+    def begin_delivery(self, job_id: str) -> Job | None:
+        """Count an attempt to deliver the result; None when there is none (any more), or it was begun too often."""
+        self.settle()
+        with writing(self._engine) as connection:
+            job = find_job(connection, job_id, lock=True)
+            if job is None or job.state != JobState.RUNNING or job.num_chunks != job.chunks_done:
+                return None
+            attempts = connection.execute(
+                update(jobs)
+                .where(jobs.c.job_id == job_id)
+                .values(attempts=jobs.c.attempts + 1, claimed_at_ms=now_ms())
+                .returning(jobs.c.attempts)
+            ).scalar_one()
+            if attempts > self._max_attempts:
+                last = "its worker died" if job.reason is None or job.reason.startswith(WAITING) else job.reason
+                reason = f"the result could not be written in {self._max_attempts} attempts, the last: {last}"
+                end_job(connection, job, JobState.FAILED, reason)
+                return None
+            return job
+
+    def delivery_failed(self, job_id: str, error: Exception) -> bool:
+        """Record why the result could not be written; False when the job failed with it, True to try again."""
+        if fault_of(error) is Fault.OUTAGE:
+            self._settle_later(partial(self._take_back_delivery, job_id, error))
+            return True
+        with writing(self._engine) as connection:
+            if fault_of(error) is Fault.REFUSAL:
+                fail_job(connection, job_id, str(error))
+                return False
+            connection.execute(update(jobs).where(*_undelivered(job_id)).values(reason=_describe(error)))
+        return True  # also after the last attempt: beginning again finds that it was the last
+
     # Chunks
 
     def begin_chunk(self, job_id: str, chunk_index: int) -> ChunkWork | None:
@@ -273,6 +309,11 @@ class RetryStore:
                 .where(jobs.c.job_id == job_id, jobs.c.state == JobState.RUNNING, jobs.c.num_chunks.is_(None))
                 .values(attempts=_one_less(jobs), reason=_describe_outage(error))
             )
+
+    def _take_back_delivery(self, job_id: str, error: Exception) -> None:
+        with writing(self._engine) as connection:
+            values = {"attempts": _one_less(jobs), "reason": _describe_outage(error)}
+            connection.execute(update(jobs).where(*_undelivered(job_id)).values(**values))
 
     def _take_back_chunk(self, work: ChunkWork, error: Exception) -> None:
         reason = _describe_outage(error)
@@ -379,6 +420,11 @@ def _whole_is_due() -> Any:
 def _idle_since(table: Any, older_than_ms: int, horizon_ms: int) -> Any:
     begun = table.c.claimed_at_ms
     return and_(table.c.queued_at_ms < horizon_ms, or_(begun.is_(None), begun < older_than_ms))
+
+
+def _undelivered(job_id: str) -> tuple[Any, ...]:
+    """The job, while all that is left to do is to write its result."""
+    return jobs.c.job_id == job_id, jobs.c.state == JobState.RUNNING, jobs.c.num_chunks == jobs.c.chunks_done
 
 
 def _one_less(table: Any) -> Any:

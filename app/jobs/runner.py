@@ -12,16 +12,17 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from app.jobs.chunk_files import read_chunk_file, write_chunk_file
+from app.jobs.chunk_files import read_chunk_file, read_result, write_chunk_file
 from app.jobs.chunk_regeneration import regenerate_rows
 from app.jobs.cutting import ChunkRows, cut_rows
+from app.jobs.destinations import format_of_result
 from app.jobs.formats import BadRow, SequenceRow
 from app.jobs.job_input import input_of
 from app.jobs.job_models import ModelSource
 from app.jobs.parts import JobParts
 from app.jobs.reading_process import read_in_process
 from app.jobs.records import Job, JobState
-from app.jobs.results import input_file, output_file, read_input_file
+from app.jobs.results import encode_results, input_file, output_file, read_input_file, read_output_file
 from app.jobs.retries import ChunkWork, Fault, fault_of
 from app.jobs.tasks import Task, TaskKind
 from app.runtime.logs import logger
@@ -56,7 +57,7 @@ class JobRunner:
         elif task.step is TaskKind.CHUNK:
             self._chunk(task.job_id, task.chunk_index)
         else:
-            self._finish(task.job_id)
+            self._deliver(task.job_id)
 
     def renew(self) -> None:
         """Say of all that is in hand that it is being worked on; to be called now and then from another thread."""
@@ -152,12 +153,45 @@ class JobRunner:
             work, output_name=name, counts=result.counts, bad=result.bad, increments=result.increments
         )
 
-    def _finish(self, job_id: str) -> None:
-        job = self._parts.chunks.finish(job_id)
+    def _finish(self, job_id: str, *, delivered: bool = False) -> None:
+        job = self._parts.chunks.finish(job_id, delivered=delivered)
         if job is None:
+            return
+        if job.state is JobState.RUNNING:  # its result is to be written: a task of its own, which may fail by itself
+            self._parts.queue.put(Task(TaskKind.FINISH, job_id))
             return
         log.info("job_ended", job_id=job_id, state=job.state, reason=job.reason)
         if job.state is JobState.SUCCEEDED:
             self._parts.storage.delete_folder(f"{job_id}/input")
         else:
             self._parts.remove_files_of_ended(job_id)
+
+    def _deliver(self, job_id: str) -> None:
+        """Write the result where the job says, if it does, and settle the job."""
+        parts = self._parts
+        waiting = parts.chunks.finish(job_id)
+        if waiting is None or waiting.state is not JobState.RUNNING:
+            return
+        job = parts.retries.begin_delivery(job_id)
+        if job is None:
+            parts.remove_files_of_ended(job_id)
+            return
+        try:
+            with self._keep_renewed(partial(parts.retries.renew_cutting, job_id)):
+                self._write_result(job)
+        except Exception as error:
+            log.warning("delivery_failed", job_id=job_id, exc_info=fault_of(error) is Fault.FAILURE, reason=str(error))
+            if parts.retries.delivery_failed(job_id, error):
+                raise
+            parts.remove_files_of_ended(job_id)
+            return
+        self._finish(job_id, delivered=True)
+
+    def _write_result(self, job: Job) -> None:
+        assert job.result_uri is not None
+        names = self._parts.chunks.output_names(job.job_id)
+        tables = map(read_output_file, read_result(self._parts.storage, job.job_id, names))
+        chosen = format_of_result(job.result_uri, job.result_format, job.result_view)
+        encoded = encode_results(tables, chosen, job.result_view, carried=job.carried_columns, is_download=False)
+        with contextlib.closing(encoded) as content:
+            self._parts.destinations.write(job.result_uri, content)

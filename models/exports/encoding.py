@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 
@@ -19,6 +20,9 @@ FileParts = Generator[bytes, None, None]
 
 Encoder = Callable[[pa.Schema, Iterable[pa.Table]], FileParts]
 """Tables of one schema, in order, as one file; holds no more than one of them."""
+
+ResultView = Literal["sequences", "interactions"]
+"""What a row of a result is: a sequence, or an item that stays."""
 
 KEPT, REPLACED = "kept", "replaced"
 INTERACTION_COLUMNS = ("user", "item", "timestamp", "origin", "source_item", "source_domain", "score")

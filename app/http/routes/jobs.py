@@ -15,6 +15,7 @@ from starlette.responses import StreamingResponse
 
 from app.errors import (
     ContentTypeError,
+    DestinationNotAllowedError,
     FilesUnavailableError,
     IdempotencyConflictError,
     InvalidBodyError,
@@ -44,10 +45,11 @@ from app.jobs.intake import Accepted, JobIntake
 from app.jobs.job_bodies import JobBody, JobOptions, JobPage, JobRequest
 from app.jobs.parts import JobParts
 from app.jobs.records import TERMINAL, Job, JobState
-from app.jobs.results import MEDIA_TYPES, ResultView, encode_results, read_output_file
+from app.jobs.results import MEDIA_TYPES, encode_results, read_output_file
 from app.runtime.shutdown import Shutdown
 from app.serving.model_registry import LoadedModel
 from models.errors import InputFormatError, UnknownDomainError
+from models.exports.encoding import ResultView
 from models.exports.export_formats import FILE_FORMATS, FileFormatName, describe_formats
 
 router = APIRouter(tags=["jobs"])
@@ -117,6 +119,7 @@ JobPartsOf = Annotated[JobParts, Depends(parts_of)]
     openapi_extra=_BODY,
     responses=problem_responses(
         SourceNotAllowedError,
+        DestinationNotAllowedError,
         SourceNotFoundError,
         UnknownDomainError,
         IdempotencyConflictError,
@@ -321,7 +324,7 @@ def download_result(
     contents = read_result(parts.storage, job_id, parts.jobs.output_names(job_id))
     tables = (read_output_file(content) for content in contents)
     return ClosingStream(
-        encode_results(tables, chosen, view),
+        encode_results(tables, chosen, view, carried=parts.jobs.get(job_id).carried_columns),
         media_type=MEDIA_TYPES[chosen],
         headers={"Content-Disposition": f'attachment; filename="{job_id}{FILE_FORMATS[chosen].suffix}"'},
     )
