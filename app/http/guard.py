@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import json
 import resource
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -30,20 +30,12 @@ RESERVED_DESCRIPTORS = 384
 # Connections that the event loop takes in one go, before the guard sees the first of them; a part of the reserve
 BACKLOG = 128
 FEWEST_CONNECTIONS = 16
+# So much of a refused body is still taken and thrown away, for its client to read the answer
+LINGER_BYTES = 32 * 1024 * 1024
 # A process may open so many files where the system lets it choose
 MOST_DESCRIPTORS = 65_536
 # What is closed under attack is told once in so many seconds, as a number
 REPORT_SECONDS = 10.0
-
-TIMEOUT_BODY = json.dumps(
-    {
-        "type": "urn:taesar:problem:request-timeout",
-        "title": "Request timeout",
-        "status": 408,
-        "detail": "the request did not come in time (TAESAR_SLOW_CLIENT_SECONDS, TAESAR_MIN_BYTES_PER_SECOND)",
-        "instance": "/",
-    }
-).encode()
 
 
 class Phase(IntEnum):
@@ -164,6 +156,45 @@ class ConnectionGuard:
         return connection.has_answered, -self._per_peer[connection.peer], connection.since
 
 
+class LingeringTransport:
+    """
+    A connection that is not closed on a client who is still sending: what it sends is thrown away until it has ended.
+
+    Closed at once, the system would answer the rest with a reset, and the client lose the answer that says why.
+
+    Args:
+        transport: the real one.
+        is_sending: whether the rest of a body is to come.
+    """
+
+    def __init__(self, transport: asyncio.Transport, is_sending: Callable[[], bool]) -> None:
+        self._transport = transport
+        self._is_sending = is_sending
+        self.lingers = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """Whether nothing more will be written."""
+        return self.lingers or self._transport.is_closing()
+
+    def close(self) -> None:
+        """Write what is to be written, then close, now or when the client has ended."""
+        if self.is_closing():
+            return
+        if not self._is_sending():
+            self._transport.close()
+            return
+        self.lingers = True
+        self._transport.write_eof()
+        self._transport.resume_reading()
+
+    def close_now(self) -> None:
+        """Write what is to be written, then close."""
+        self._transport.close()
+
+
 class GuardedProtocol(H11Protocol):
     """uvicorn's connection, which says how it gets on and can be cut off in each of its states."""
 
@@ -182,6 +213,7 @@ class GuardedProtocol(H11Protocol):
         self._drained = 0
         self.peer = ""
         self._num_answered = 0
+        self._heard_until = LINGER_BYTES
         self.since = self.loop.time()
         self._seen: tuple[Phase, int] = (Phase.HEAD, 0)
         self._mark = 0
@@ -203,6 +235,8 @@ class GuardedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See ``asyncio.Protocol``."""
         super().connection_made(transport)
+        self._lingering = LingeringTransport(transport, lambda: self.conn.their_state is h11.SEND_BODY)
+        self.transport = self._lingering  # type: ignore[assignment]
         self.peer = self.client[0] if self.client else ""
         self._guard.admit(self)
 
@@ -214,7 +248,10 @@ class GuardedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """See ``asyncio.Protocol``."""
         self._received += len(data)
-        super().data_received(data)
+        if not self._lingering.lingers:
+            super().data_received(data)
+        elif self._received > self._heard_until:
+            self.cut()
 
     def resume_writing(self) -> None:
         """See ``asyncio.Protocol``."""
@@ -224,6 +261,7 @@ class GuardedProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         """See ``H11Protocol``."""
         self._num_answered += 1
+        self._heard_until = self._received + LINGER_BYTES
         super().on_response_complete()
 
     def overdue(self, now: float, limits: ConnectionLimits) -> str | None:
@@ -248,17 +286,17 @@ class GuardedProtocol(H11Protocol):
         return "slow_body" if phase is Phase.BODY else "slow_reader"
 
     def give_up(self) -> None:
-        """Close the connection: with a 408 where an answer to the request may still be sent."""
+        """
+        Close the connection. Who sent half a request gets no answer, as from other servers: it has none to wait for.
+        """
         phase = self.phase
-        if phase is Phase.ANSWER or (self.cycle is not None and phase is Phase.BODY and self.cycle.response_started):
+        if phase is Phase.ANSWER:
             self.cut()
             return
-        if phase is Phase.BODY or self._received_part_of_a_head():
-            self._send_timeout()
         if self.cycle is not None and phase is Phase.BODY:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self.transport.close()
+        self._lingering.close_now()
 
     def cut(self) -> None:
         """Close the connection at once, whatever it still holds."""
@@ -283,23 +321,6 @@ class GuardedProtocol(H11Protocol):
     def _begin_span(self, now: float) -> None:
         self.since = now
         self._mark = self._progress(self._seen[0])
-
-    def _received_part_of_a_head(self) -> bool:
-        return bool(self.conn.trailing_data[0]) and self.conn.our_state is h11.IDLE
-
-    def _send_timeout(self) -> None:
-        headers = [
-            (b"content-type", b"application/problem+json"),
-            (b"content-length", str(len(TIMEOUT_BODY)).encode()),
-            (b"connection", b"close"),
-        ]
-        events = (
-            h11.Response(status_code=408, headers=headers, reason=b"Request Timeout"),
-            h11.Data(data=TIMEOUT_BODY),
-            h11.EndOfMessage(),
-        )
-        for event in events:
-            self.transport.write(self.conn.send(event) or b"")
 
 
 def quieten_accepting(loop: asyncio.AbstractEventLoop) -> None:
