@@ -286,9 +286,7 @@ class GuardedProtocol(H11Protocol):
         return "slow_body" if phase is Phase.BODY else "slow_reader"
 
     def give_up(self) -> None:
-        """
-        Close the connection. Who sent half a request gets no answer, as from other servers: it has none to wait for.
-        """
+        """Close the connection. Who sent half a request gets no answer, as from other servers."""
         phase = self.phase
         if phase is Phase.ANSWER:
             self.cut()

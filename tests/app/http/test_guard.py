@@ -115,7 +115,9 @@ def test_a_client_that_does_not_read_is_cut_off(listening, connect, payload):
     port = listening(slow_client_seconds=1, max_sequences_per_request=3000, max_queued_sequences=3000)
     body = json.dumps(payload(*["b01 f02 " * 5] * 3000, explain=True)).encode()
     client = connect(port, BODY_HEAD % len(body) + body, receive_buffer=4096)
-    time.sleep(12)  # the answer, megabytes, waits for its reader; the kernel's buffers hold less
+    client.settimeout(60)
+    client.recv(1, socket.MSG_PEEK)
+    time.sleep(6)  # the answer, megabytes, waits for its reader; the kernel's buffers hold less
     answer = rest_of(client)
     head, _, content = answer.partition(b"\r\n\r\n")
     length = int(dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])[b"content-length"])
