@@ -1,5 +1,5 @@
 """
-Answers that are written to a private file first, and read from there by their clients.
+Answers that are written to a private file, and read from there by their clients while it grows.
 
 What an answer is made from, a connection to the database above all, is given back as soon as the answer is written,
 however slowly it is read. Clients that ask for the same thing share one file. It has no name, so that nobody else opens
@@ -11,91 +11,166 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-import threading
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import AsyncGenerator, Callable, Hashable, Mapping
 from typing import BinaryIO
 
 import anyio
 import anyio.to_thread
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-READ_BYTES = 256 * 1024
+READ_BYTES = 128 * 1024
 # So many are written at a time: each holds a connection and a thread
 WRITTEN_AT_ONCE = 4
+
+
+class AbandonedError(Exception):
+    """All who asked for the answer have left before it was written."""
 
 
 class Spool:
     """
     One answer in a file, and how many clients read it.
 
-    Args:
-        write: writes all of it and returns its label.
-        limiter: of those that are written at a time.
+    All but ``begin`` and ``write`` is used on the event loop; these by the one thread that writes.
     """
 
-    def __init__(self, write: Callable[[BinaryIO], str], limiter: anyio.CapacityLimiter) -> None:
+    def __init__(self) -> None:
         self.num_readers = 0
-        self.file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  # closed by its last reader
-        self.label = asyncio.ensure_future(self._write(write, limiter))
+        self.label: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.is_abandoned = False
+        self._loop = asyncio.get_running_loop()
+        self._file: BinaryIO = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed by its last reader
+        self._grown = asyncio.Event()
+        self._is_written = False
+        self._error: Exception | None = None
 
-    async def _write(self, write: Callable[[BinaryIO], str], limiter: anyio.CapacityLimiter) -> str:
-        label = await anyio.to_thread.run_sync(write, self.file, limiter=limiter)
-        self.file.flush()
-        return label
+    def begin(self, label: str) -> None:
+        """Say what the answer is the state of; its clients get their headers."""
+        self._loop.call_soon_threadsafe(self._set_label, label)
+
+    def write(self, part: bytes) -> None:
+        """Write more of it; raises AbandonedError when nobody waits for it, OSError when the disk is full."""
+        if self.is_abandoned:
+            raise AbandonedError
+        self._file.write(part)
+        self._loop.call_soon_threadsafe(self._tell)
+
+    async def fill(self, write: Callable[[Spool], None], limiter: anyio.CapacityLimiter) -> None:
+        """Write all of it, in a thread, and close the file if nobody reads it."""
+        try:
+            await anyio.to_thread.run_sync(write, self, limiter=limiter)
+        except Exception as error:
+            self._error = error
+            if not self.label.done():
+                self.label.set_exception(error)
+                self.label.exception()  # seen: all who asked may have left
+        finally:
+            self._is_written = True
+            self._tell()
+            self.close_unread()
+
+    def close_unread(self) -> None:
+        """Close the file when it is neither read nor written."""
+        if self.num_readers == 0 and self._is_written:
+            self._file.close()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it could not be written to its end."""
+        return self._error is not None
+
+    async def parts(self) -> AsyncGenerator[bytes, None]:
+        """The answer from its beginning, and on as it grows; raises what ended the writing."""
+        place = 0
+        while True:
+            is_written, grown = self._is_written, self._grown
+            # Straight from the system's memory, mostly: written a moment ago
+            if part := os.pread(self._file.fileno(), READ_BYTES, place):
+                yield part
+                place += len(part)
+            elif not is_written:
+                await grown.wait()
+            elif self._error is not None:
+                raise self._error
+            else:
+                return
+
+    def _set_label(self, label: str) -> None:
+        if not self.label.done():
+            self.label.set_result(label)
+
+    def _tell(self) -> None:
+        self._grown.set()
+        self._grown = asyncio.Event()
 
 
 class Spools:
-    """The answers that are being written or read."""
+    """The answers that are being written or read. Used on the event loop only."""
 
     def __init__(self) -> None:
         self._limiter: anyio.CapacityLimiter | None = None
-        self._changing = threading.Lock()
         self._spools: dict[Hashable, Spool] = {}
+        self._writing: set[asyncio.Task[None]] = set()
 
-    async def read(self, key: Hashable, write: Callable[[BinaryIO], str]) -> tuple[str, Generator[bytes, None, None]]:
+    async def answer(
+        self,
+        key: Hashable,
+        write: Callable[[Spool], None],
+        *,
+        media_type: str,
+        headers: Callable[[str], Mapping[str, str]],
+    ) -> SpooledAnswer:
         """
-        The label of the answer *key* and its parts, once all of it is written; close the parts to let go of them.
+        The answer *key*, once its writing has begun.
 
         Args:
             key: what is asked for; who asks for the same while it is there shares it.
-            write: writes the answer into a file, in a thread, and returns its label.
+            write: begins the spool with a label, then writes the answer into it; called in a thread.
+            media_type: of the answer.
+            headers: label -> further headers.
 
         Raises:
-            Exception: whatever *write* raises, or the file system.
+            Exception: whatever *write* raises before it has begun.
         """
         if self._limiter is None:  # it belongs to an event loop
             self._limiter = anyio.CapacityLimiter(WRITTEN_AT_ONCE)
-        with self._changing:
-            spool = self._spools.get(key)
-            if spool is None:
-                spool = self._spools[key] = Spool(write, self._limiter)
-            spool.num_readers += 1
+        spool = self._spools.get(key)
+        if spool is None:
+            spool = self._spools[key] = Spool()
+            task = asyncio.ensure_future(spool.fill(write, self._limiter))
+            self._writing.add(task)
+            task.add_done_callback(self._writing.discard)
+        spool.num_readers += 1
+
+        def leave() -> None:
+            spool.num_readers -= 1
+            if (spool.num_readers == 0 or spool.has_failed) and self._spools.get(key) is spool:
+                del self._spools[key]  # the next to ask begins anew
+            spool.is_abandoned = spool.num_readers == 0
+            spool.close_unread()
+
         try:
             label = await asyncio.shield(spool.label)
         except BaseException:
-            self._leave(key, spool)
+            leave()
             raise
-        parts = self._parts(key, spool)
-        next(parts)  # from here on closing it lets go of the file, though nothing of it was read
-        return label, parts
+        return SpooledAnswer(spool, leave, media_type=media_type, headers=headers(label))
 
-    def _leave(self, key: Hashable, spool: Spool) -> None:
-        with self._changing:
-            spool.num_readers -= 1
-            has_failed = spool.label.done() and (spool.label.cancelled() or spool.label.exception() is not None)
-            if (spool.num_readers == 0 or has_failed) and self._spools.get(key) is spool:
-                del self._spools[key]  # the next to ask begins anew
-            if spool.num_readers == 0:
-                if spool.label.done():
-                    spool.file.close()
-                else:  # all have left while it is still being written
-                    spool.label.add_done_callback(lambda _: spool.file.close())
 
-    def _parts(self, key: Hashable, spool: Spool) -> Generator[bytes, None, None]:
+class SpooledAnswer(StreamingResponse):
+    """An answer that is read from its file, and lets go of it however it ends."""
+
+    def __init__(self, spool: Spool, leave: Callable[[], None], *, media_type: str, headers: Mapping[str, str]) -> None:
+        self._parts = spool.parts()
+        self._leave = leave
+        super().__init__(self._parts, media_type=media_type, headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer, then let go of its file."""
         try:
-            yield b""
-            place = 0
-            while part := os.pread(spool.file.fileno(), READ_BYTES, place):  # each reader has a place of its own
-                yield part
-                place += len(part)
+            await super().__call__(scope, receive, send)
         finally:
-            self._leave(key, spool)
+            self._leave()
+            with anyio.CancelScope(shield=True):
+                await self._parts.aclose()

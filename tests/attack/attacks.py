@@ -40,7 +40,7 @@ from tests.attack.served import (
 
 MEGABYTE = 1024 * 1024
 FULL = 8 * MEGABYTE - 100
-SOON = 5.0  # seconds in which a bystander is answered on a busy machine; the attacks once cost ten to a hundred
+SOON = 15.0  # seconds in which others are answered on a busy machine; the attacks once cost a minute, or for ever
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,12 @@ def held_bodies(target: Target) -> str | None:
         headers = {"Content-Type": "application/json"}
         valid = _request_of(target).ljust(4 * MEGABYTE)
         url = f"http://127.0.0.1:{cluster.port}/regenerate"
-        status = httpx.post(url, content=valid, headers=headers, timeout=30).status_code
+        answer = httpx.post(url, content=valid, headers=headers, timeout=60)
         for client in held:
             client.close()
         if grown > 200:
             return f"{grown:.0f} MB more were held"
-        return None if status == 200 else f"another client was answered {status}"
+        return None if answer.status_code == 200 else f"another client was answered {answer.text[:200]}"
 
 
 def many_parts(target: Target) -> str | None:
@@ -143,7 +143,7 @@ def many_parts(target: Target) -> str | None:
             for one in together:
                 one.join()
         grown = megabytes(process_id(cluster), "VmHWM") - before
-        if bystander.failures or bystander.slowest > 1.0:
+        if bystander.failures or bystander.slowest > SOON / 5:
             return f"a bystander waited {bystander.slowest:.1f} s, {dict(bystander.failures)}"
         return f"memory grew by {grown:.0f} MB" if grown > 150 else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 import pyarrow as pa
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -24,8 +24,7 @@ from app.http.paging import decode_cursor, encode_cursor, is_unchanged, preferre
 from app.http.problems import problem_responses
 from app.http.routes.jobs import JobPartsOf
 from app.http.routes.models import inference_of
-from app.http.spools import Spools
-from app.http.streams import ClosingStream
+from app.http.spools import Spool, Spools
 from app.jobs.results import MEDIA_TYPES, without_formulas
 from app.mappings.mapping_bodies import MappingPage
 from app.mappings.mapping_store import (
@@ -160,18 +159,18 @@ async def read_mappings(
     if body is not None:
         return Response(body.model_dump_json(), media_type=JSON, headers=headers)
 
-    def write(file: BinaryIO) -> str:
-        """The whole file, of one state of the dictionary; returns its tag."""
+    def write(spool: Spool) -> None:
         with reading_one_state(parts.engine) as connection:
             dictionary = find_dictionary(connection, chosen.key)
+            spool.begin(_etag(dictionary))
             blocks = iter(()) if dictionary is None else stream(connection, dictionary, chosen.where)
             for part in encoded_lines(blocks, media_type):
-                file.write(part)
-        return _etag(dictionary)
+                spool.write(part)
 
     spools: Spools = request.app.state.spools
-    tag, content = await spools.read((tag, chosen, media_type), write)
-    return ClosingStream(content, media_type=media_type, headers=headers | {"ETag": tag})
+    return await spools.answer(
+        (tag, chosen, media_type), write, media_type=media_type, headers=lambda label: headers | {"ETag": label}
+    )
 
 
 def _tag_and_page(
