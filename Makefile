@@ -8,6 +8,9 @@
 # make interop  RecBole as an oracle; RecBole, RecTools and RePlay train on the exports; in .venv-interop
 # make mutants  small faults in decoding, metrics, preparation, jobs, mappings, batcher: does a test notice each?
 # make chaos   a job of 10,000 sequences, twenty times, while workers, API, Redis and PostgreSQL are killed
+# make attack  what once took the service down, against a running one: a line each, right or wrong
+# make fuzz    100,000 mutated bodies, uploads, URIs and headers; ARGS='--cases 2000' for less
+# make soak    half an hour of mixed load while everything is killed; ARGS='--minutes 3' for less
 # make bench   every benchmark but bench-recbole; the last line of each is its result as JSON
 # make bench-decode | bench-training | bench-serving | bench-scaling   one of them: make bench-decode ARGS='--rounds 9'
 # make bench-recbole   training speed of SASRec and GRU4Rec next to RecBole's own trainer, in .venv-interop
@@ -103,6 +106,15 @@ mutants: $(INSTALLED)
 
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+attack: $(INSTALLED)
+	$(BIN)/python -m tests.attack $(ARGS)
+
+fuzz: $(INSTALLED)
+	$(BIN)/python -m tests.attack.fuzz $(ARGS)
+
+soak: $(INSTALLED)
+	$(BIN)/python -m tests.attack.soak $(ARGS)
 
 # IMAGE_ARGS goes to buildah's build: what pip needs on this machine (docs/deployment.md).
 image-test: $(INSTALLED)

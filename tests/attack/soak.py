@@ -1,0 +1,249 @@
+"""
+``make soak``: half an hour of mixed load while everything is killed at random; the last line is JSON.
+
+A cycle has three parts. In the first, requests are timed alone; in the second beside slow senders, slow readers, big
+uploads, full bodies of too many parts and downloads of the dictionary; in the third a job runs while API, the model's
+process, worker, Redis and PostgreSQL are killed. Every answer is compared with the first answer to the same request,
+every job's result and dictionary with those of an undisturbed job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import itertools
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from tests.attack.attacks import MANY_PARTS
+from tests.attack.served import children, connect, megabytes, num_descriptors, post_head, process_id
+from tests.chaos.cluster import Cluster, Outcome
+from tests.chaos.inputs import food_kitchen
+from tests.chaos.rounds import undisturbed
+from tests.services import reachable_folder
+
+JOB_SECONDS = 900
+NUM_REQUESTS = 40
+RETRIED = frozenset({429, 503})
+KEEPS_GOING = 0.01
+
+
+@dataclass
+class Findings:
+    """What the soak saw."""
+
+    wrong: list[str] = field(default_factory=list)
+    alone: list[float] = field(default_factory=list)
+    beside: list[float] = field(default_factory=list)
+    kills: collections.Counter[str] = field(default_factory=collections.Counter)
+    num_jobs: int = 0
+    num_answers: int = 0
+    memory: list[float] = field(default_factory=list)
+    descriptors: list[int] = field(default_factory=list)
+
+
+class Requests:
+    """Small requests and the one right answer to each."""
+
+    def __init__(self, path: Path, url: str) -> None:
+        self._url = f"{url}/regenerate"
+        with path.open(encoding="utf-8") as lines:
+            sequences = [json.loads(line) for line in itertools.islice(lines, NUM_REQUESTS)]
+        self._bodies = [{"target_domain": "kitchen", "sequences": [sequence]} for sequence in sequences]
+        self._right: list[object] = []
+
+    def learn(self) -> None:
+        """Take the answers of now for the right ones."""
+        self._right = [httpx.post(self._url, json=body, timeout=60).raise_for_status().json() for body in self._bodies]
+
+    def ask(self, seconds: float, findings: Findings, times: list[float], *, may_fail: bool) -> None:
+        """Ask for so long, one after the other; *times* are added to."""
+        over = time.monotonic() + seconds
+        client = httpx.Client(timeout=60)
+        for number in itertools.cycle(range(NUM_REQUESTS)):
+            if time.monotonic() > over:
+                break
+            began = time.monotonic()
+            try:
+                answer = client.post(self._url, json=self._bodies[number])
+            except httpx.TransportError as error:
+                if not may_fail:
+                    findings.wrong.append(f"a request: {type(error).__name__}")
+                time.sleep(0.1)
+                continue
+            if answer.status_code == 200:
+                times.append(time.monotonic() - began)
+                findings.num_answers += 1
+                if answer.json() != self._right[number]:
+                    findings.wrong.append(f"request {number} got another answer")
+            elif not (may_fail and answer.status_code in RETRIED):
+                findings.wrong.append(f"a request was answered {answer.status_code}: {answer.text[:100]}")
+            time.sleep(KEEPS_GOING)
+        client.close()
+
+
+class Hostility:
+    """Clients that behave badly until the block ends."""
+
+    def __init__(self, cluster: Cluster, path: Path) -> None:
+        self._cluster = cluster
+        self._content = path.read_bytes()
+        self._over = threading.Event()
+        self._held: list[socket.socket] = []
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(act,))
+            for act in (self._send_slowly, self._read_slowly, self._upload, self._send_many_parts, self._download)
+        ]
+
+    def __enter__(self) -> Hostility:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        for client in self._held:
+            client.close()
+
+    def _repeat(self, act: Callable[[], None]) -> None:
+        while not self._over.is_set():
+            with contextlib.suppress(httpx.HTTPError, OSError):
+                act()
+            self._over.wait(0.2)
+
+    def _send_slowly(self) -> None:
+        if len(self._held) < 300:
+            self._held += [connect(self._cluster.port, post_head("/regenerate", 10_000) + b"{") for _ in range(20)]
+
+    def _read_slowly(self) -> None:
+        head = b"GET /mappings/kitchen HTTP/1.1\r\nHost: localhost\r\nAccept: application/x-ndjson\r\n\r\n"
+        if len(self._held) < 300:
+            self._held += [connect(self._cluster.port, head, receive_buffer=2048) for _ in range(5)]
+
+    def _upload(self) -> None:
+        files = {"file": ("a.ndjson", self._content)}
+        answer = self._cluster.client.post("/jobs", data={"target_domain": "kitchen"}, files=files)
+        if answer.status_code == 202:
+            self._cluster.client.delete(f"/jobs/{answer.json()['job_id']}?remove=true")
+
+    def _send_many_parts(self) -> None:
+        for body in MANY_PARTS.values():
+            with contextlib.closing(connect(self._cluster.port, post_head("/regenerate", len(body)) + body)) as client:
+                client.recv(1000)
+
+    def _download(self) -> None:
+        httpx.get(f"http://127.0.0.1:{self._cluster.port}/mappings/kitchen", headers={"Accept": "text/csv"}, timeout=60)
+
+
+def kill_model(cluster: Cluster) -> None:
+    """Kill -9 of a process of the API's: its model's, or what starts those."""
+    for child in children(process_id(cluster)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+
+def disturb(cluster: Cluster, path: Path, source: random.Random, right: Outcome, findings: Findings) -> None:
+    """A job while everything is killed once, in random order; it must end as the undisturbed one did."""
+    acts: dict[str, Callable[[], None]] = {
+        "api": cluster.restart_api,
+        "model": lambda: kill_model(cluster),
+        "worker": lambda: cluster.restart_worker(0),
+        "redis": cluster.restart_redis,
+        "postgres": cluster.restart_postgres,
+    }
+    job_id = cluster.submit(path, "kitchen")
+    for name in source.sample(list(acts), len(acts)):
+        time.sleep(source.uniform(0.2, 2.0))
+        acts[name]()
+        findings.kills[name] += 1
+    cluster.wait(job_id, JOB_SECONDS)
+    found = cluster.outcome(job_id)
+    findings.num_jobs += 1
+    if found != right:
+        findings.wrong.append(f"job {job_id} {found.state}: not as the undisturbed one")
+    deadline = time.monotonic() + 60
+    while cluster.client.get("/readyz").status_code != 200:
+        if time.monotonic() > deadline:
+            findings.wrong.append("the service was not ready a minute after the last kill")
+            return
+        time.sleep(0.2)
+
+
+def soak(cluster: Cluster, path: Path, *, minutes: float, seed: int, part_seconds: float) -> Findings:
+    """Cycles until the time is over, at least one."""
+    findings, source = Findings(), random.Random(seed)
+    over = time.monotonic() + 60 * minutes
+    right = undisturbed(cluster, path, "kitchen", seconds=JOB_SECONDS)
+    assert right.state == "succeeded"
+    requests = Requests(path, f"http://127.0.0.1:{cluster.port}")
+    requests.learn()
+    while not findings.num_jobs or time.monotonic() < over:
+        requests.ask(part_seconds, findings, findings.alone, may_fail=False)
+        findings.memory.append(round(megabytes(process_id(cluster)), 1))
+        findings.descriptors.append(num_descriptors(process_id(cluster)))
+        with Hostility(cluster, path):
+            requests.ask(part_seconds, findings, findings.beside, may_fail=False)
+        asking = threading.Thread(target=requests.ask, args=(10.0, findings, []), kwargs={"may_fail": True})
+        asking.start()
+        disturb(cluster, path, source, right, findings)
+        asking.join()
+    return findings
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    """In milliseconds."""
+    cuts = statistics.quantiles(seconds, n=100)
+    return {"p50": round(cuts[49] * 1000, 1), "p99": round(cuts[98] * 1000, 1), "n": len(seconds)}
+
+
+def main() -> int:
+    """Soak; 1 when something is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--sequences", type=int, default=3000, help="of every job")
+    parser.add_argument("--part-seconds", type=float, default=20, help="of each timed part of a cycle")
+    arguments = parser.parse_args()
+    with reachable_folder() as folder:
+        bundle, path = food_kitchen(folder, num_sequences=arguments.sequences)
+        with Cluster(folder / "soak", bundle, path.parent, num_workers=1) as cluster:
+            found = soak(
+                cluster, path, minutes=arguments.minutes, seed=arguments.seed, part_seconds=arguments.part_seconds
+            )
+    alone, beside = percentiles(found.alone), percentiles(found.beside)
+    report = {
+        "minutes": arguments.minutes,
+        "seed": arguments.seed,
+        "num_wrong": len(found.wrong),
+        "wrong": found.wrong[:20],
+        "jobs": found.num_jobs,
+        "answers": found.num_answers,
+        "kills": dict(found.kills),
+        "alone_ms": alone,
+        "beside_ms": beside,
+        "ratio_p50": round(beside["p50"] / alone["p50"], 2),
+        "ratio_p99": round(beside["p99"] / alone["p99"], 2),
+        "memory_megabytes": found.memory,
+        "descriptors": found.descriptors,
+    }
+    print(json.dumps(report))  # noqa: T201
+    return 1 if found.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
