@@ -34,7 +34,6 @@ _DECODING = (
     "tests/models/decoding/test_regenerator.py",
     "tests/models/decoding/test_rules.py",
     "tests/models/decoding/test_windows.py",
-    "tests/models/kernels/test_paper_rule.py",
 )
 _JOBS = (
     "tests/app/jobs/test_stores.py",
