@@ -7,6 +7,7 @@
 # make map     the rooms, their files and which room imports which
 # make interop  RecBole as an oracle; RecBole, RecTools and RePlay train on the exports; in .venv-interop
 # make mutants  small faults in decoding, metrics, preparation, jobs, mappings, batcher: does a test notice each?
+# make fuzz-reader  100,000 mutated files through both callers of the reader
 # make chaos   a job of 10,000 sequences, twenty times, while workers, API, Redis and PostgreSQL are killed
 # make attack  what once took the service down, against a running one: a line each, right or wrong
 # make fuzz    100,000 mutated bodies, uploads, URIs and headers; ARGS='--cases 2000' for less
@@ -103,6 +104,9 @@ bench-recbole: $(INTEROP)/.installed
 # ARGS='--per-module 40 batching': a sample of 40 faults in modules with this word in their path.
 mutants: $(INSTALLED)
 	$(BIN)/python -m tests.mutation $(ARGS)
+
+fuzz-reader: $(INSTALLED)
+	$(BIN)/python -m tests.reader_fuzz $(ARGS)
 
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos $(ARGS)
