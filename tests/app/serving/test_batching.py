@@ -216,6 +216,12 @@ def test_batches_keep_the_order_of_keys_and_of_rows():
     ]
 
 
+def test_a_row_over_the_cap_has_a_batch_of_its_own_and_no_batch_is_empty():
+    window = [row_of("p", index, length=length) for index, length in enumerate((99, 3, 99))]
+
+    assert [names(batch) for batch in plan_batches(window, 12)] == [[("p", 0)], [("p", 1)], [("p", 2)]]
+
+
 def test_requests_are_answered_in_the_order_in_which_they_came():
     """With one row a call, requests of one row each leave in the order of their arrival."""
     recorder, order = Recorder(), []
@@ -379,6 +385,34 @@ def test_when_the_thread_dies_every_waiter_and_every_later_caller_is_told():
     assert [type(outcome) for outcome in outcomes] == [ModelThreadDiedError, ModelThreadDiedError]
     assert death is error
     assert left == 0
+
+
+def test_when_the_thread_dies_between_two_batches_those_answered_keep_their_answers():
+    """They come from one window; the others are told, whatever was answered before."""
+    recorder = Recorder()
+
+    def process(key, rows):
+        if key == "deadly":
+            raise SystemExit
+        return recorder(key, rows)
+
+    async def scenario():
+        recorder.gate.clear()
+        async with running(process) as batcher:
+            first = asyncio.create_task(batcher.submit("first", [0], [1]))
+            await asyncio.to_thread(recorder.entered.wait, 10)
+            answered = [asyncio.create_task(batcher.submit("good", [n], [1])) for n in range(20)]
+            await queued(batcher, 21)
+            lost = [asyncio.create_task(batcher.submit("deadly", [n], [1])) for n in range(3)]
+            await queued(batcher, 24)
+            recorder.gate.set()
+            async with asyncio.timeout(10):
+                return await asyncio.gather(first, *answered, *lost, return_exceptions=True)
+
+    _, *outcomes = asyncio.run(scenario())
+
+    assert outcomes[:20] == [[2 * n] for n in range(20)]
+    assert [type(outcome) for outcome in outcomes[20:]] == [ModelThreadDiedError] * 3
 
 
 def test_a_wrong_number_of_results_fails_the_batch_instead_of_mixing_answers_up():
