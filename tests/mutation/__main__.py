@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -39,6 +40,7 @@ SPARE_SECONDS = 10
 def main(arguments: list[str]) -> int:
     """0 when at least *--at-least* percent of the faults were noticed in all."""
     options = _options(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder and the tests under way go, too
     modules = chosen(ROOT, options.words)
     samples = {module.path: _sample(module, options.per_module, options.seed) for module in modules}
     if options.list:

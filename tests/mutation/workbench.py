@@ -144,16 +144,20 @@ class Workbench:
         child = os.fork()
         if child == 0:
             self._work_and_leave(work, report)
-        code = self._wait(child, limit_seconds)
-        with contextlib.suppress(ProcessLookupError):  # servers that its tests left running
-            os.killpg(child, signal.SIGKILL)
-        if code is None:
-            os.waitpid(child, 0)
+        code = None
+        try:
+            code = self._wait(child, limit_seconds)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # with the servers that its tests left running
+                os.killpg(child, signal.SIGKILL)
+            if code is None:
+                os.waitpid(child, 0)
         return code, json.loads(report.read_text()) if report.exists() else None
 
     def _work_and_leave(self, work: Callable[[Path], int], report: Path) -> None:
         code = 70
         try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.setsid()
             silence = os.open(self.folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(silence, 1)
