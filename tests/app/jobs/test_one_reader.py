@@ -30,7 +30,8 @@ CORPUS = {
     "quotes.inter": b"user_id:token\titem_id:token\tdomain:token\ttimestamp:float\n"
     b'u\t"x\ta\t1\nu\ty"z"\ta\t2\nu\tNA\ta\t3\n',
     "types.jsonl": b'{"user": 1, "item": 1.0, "domain": "a", "timestamp": 1}\n'
-    b'{"user": "1", "item": [1], "domain": "a", "timestamp": 2}\n{"user": true, "item": null, "domain": "a", "timestamp": "x"}\nno json\n{"user": "\\ud800"}\n',
+    b'{"user": "1", "item": [1], "domain": "a", "timestamp": 2}\n'
+    b'{"user": true, "item": null, "domain": "a", "timestamp": "x"}\nno json\n{"user": "\\ud800"}\n',
 }
 
 
