@@ -101,7 +101,10 @@ def rewritten(read: ReadHistory, result: Regenerated | None) -> Rewritten:
         return Rewritten(passed, np.zeros(len(passed), TOKENS), np.zeros(len(passed), np.bool_), nothing)
     tokens, replaced, scores = decided(read.token_ids, result)
     stays = tokens != PADDING
-    positions = np.concatenate([np.asarray(read.positions, dtype=np.int64)[stays], passed])
+    places = np.asarray(read.positions, dtype=np.int64)[stays]
+    if not len(passed):
+        return Rewritten(places, tokens[stays], replaced[stays], scores[stays])
+    positions = np.concatenate([places, passed])
     order = np.argsort(positions)
     return Rewritten(
         positions[order],
@@ -150,7 +153,7 @@ def sequence_of(
 
 def items_of(stayed: Rewritten, item_ids: Sequence[str], vocabulary: Vocabulary) -> list[str]:
     """The item id of every entry: the vocabulary's, or as submitted where it does not know it."""
-    return [
-        item_ids[position] if token == PADDING else vocabulary.item_ids_of([token])[0]
-        for position, token in zip(stayed.positions.tolist(), stayed.token_ids.tolist(), strict=True)
-    ]
+    items = vocabulary.item_ids_of(stayed.token_ids.tolist())  # padding has an empty one
+    for place in np.flatnonzero(stayed.token_ids == PADDING).tolist():
+        items[place] = item_ids[stayed.positions[place]]
+    return items

@@ -135,7 +135,7 @@ class Vocabulary:
         return self.domains[index], self.item_ids[index][token_id - self.token_ranges[index].first]
 
     def item_ids_of(self, token_ids: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
-        """External item ids of tokens in 1..num_items, in order."""
+        """External item ids of tokens in 1..num_items, in order; an empty text for padding."""
         return [self._item_of[int(token)] for token in token_ids]
 
     def domain_of_tokens(self, token_ids: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
