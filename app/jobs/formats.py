@@ -28,7 +28,7 @@ from app.errors import RequestTooLargeError, UnsupportedFormatError
 from app.jobs.user_sort import UserRows, UserSort
 from app.serving.regeneration_bodies import MixedSequence
 from models.data.reading.compression import expanded
-from models.data.reading.identifiers import id_problem
+from models.data.reading.identifiers import CONTROL, REASON_OF_CODE, id_problem
 from models.data.reading.input_formats import INPUT_FORMATS, SUFFIXES, format_by_content, format_by_name
 from models.data.reading.json_lines import JsonLines
 from models.data.reading.layouts import Layout, find_column, shown
@@ -280,6 +280,8 @@ def _parse_sequence(line: int, content: bytes, limits: SourceLimits) -> Sequence
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
+        if first["type"] == "string_pattern_mismatch":
+            return BadRow(line, f"{place} {REASON_OF_CODE[CONTROL]}")
         return BadRow(line, f"{place}: {first['msg']}" if place else first["msg"])
     item_ids, domains = [item.item_id for item in sequence.items], [item.domain for item in sequence.items]
     return _checked(SequenceRow(line, sequence.user_id or "", item_ids, domains), limits)

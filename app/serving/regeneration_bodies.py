@@ -9,11 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.data.reading.identifiers import ID_PATTERN, MAX_CHARACTERS
+
 Action = Literal["replaced", "deleted"]
 OnUnknown = Literal["skip", "error"]
 
-# Without a check of our own: a JSON text that spells half a surrogate pair is refused by its parser
-Name = Annotated[str, Field(min_length=1, max_length=512)]
+# The one policy of ids. A JSON text that spells half a surrogate pair is refused by its parser
+Name = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS, pattern=ID_PATTERN)]
 
 
 class _Body(BaseModel):

@@ -35,8 +35,12 @@ REASON_OF_CODE = {
     NOT_FINITE: "is not finite",
     NESTED: "is neither text nor a number",
 }
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_CONTROL_IN_POLARS = r"[\p{Cc}\p{Zl}\p{Zp}]"
+# Control characters, line and paragraph separators, as all regular expressions write them; what is no Unicode besides.
+_CONTROL_RANGES = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
+_CONTROL = re.compile(rf"[{_CONTROL_RANGES}\ud800-\udfff]")
+_CONTROL_IN_POLARS = f"[{_CONTROL_RANGES}]"
+ID_PATTERN = f"^[^{_CONTROL_RANGES}]*$"
+"""What every id matches that is neither too long nor empty, for schemas."""
 # Floats from here on have no digits after the point, and Python's integers print them.
 _EXACT_IN_INT64 = 2.0**62
 
