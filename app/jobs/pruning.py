@@ -10,7 +10,7 @@ from app.jobs.records import created_at_ms_of
 from app.storage.database import now_ms
 from app.storage.job_files import is_partial_of
 
-# An upload appears before its job does; it is left alone for so long.
+# An upload appears before the record of its job, and is left alone for so long.
 ARRIVAL_MS = 24 * 3600 * 1000
 DAY_MS = 24 * 3600 * 1000
 
@@ -33,7 +33,7 @@ def prune(parts: JobParts, *, retention_days: float) -> list[str]:
 
 
 def _may_be_arriving(parts: JobParts, folder: str, created_at_ms: int) -> bool:
-    """Whether the folder may hold an upload whose job is about to be recorded: young, and nothing else is in it."""
+    """Whether the folder may hold an input whose job is about to be recorded: young, and nothing else is in it."""
     with suppress(UnknownJobError):
         parts.jobs.get(folder)
         return False

@@ -160,17 +160,23 @@ class JobRunner:
         if job.state is JobState.RUNNING:  # its result is to be written: a task of its own, which may fail by itself
             self._parts.queue.put(Task(TaskKind.FINISH, job_id))
             return
-        log.info("job_ended", job_id=job_id, state=job.state, reason=job.reason)
-        if job.state is JobState.SUCCEEDED:
-            self._parts.storage.delete_folder(f"{job_id}/input")
+        self._remove_needless_files(job)
+
+    def _remove_needless_files(self, ended: Job) -> None:
+        log.info("job_ended", job_id=ended.job_id, state=ended.state, reason=ended.reason)
+        if ended.state is JobState.SUCCEEDED:
+            self._parts.storage.delete_folder(f"{ended.job_id}/input")
         else:
-            self._parts.remove_files_of_ended(job_id)
+            self._parts.remove_files_of_ended(ended.job_id)
 
     def _deliver(self, job_id: str) -> None:
         """Write the result where the job says, if it does, and settle the job."""
         parts = self._parts
         waiting = parts.chunks.finish(job_id)
-        if waiting is None or waiting.state is not JobState.RUNNING:
+        if waiting is None:
+            return
+        if waiting.state is not JobState.RUNNING:
+            self._remove_needless_files(waiting)
             return
         job = parts.retries.begin_delivery(job_id)
         if job is None:

@@ -13,7 +13,8 @@ import posixpath
 import re
 import stat
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,13 @@ from typing import Any, BinaryIO, cast
 
 from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
-from app.errors import InvalidSourceError, RequestTooLargeError, SourceNotAllowedError, SourceNotFoundError
+from app.errors import (
+    InvalidSourceError,
+    RequestTooLargeError,
+    ServiceError,
+    SourceNotAllowedError,
+    SourceNotFoundError,
+)
 from app.jobs.formats import SourceLimits
 from models.data.reading.places import InputFile, facts_of, is_data, with_named_domains
 
@@ -82,6 +89,9 @@ class SourceRoots:
             filesystem, path = url_to_fs(uri)
         except (ImportError, ValueError) as error:
             raise InvalidSourceError(f"{uri}: this installation cannot read {scheme}://: {error}") from error
+        except Exception as error:  # a reader raises what it likes, over a setting that it misses, say
+            reason = f"{uri}: this installation cannot read {scheme}://: {type(error).__name__}"
+            raise InvalidSourceError(reason) from error
         below = root.removeprefix("file://") if scheme == "file" else root
         return Source(filesystem, str(path), posixpath.basename(uri), below, scheme == "file")
 
@@ -109,15 +119,13 @@ class SourceRoots:
             match = _DOMAIN.fullmatch(place)
             domain, uri = (match[1], match[2]) if match else (None, place)
             source = self.resolve(uri)
-            try:
+            with _reader_errors(uri):
                 for path in self._paths(source):
                     files.append(_input_file(uri, source, path, domain, limits))
                     if len(files) > MAX_FILES:
                         raise RequestTooLargeError(
                             f"the input has more than {MAX_FILES} files", MAX_FILES, "a constant"
                         )
-            except OSError as error:
-                raise SourceNotFoundError(f"{uri}: cannot be read: {type(error).__name__}") from error
             if not files:
                 raise SourceNotFoundError(f"{uri}: no such file")
         check_size(sum(file.num_bytes for file in files), limits)
@@ -158,14 +166,23 @@ def _input_file(uri: str, source: Source, path: str, domain: str | None, limits:
 
 
 def _open(uri: str, source: Source, limits: SourceLimits) -> BinaryIO:
-    try:
+    with _reader_errors(uri):
         if source.is_local:
             return _open_local(uri, source, limits)
         if not source.filesystem.isfile(source.path):
             raise SourceNotFoundError(f"{uri}: no such file")
         check_size(int(source.filesystem.size(source.path)), limits)
         return cast(BinaryIO, source.filesystem.open(source.path, "rb"))
-    except OSError as error:
+
+
+@contextmanager
+def _reader_errors(uri: str) -> Iterator[None]:
+    """What a reader raises, which may be anything where it is not of this machine, as a source that cannot be read."""
+    try:
+        yield
+    except ServiceError:
+        raise
+    except Exception as error:
         raise SourceNotFoundError(f"{uri}: cannot be read: {type(error).__name__}") from error
 
 

@@ -92,6 +92,20 @@ def test_a_job_that_fails_leaves_no_file(harness, inputs, mixed, bundle):
     assert files_of(harness.parts, job.job) == []
 
 
+def test_the_input_goes_also_where_a_later_task_settles_the_job(harness, mixed, monkeypatch):
+    """As when the worker of the last chunk was killed before it could."""
+    job = harness.submit(mixed)
+    with monkeypatch.context() as killed:
+        killed.setattr(harness.parts.chunks, "finish", lambda *_, **__: None)
+        harness.drain()
+    before = {name.split("/")[0] for name in files_of(harness.parts, job)}
+    harness.runner.run(Task(TaskKind.FINISH, job.job_id))
+
+    assert before == {"input", "output"}
+    assert {name.split("/")[0] for name in files_of(harness.parts, job)} == {"output"}
+    assert harness.parts.jobs.get(job.job_id).state == JobState.SUCCEEDED
+
+
 def test_pruning_leaves_an_upload_that_is_about_to_become_a_job(harness):
     arrived, arriving = new_job_id(), new_job_id()
     harness.parts.storage.write(f"{arrived}/input/upload", b"rows")

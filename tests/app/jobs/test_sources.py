@@ -165,3 +165,28 @@ def test_a_write_that_fails_midway_leaves_no_file(tmp_path):
         storage.write_stream("job/upload", Broken())
 
     assert list((tmp_path / "job").iterdir()) == []
+
+
+class OddReader(fsspec.AbstractFileSystem):
+    """Raises what no file system should, when it is made or when it is asked, as its host says."""
+
+    protocol = "oddreader"
+    cachable = False
+
+    def __init__(self, **_):
+        super().__init__()
+        if OddReader.breaks == "at once":
+            raise KeyError("no credentials")
+
+    def isfile(self, path):
+        raise RuntimeError("the client is not configured")
+
+
+@pytest.mark.parametrize(("breaks", "kind"), [("at once", InvalidSourceError), ("later", SourceNotFoundError)])
+def test_a_reader_that_raises_what_it_likes_is_a_source_that_cannot_be_read(breaks, kind):
+    OddReader.breaks = breaks
+    fsspec.register_implementation("oddreader", OddReader, clobber=True)
+    roots = SourceRoots(("oddreader://host",))
+    for read in (roots.open, lambda uri, limits: roots.files([uri], limits)):
+        with pytest.raises(kind, match="oddreader"):
+            read("oddreader://host/x.csv", LIMITS)
