@@ -463,6 +463,18 @@ def test_json_is_one_object_on_the_output_and_lines_go_to_the_error_stream(run, 
     assert "taesar: unknown domain" in err_refused
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [(("--prefixes",), "--prefixes is of --export recbole"), (("--export", "xlsx"), "--export: xlsx is none of ")],
+)
+def test_exports_that_cannot_be_are_refused_before_anything_is_read(run, tmp_path, options, why) -> None:
+    nowhere = (tmp_path / "nothing", tmp_path / "nothing")
+    code, out, err = run("regenerate", *nowhere, "--target", "food", "--out", tmp_path / "x", *options)
+
+    assert (code, out) == (2, "")
+    assert why in " ".join(err.split())
+
+
 def test_quiet_prints_nothing_but_errors(run, trained, dataset, tmp_path) -> None:
     arguments = ("regenerate", trained, dataset.directory, "--out", tmp_path / "food", "--quiet")
 

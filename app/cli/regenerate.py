@@ -50,6 +50,8 @@ def regenerate(
     every column.
     """
     exports = () if export is None else choices("--export", export, FORMATS)
+    if prefixes and "recbole" not in exports:
+        raise typer.BadParameter("--prefixes is of --export recbole")
     say(f"reading {bundle} and {dataset}")
     from dataclasses import asdict
 

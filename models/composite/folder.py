@@ -43,7 +43,7 @@ from models.composite.regenerated_rows import (
 from models.data.dataset import Dataset, TokenArray, sha256_of
 from models.decoding.regenerator import Regenerator
 from models.decoding.rules import RULES_VERSION, Rule
-from models.errors import BundleMismatchError
+from models.errors import BundleMismatchError, ConfigurationError
 from models.exports.as_inter import inter_text
 from models.exports.as_parquet import write_parts
 from models.exports.as_recbole import file_name
@@ -133,11 +133,14 @@ def write_composite(
         BundleMismatchError: "training", and the bundle was trained on another dataset, another split of it, or, as a
             refit bundle, on what is held out.
         OutputExistsError: *out* holds something that is not a composite.
+        ConfigurationError: an export would take the name of another file.
     """
     started = time.perf_counter()
     if interactions == "training":
         check_trained_on(bundle, dataset)
     bundle.vocabulary.token_range(target)
+    if "inter" in exports and inter_file(target) == f"{INTERACTIONS}{FORMATS['inter'].suffix}":
+        raise ConfigurationError(f"--export inter and the sequences of target {target!r} want one name for two files")
     required = frozenset({COMPOSITE, COUNTED, MAPPING, SUMMARY})
     check_replaceable(out, what="a composite dataset", required=required, ours=lambda name: _is_ours(name, required))
     log = read_log(dataset, bundle.vocabulary, target, everything=interactions == "all")
@@ -168,7 +171,7 @@ def write_composite(
         for name in exports:
             data = TrainingData(
                 target=target,
-                rows=[(log.user_ids[row.user], log.item_ids_of(row.token_ids)) for row in made.rows],
+                rows=lambda: [(log.user_ids[row.user], log.item_ids_of(row.token_ids)) for row in made.rows],
                 schema=schema,
                 interactions=lambda: interaction_tables(log, users, schema),
                 validation=validation,

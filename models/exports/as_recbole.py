@@ -28,17 +28,18 @@ Row = tuple[str, Sequence[str]]
 def write_recbole(data: TrainingData, folder: Path) -> None:
     """Write the folder described at the top."""
     name = file_name(data.target)
-    train = list(_prefixes(data.rows)) if data.prefixes else list(data.rows)
+    rows = data.rows()
+    train = list(_prefixes(rows)) if data.prefixes else list(rows)
     valid, test = _rows(data.validation), _rows(data.test)
     held_out = bool(valid or test)
-    last = {user: (user, items) for user, items in data.rows}
+    last = {user: (user, items) for user, items in rows}
     # RecBole cannot read an empty file
     parts = {"train": train, "valid": valid or list(last.values()), "test": test or list(last.values())}
     (folder / name).mkdir()
-    for part, rows in parts.items():
-        text = inter_text([user for user, _ in rows], [items for _, items in rows])
+    for part, chosen in parts.items():
+        text = inter_text([user for user, _ in chosen], [items for _, items in chosen])
         (folder / name / f"{name}.{part}.inter").write_text(text, encoding="utf-8")
-    longest = max((len(items) - 1 for rows in parts.values() for _, items in rows), default=1)
+    longest = max((len(items) - 1 for chosen in parts.values() for _, items in chosen), default=1)
     (folder / f"{name}.yaml").write_text(_configuration(name, data.directory, longest, held_out), encoding="utf-8")
 
 

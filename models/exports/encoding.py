@@ -45,7 +45,7 @@ class TrainingData:
 
     Args:
         target: name of the target domain.
-        rows: (user, items) of the composite: original and regenerated sequences.
+        rows: (user, items) of the composite: original and regenerated sequences, in a list made when asked for.
         schema: of ``interactions``.
         interactions: tables of interactions; may be asked for several times.
         validation, test: what is held out; empty where nothing is.
@@ -54,7 +54,7 @@ class TrainingData:
     """
 
     target: str
-    rows: Sequence[tuple[str, Sequence[str]]]
+    rows: Callable[[], Sequence[tuple[str, Sequence[str]]]]
     schema: pa.Schema
     interactions: Callable[[], Iterable[pa.Table]]
     validation: Sequence[HeldOutItem]

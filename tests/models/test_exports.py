@@ -104,7 +104,7 @@ def test_no_rows_are_one_part_with_columns(tmp_path) -> None:
 def test_recbole_gets_rows_that_end_with_what_to_predict(tmp_path, prefixes) -> None:
     data = TrainingData(
         target="Food/Drink",
-        rows=[("u", ["a", "b", "c"]), ("v", ["a", "NA"])],
+        rows=lambda: [("u", ["a", "b", "c"]), ("v", ["a", "NA"])],
         schema=SCHEMA,
         interactions=lambda: iter([TABLE]),
         validation=[HeldOutItem("u", ["a", "b", "c"], "d", 1.0), HeldOutItem("w", [], "a", 1.0)],

@@ -233,6 +233,19 @@ def test_odd_words_about_a_bundle_do_not_take_down_the_list_of_all(serving, root
     assert {loaded.get(name) for name in ("name", "created", "period")} == {None}
 
 
+def test_a_bundle_shows_its_name_its_date_and_the_period_of_its_data(serving, root):
+    """They are no part of its version."""
+    folder, (version, *_) = root
+    period = {"first": 957225600.0, "last": 1406073600.0, "first_date": "2000-05-02", "last_date": "2014-07-23"}
+    said = {"name": "spring", "created": "2026-03-01T04:00:00+00:00", "period": period}
+    manifest = folder / "a" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"provenance": said}))
+    [loaded] = serving(bundle=folder / "a", bundle_root=folder).get("/models").json()["loaded"]
+
+    assert loaded["version"] == version
+    assert {name: loaded[name] for name in said} == said
+
+
 @pytest.mark.parametrize("name", ["b", "c"])
 def test_a_folder_of_bundles_with_a_hostile_manifest_lists_the_others(serving, root, name):
     folder, versions = root
