@@ -251,7 +251,10 @@ class JobBody(BaseModel):
     result_format: str | None
     result_view: str | None
     carry: list[str] = Field(description="Columns of the input that come along.")
-    reason: str | None = Field(description="Why it failed; while its input is read, why the last attempt to do so did.")
+    reason: str | None = Field(
+        description="Why it failed; while it runs, what it waits for ('waiting: ...'), or why the last attempt at its "
+        "input failed."
+    )
 
     @classmethod
     def of(cls, job: Job) -> JobBody:

@@ -77,7 +77,7 @@ jobs = Table(
     Column("result_format", String(16), nullable=True),
     Column("result_view", String(16), nullable=True),
     Column("carried", Text, nullable=True),  # a JSON list of names; null: none
-    Column("reason", Text, nullable=True),  # of an unfinished job: why the last attempt to cut its input failed
+    Column("reason", Text, nullable=True),  # of an unfinished job: see job_bodies
     Index(None, "state", "job_id"),
 )
 
