@@ -171,6 +171,9 @@ class LingeringTransport:
         self._transport = transport
         self._is_sending = is_sending
         self.lingers = False
+        # Asked for with every answer, so not by way of __getattr__
+        self.write = transport.write
+        self.get_write_buffer_size = transport.get_write_buffer_size
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

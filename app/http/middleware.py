@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
-from collections.abc import Mapping, Sequence
-from urllib.parse import urlsplit
+from collections.abc import Iterable, Mapping, Sequence
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import ForeignHostError, ForeignPageError, RequestTooLargeError, UnauthorizedError
@@ -40,7 +39,8 @@ SECURITY_HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-NOTHING_LOADED = "default-src 'none'; frame-ancestors 'none'"
+CONTENT_SECURITY_POLICY = b"content-security-policy"
+NOTHING_LOADED = b"default-src 'none'; frame-ancestors 'none'"
 
 
 class RequestMiddleware:
@@ -67,10 +67,11 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID_HEADER] = request_id
-                headers.raw.extend(SECURITY_HEADERS)
-                headers.setdefault("Content-Security-Policy", NOTHING_LOADED)
+                headers = message["headers"] = list(message.get("headers", ()))
+                if not any(name == CONTENT_SECURITY_POLICY for name, _ in headers):
+                    headers.append((CONTENT_SECURITY_POLICY, NOTHING_LOADED))
+                headers += SECURITY_HEADERS
+                headers.append((REQUEST_ID_HEADER.lower().encode(), request_id.encode()))
             await send(message)
 
         with request_context(request_id):
@@ -185,27 +186,36 @@ class ForeignPageMiddleware:
         """Serve one connection."""
         if scope["type"] == "http":
             try:
-                self._check(scope["method"], Headers(scope=scope))
+                self._check(scope["method"], scope["headers"])
             except (ForeignHostError, ForeignPageError) as error:
                 await problem_response(error, path=scope["path"])(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _check(self, method: str, headers: Headers) -> None:
-        host = headers.get("Host", "")
-        if not self._any_host and not self._is_own(host):
-            raise ForeignHostError(host)
+    def _check(self, method: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        # One walk over the headers: it is made for every request
+        host, origin, site = b"", None, b"none"
+        for name, value in headers:
+            if name == b"host":
+                host = value.lower()
+            elif name == b"origin":
+                origin = value
+            elif name == b"sec-fetch-site":
+                site = value
+        if not self._any_host and not self._is_own(host.decode("latin-1")):
+            raise ForeignHostError(host.decode("latin-1"))
         if self._any_page:
             return
-        origin = headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and origin.lower().partition(b"://")[2] != host:
             raise ForeignPageError
         # A link from elsewhere to GET /docs is harmless: its page cannot read the answer
-        if method not in BODILESS and headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+        if method not in BODILESS and site not in (b"none", b"same-origin"):
             raise ForeignPageError
 
     def _is_own(self, host: str) -> bool:
-        name = _HOST.fullmatch(host.lower())
+        if host in LOOPBACKS:
+            return True
+        name = _HOST.fullmatch(host)
         if name is None:
             return False
         if name["address"] is not None or name["name"] == "localhost":
@@ -214,6 +224,7 @@ class ForeignPageMiddleware:
         return any(own == known or (known[:2] == "*." and own.endswith(known[1:])) for known in self._hosts)
 
 
+LOOPBACKS = frozenset({"localhost", "127.0.0.1"})
 _HOST = re.compile(
     r"(?:(?P<address>\[[0-9a-f:.%]+\]|\d{1,3}(?:\.\d{1,3}){3})|(?P<name>[a-z0-9_](?:[a-z0-9_.-]*)))(?::\d{1,5})?"
 )
