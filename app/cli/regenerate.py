@@ -81,6 +81,7 @@ def regenerate(
         say("the dataset is of an earlier version and has no times: timestamp is null; prepare its log again")
     unknown = f", {summary.unknown_kept:,} unknown ones kept" if summary.unknown_kept else ""
     unknown += f", {summary.unknown:,} unknown ones skipped" if summary.unknown else ""
+    unknown += f", {summary.truncated:,} too old to be read" if summary.truncated else ""
     say(
         f"{summary.kept:,} interactions kept, {summary.replaced:,} replaced, {summary.deleted:,} deleted{unknown}; "
         f"{summary.original_rows:,} original and {summary.regenerated_rows:,} regenerated sequences written to {out}",

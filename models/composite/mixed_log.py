@@ -43,20 +43,22 @@ class MixedLog:
     newer_items: tuple[str, ...]
 
     def history(self, user: int, max_items: int) -> ReadHistory:
-        """What the bundle reads of one sequence."""
+        """What the bundle reads of one sequence; items of the target stay, however old, for they need no rewriting."""
         sequence = self.sequences[user]
         known = np.flatnonzero(sequence < self.vocabulary.num_tokens)
         unknown = np.flatnonzero(sequence >= self.vocabulary.num_tokens)
         first_read = int(known[-max_items]) if len(known) > max_items else 0
-        passed = unknown[unknown >= first_read]
         read = known[-max_items:]
+        older = known[known < first_read]
+        older_of_target = older[self.of_target(sequence[older])]
+        passed = np.sort(np.concatenate([unknown, older_of_target]))
         return ReadHistory(
             token_ids=sequence[read],
             positions=tuple(read.tolist()),
             unknown_positions=tuple(unknown.tolist()),
             passed_positions=tuple(passed.tolist()),
             num_skipped=int(self.skipped_U[user]),
-            num_truncated=max(0, len(known) - max_items) + len(unknown) - len(passed),
+            num_truncated=len(older) - len(older_of_target),
         )
 
     def of_target(self, sequence: TokenArray) -> npt.NDArray[np.bool_]:

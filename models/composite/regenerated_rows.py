@@ -43,9 +43,10 @@ class RegeneratedUser:
         token_ids: what stands there now.
         replaced: whether it took a source item's place.
         scores: of that decision, else NaN.
+        num_unread: target items that stayed although they are older than the first item read.
         num_passed: unknown target items that stayed.
         num_skipped: unknown items of other domains.
-        num_truncated: items older than the first that was read.
+        num_truncated: items of other domains older than the first that was read.
     """
 
     result: Regenerated
@@ -53,6 +54,7 @@ class RegeneratedUser:
     token_ids: TokenArray
     replaced: npt.NDArray[np.bool_]
     scores: npt.NDArray[np.float32]
+    num_unread: int
     num_passed: int
     num_skipped: int
     num_truncated: int
@@ -62,7 +64,7 @@ class RegeneratedUser:
         """As ``COUNTS`` names them."""
         result = self.result
         return (
-            result.kept,
+            result.kept + self.num_unread,
             result.replaced,
             result.deleted,
             self.num_skipped,
@@ -79,6 +81,7 @@ def regenerated_user(log: MixedLog, user: int, max_items: int, result: Regenerat
     read = log.history(user, max_items)
     stayed = rewritten(read, result)
     passed = stayed.token_ids == PADDING
+    num_unknown = len(read.unknown_positions)
     tokens = np.where(passed, log.sequences[user][stayed.positions], stayed.token_ids).astype(TOKENS)
     return RegeneratedUser(
         result,
@@ -86,7 +89,8 @@ def regenerated_user(log: MixedLog, user: int, max_items: int, result: Regenerat
         tokens,
         stayed.replaced,
         stayed.scores,
-        len(read.passed_positions),
+        len(read.passed_positions) - num_unknown,
+        num_unknown,
         read.num_skipped,
         read.num_truncated,
     )

@@ -118,6 +118,21 @@ def test_a_log_newer_than_the_bundle_keeps_all_of_the_target(log, whole, tmp_pat
         made(dataset, bundle, tmp_path / "food", interactions="training")
 
 
+def test_items_of_the_target_stay_however_little_the_bundle_reads(whole, log, tmp_path) -> None:
+    """A bundle of 6 positions and sequences of 18: older source items are not read, and counted."""
+    networks = [random_decoder(whole.vocabulary.num_items, seed, max_length=6) for seed in range(4)]
+    bundle = save_bundle(
+        tmp_path / "b", vocabulary=whole.vocabulary, base=networks[0], experts=networks[1:], provenance={}
+    )
+    summary, stayed = made(whole, bundle, tmp_path / "food")
+    kept = stayed.filter(pl.col("origin") == "kept")
+
+    assert sorted(kept.select("user", "item", "timestamp").rows()) == rows_of(log, "food")
+    assert summary.kept == kept.height
+    assert summary.truncated > 100
+    assert summary.kept + summary.replaced + summary.deleted + summary.truncated == len(rows_of(log))
+
+
 def test_a_bundle_that_learned_what_is_held_out_makes_nothing_to_evaluate(whole, tmp_path) -> None:
     bundle = bundle_of(whole, tmp_path / "bundle", refit=True)
     made(whole, bundle, tmp_path / "food")
