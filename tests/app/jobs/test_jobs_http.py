@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -575,3 +576,70 @@ def test_while_the_storage_is_full_uploads_and_readiness_are_503_and_a_running_j
     assert (unready.status_code, unready.json()["checks"]["files"]) == (503, str(full))
     assert (job["state"], job["reason"]) == ("running", f"waiting: FilesUnavailableError: {full}")
     assert (done["state"], done["reason"]) == ("succeeded", None)
+
+
+# -- Inputs of any layout
+
+
+def test_a_job_of_several_files_without_headers_equals_that_of_the_sequences(start, folder):
+    """One CSV a domain, rows in no order, times in milliseconds: the same sequences as in JSON lines."""
+    client = start()
+    made = make_sequences(12)
+    rows = {"books": [], "food": [], "kitchen": []}
+    for sequence in made:
+        for place, item in enumerate(sequence["items"]):
+            line = f"{sequence['user_id']},{item['item_id']},5.0,{1_300_000_000_000 + 1000 * place}\n"
+            rows[item["domain"]].append(line)
+    for domain, lines in rows.items():
+        (folder / f"ratings_{domain}.csv").write_text("".join(reversed(lines)))
+    plain = ended(client, submit(client, write_ndjson(folder / "plain.ndjson", made)))
+    places = [f"{domain}=file://{folder}/ratings_{domain}.csv" for domain in rows]
+    body = {"target_domain": "kitchen", "sources": places, "where": ["rating>=4"]}
+    several = ended(client, client.post("/jobs", json=body))
+
+    assert several["state"] == plain["state"] == "succeeded"
+    assert _items(client, several) == _items(client, plain)
+    assert several["counts"]["rows_read"] == sum(len(sequence["items"]) for sequence in made)
+
+
+def _items(client, job):
+    lines = client.get(f"/jobs/{job['job_id']}/result?format=ndjson").text.splitlines()
+    return {row["user_id"]: row["items"] for row in map(json.loads, lines)}
+
+
+def test_an_upload_is_described_by_fields_of_the_form(start):
+    client = start()
+    content = b"b01;u1;1300000002\nb02;u1;1300000001\n"
+    fields = {"columns": "item=1,user=2,time=3", "separator": ";", "header": "false", "domain": "books"}
+    job = ended(client, upload(client, content, "log.txt", **fields))
+
+    assert (job["state"], job["format"], job["counts"]["rows_read"]) == ("succeeded", "csv", 2)
+    assert list(_items(client, job)) == ["u1"]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"source_uri": "file:///x", "sources": ["file:///y"]}, "either source_uri or sources"),
+        ({}, "either source_uri or sources"),
+        ({"source_uri": "file:///x", "columns": "who"}, "columns are user=NAME"),
+        ({"source_uri": "file:///x", "where": ["rating"]}, "no condition"),
+        ({"source_uri": "file:///x", "preset": "netflix"}, "no preset 'netflix'"),
+    ],
+)
+def test_an_input_that_is_described_wrongly_is_422(start, body, reason):
+    found = problem(start().post("/jobs", json={"target_domain": "kitchen"} | body), 422, "invalid-request")
+
+    assert reason in found["detail"]
+
+
+def test_a_parquet_upload_that_ends_the_process_that_reads_it_is_422_and_the_service_goes_on(start):
+    client = start()
+    found = problem(
+        upload(client, (Path(__file__).parents[2] / "layouts" / "aborting.parquet").read_bytes(), "a.parquet"),
+        422,
+        "input-format",
+    )
+
+    assert "ended the process that read it (SIGABRT)" in found["detail"]
+    assert client.get("/healthz").status_code == 200

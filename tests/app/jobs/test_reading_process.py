@@ -1,6 +1,5 @@
 """Foreign files are read in a process that may die: whatever a file does, it is an error of that file."""
 
-import base64
 import contextlib
 import gzip
 import io
@@ -31,14 +30,7 @@ from models.errors import InputFormatError
 LIMITS = SourceLimits(max_bytes=1 << 30, max_expanded_bytes=32 << 20, max_items=5)
 
 # One byte of the footer is wrong: Arrow's C++ throws through pyarrow, and ends the process by SIGABRT.
-ABORTING = base64.b64decode(
-    "UEFSMRUAFRYVFiwVAhUAFQYVBhw2ACgBdRgBdRERAAAAAgAAAAIBAQAAAHUVABUWFRYsFQIVABUGFQYcNgAoAXgYAXgREQAAAAIAAAACAQEAAAB4"
-    "FQAVHBUcLBUCFQAVBhUGHDYAKARmb29kGARmb29kEREAAAACAAAAAgEEAAAAZm9vZBUEGUw1ABgGc2NoZW1hFQYAFQAlAhgHdXNlcl9pZCUATBwA"
-    "AAAVDCUCGAdpdGVtX2lkJQBMHAAAABUMJQIYBmRvbWFpbiUATBwAAAAWAhkcGTwmABwVDBklBgAZGAd1c2VyX2lkFQAWAhZQFlAmCDw2ACgBdRgB"
-    "dRERABkcFQAVABUCADwWAhkGGSYAAgAAACYAHBUMGSUGABkYB2l0ZW1faWQVABYCFlAWUCZYPDYAKAF4GAF4EREAGRwVABUAFQIAPBYCGQYZJgAC"
-    "AAAAJgAcFQwZJQYAGRgGZG9tYWluFQAWAhZiFmImqAE8NgAoBGZvb2QYBGZvb2QREQAZHBUAFQAVAgA8FggZBhkmAAIAAAAWggIWAiYIFoICACgg"
-    "cGFycXVldC1jcHAtYXJyb3cgdmVyc2lvbiAyNi4wLjEZPBwAABwAABwAAABLAQAAUEFSMQ=="
-)
+ABORTING = (Path(__file__).parents[2] / "layouts" / "aborting.parquet").read_bytes()
 
 
 def stored(content, name="t.csv", domain=None):
