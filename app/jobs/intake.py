@@ -71,12 +71,12 @@ class JobIntake:
         if known is not None:
             return Accepted(known, is_new=False)
         self._check_destination(request)
-        places = request.places()
+        places, layout = request.places(), request.layout()
         files = self._parts.roots.files(places, self._parts.limits)
         format_of(files[0].facts.name, request.format)
-        source_format = self._check(with_domain(files[0], request.domain), request.layout())
+        source_format = self._check(with_domain(files[0], request.domain), layout)
         name = places[0].rsplit("/", 1)[-1]
-        described = describe_input(JobInput(tuple(places), name, request.domain, request.layout()))
+        described = describe_input(JobInput(tuple(places), name, request.domain, layout))
         given = _Recorded(" ".join(places), name, source_format, digest, described)
         return self._record(new_job_id(), _new_job(request, given, model_version=model_version, rule=rule, key=key))
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from app.counts import ITEM_COUNTS
+from app.errors import InvalidSourceError
 from app.jobs.records import Job, JobState, Purpose
 from app.serving.regeneration_bodies import Name, OnUnknown
 from models.data.reading.input_formats import INPUT_FORMATS
@@ -48,10 +50,13 @@ _JOB_EXAMPLE: dict[str, Any] = {
     "result_view": "interactions",
     "carry": ["rating"],
     "reason": None,
+    "warnings": [],
 }
 
 
 MAX_SOURCES = 256
+# A job with more unknown items than this share has most likely been given another's ids.
+MOSTLY = 0.5
 
 
 def _one_or_more(value: object) -> object:
@@ -142,14 +147,6 @@ class JobOptions(BaseModel):
             raise ValueError("result_format and result_view are of result_uri; a download says its own")
         return self
 
-    @model_validator(mode="after")
-    def _check_layout(self) -> Self:
-        try:
-            self.layout()
-        except ConfigurationError as error:
-            raise ValueError(str(error)) from error
-        return self
-
     @field_validator("format")
     @classmethod
     def _check_format(cls, name: str | None) -> str | None:
@@ -158,15 +155,24 @@ class JobOptions(BaseModel):
         return name
 
     def layout(self) -> Layout:
-        """How the input is laid out, as ``taesar prepare`` is told."""
-        layout = preset(self.preset) if self.preset else Layout()
-        layout = with_columns(layout, self.columns) if self.columns else layout
+        """
+        How the input is laid out, as ``taesar prepare`` is told.
+
+        Raises:
+            InvalidSourceError: columns or conditions that are none, or no preset of that name.
+        """
+        try:
+            layout = preset(self.preset) if self.preset else Layout()
+            layout = with_columns(layout, self.columns) if self.columns else layout
+            where = tuple(map(parse_condition, self.where or ()))
+        except ConfigurationError as error:
+            raise InvalidSourceError(str(error)) from error
         return replace(
             layout,
             input_format=self.format or layout.input_format,
             header=layout.header if self.header is None else self.header,
             separator=self.separator or layout.separator,
-            where=tuple(map(parse_condition, self.where or ())),
+            where=where,
             prefix_items=self.prefix_items,
             time_unit=self.time_unit or layout.time_unit,
             carried=tuple(self.carry or ()),
@@ -180,7 +186,10 @@ class JobRequest(JobOptions):
         strict=True,
         extra="forbid",
         frozen=True,
-        json_schema_extra={"examples": [{"target_domain": "kitchen", "source_uri": "file:///data/in/mixed.ndjson.gz"}]},
+        json_schema_extra={
+            "anyOf": [{"required": ["source_uri"]}, {"required": ["sources"]}],
+            "examples": [{"target_domain": "kitchen", "source_uri": "file:///data/in/mixed.ndjson.gz"}],
+        },
     )
 
     source_uri: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
@@ -193,13 +202,15 @@ class JobRequest(JobOptions):
     )
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if (self.source_uri is None) == (self.sources is None):
-            raise ValueError("either source_uri or sources says where the input lies")
+    def _says_where(self) -> Self:
+        if not self.model_fields_set & {"source_uri", "sources"}:
+            raise ValueError("source_uri or sources is required")
         return self
 
     def places(self) -> list[str]:
-        """Where the input lies."""
+        """Where the input lies; raises InvalidSourceError where nothing says so, or two fields do."""
+        if (self.source_uri is None) == (self.sources is None):
+            raise InvalidSourceError("either source_uri or sources says where the input lies")
         return [self.source_uri] if self.source_uri is not None else list(self.sources or ())
 
 
@@ -255,6 +266,7 @@ class JobBody(BaseModel):
         description="Why it failed; while it runs, what it waits for ('waiting: ...'), or why the last attempt at its "
         "input failed."
     )
+    warnings: list[str] = Field(description="What is odd about its input so far, and what to do about it.")
 
     @classmethod
     def of(cls, job: Job) -> JobBody:
@@ -280,6 +292,7 @@ class JobBody(BaseModel):
             result_view=job.result_view,
             carry=list(job.carried_columns),
             reason=job.reason,
+            warnings=_warnings(job),
         )
 
 
@@ -290,6 +303,17 @@ class JobPage(BaseModel):
 
     jobs: list[JobBody]
     next: str | None = Field(description="Cursor of the next page; null on the last.")
+
+
+def _warnings(job: Job) -> list[str]:
+    unknown = job.unknown + job.unknown_kept
+    num_items = sum(getattr(job, name) for name in ITEM_COUNTS)
+    if unknown <= MOSTLY * num_items:
+        return []
+    return [
+        f"{unknown:,} of {num_items:,} items are unknown to the bundle: are items and domains named as in the log that "
+        "it was trained on (GET /models lists its domains; prefix_items puts the domain before each item)?"
+    ]
 
 
 def _instant(milliseconds: int) -> datetime:

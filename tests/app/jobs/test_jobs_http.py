@@ -621,14 +621,14 @@ def test_an_upload_is_described_by_fields_of_the_form(start):
     ("body", "reason"),
     [
         ({"source_uri": "file:///x", "sources": ["file:///y"]}, "either source_uri or sources"),
-        ({}, "either source_uri or sources"),
+        ({"source_uri": None}, "either source_uri or sources"),
         ({"source_uri": "file:///x", "columns": "who"}, "columns are user=NAME"),
         ({"source_uri": "file:///x", "where": ["rating"]}, "no condition"),
         ({"source_uri": "file:///x", "preset": "netflix"}, "no preset 'netflix'"),
     ],
 )
 def test_an_input_that_is_described_wrongly_is_422(start, body, reason):
-    found = problem(start().post("/jobs", json={"target_domain": "kitchen"} | body), 422, "invalid-request")
+    found = problem(start().post("/jobs", json={"target_domain": "kitchen"} | body), 422, "invalid-source")
 
     assert reason in found["detail"]
 
@@ -643,3 +643,15 @@ def test_a_parquet_upload_that_ends_the_process_that_reads_it_is_422_and_the_ser
 
     assert "ended the process that read it (SIGABRT)" in found["detail"]
     assert client.get("/healthz").status_code == 200
+
+
+def test_a_job_whose_items_are_mostly_unknown_is_warned_of(start, folder):
+    client = start()
+    sequences = [
+        {"user_id": "u", "items": [{"item_id": name, "domain": "books"} for name in ("b01", "nothing", "nobody", "x")]}
+    ]
+    odd = ended(client, submit(client, write_ndjson(folder / "odd.ndjson", sequences)))
+    usual = ended(client, submit(client, write_ndjson(folder / "usual.ndjson", make_sequences(5))))
+
+    assert usual["warnings"] == []
+    assert [warning.split(" are ")[0] for warning in odd["warnings"]] == ["3 of 4 items"]
