@@ -126,7 +126,7 @@ def _try(bench: Workbench, module: Module, change: Change, clean: CleanRun) -> s
     """What noticed the fault, of the tests that reach its lines."""
     original = (bench.folder / module.path).read_bytes()
     last = change.line + original[change.start : change.end].count(b"\n")
-    tests = clean.tests_of(change.line, last, after_others=module.last)
+    tests = clean.tests_of(change.line, last)
     if not tests:
         return None
     with bench.holding(module, change.apply(original)):

@@ -14,12 +14,12 @@ class Module:
     Args:
         path: of the module, from the repository's root.
         tests: files, from the repository's root; the examples in the module's own docstrings are among them.
-        last: tests whose id holds this word run after the others: PostgreSQL has to be started for them.
+        without: tests whose id holds this word stay out: PostgreSQL's half of a test repeats SQLite's, slowly.
     """
 
     path: str
     tests: tuple[str, ...]
-    last: str | None = None
+    without: str | None = None
 
     @property
     def shared_tests(self) -> tuple[str, ...]:
@@ -35,32 +35,28 @@ _DECODING = (
     "tests/models/decoding/test_rules.py",
     "tests/models/decoding/test_windows.py",
 )
-_JOBS = (
-    "tests/app/jobs/test_stores.py",
-    "tests/app/jobs/test_retries.py",
-    "tests/app/jobs/test_turns.py",
-    "tests/app/jobs/test_jobs.py",
-)
+_STORES = ("tests/app/jobs/test_stores.py", "tests/app/jobs/test_retries.py", "tests/app/jobs/test_turns.py")
+_JOBS = ("tests/app/jobs/test_jobs.py", "tests/app/jobs/test_retries.py")
 
 _TABLE = (
     Module("models/ranking_metrics.py", ("tests/models/test_ranking_metrics.py",)),
     Module("models/data/preparation.py", ("tests/models/data/test_preparation.py",)),
     Module("models/decoding/*.py", _DECODING),
     Module("app/serving/batching.py", ("tests/app/serving/test_batching.py",)),
-    Module("app/mappings/mapping_store.py", ("tests/app/jobs/test_mappings.py",), last="postgresql"),
-    Module("app/jobs/job_store.py", _JOBS, last="postgresql"),
-    Module("app/jobs/records.py", _JOBS, last="postgresql"),
-    Module("app/jobs/chunks.py", _JOBS, last="postgresql"),
-    Module("app/jobs/retries.py", _JOBS, last="postgresql"),
-    Module("app/jobs/turns.py", _JOBS, last="postgresql"),
-    Module("app/jobs/runner.py", _JOBS, last="postgresql"),
+    Module("app/mappings/mapping_store.py", ("tests/app/jobs/test_mappings.py",), without="postgresql"),
+    Module("app/jobs/job_store.py", _STORES, without="postgresql"),
+    Module("app/jobs/records.py", _STORES, without="postgresql"),
+    Module("app/jobs/chunks.py", _STORES, without="postgresql"),
+    Module("app/jobs/retries.py", _STORES, without="postgresql"),
+    Module("app/jobs/turns.py", _STORES, without="postgresql"),
+    Module("app/jobs/runner.py", _JOBS, without="postgresql"),
 )
 
 
 def chosen(root: Path, words: list[str]) -> list[Module]:
     """The table's modules whose path holds one of *words*; all of them without any. Folders are spelled out."""
     single = [
-        Module(name, (name, *entry.tests), entry.last)
+        Module(name, (name, *entry.tests), entry.without)
         for entry in _TABLE
         for path in sorted(root.glob(entry.path))
         if path.read_text(encoding="utf-8").strip()

@@ -56,12 +56,12 @@ class CleanRun:
     seconds: dict[str, float]
     lines: dict[str, list[int]]
 
-    def tests_of(self, first: int, last: int, *, after_others: str | None) -> list[str]:
+    def tests_of(self, first: int, last: int) -> list[str]:
         """The tests that run one of the lines, the fastest first; all where the lines are shared."""
         wanted = set(range(first, last + 1))
         shared = wanted & set(self.lines.get(SHARED, ()))
         tests = [test for test in self.seconds if shared or wanted & set(self.lines.get(test, ()))]
-        return sorted(tests, key=lambda test: (after_others is not None and after_others in test, self.seconds[test]))
+        return sorted(tests, key=self.seconds.__getitem__)
 
 
 class Workbench:
@@ -102,10 +102,11 @@ class Workbench:
         places = [str(self.folder / module.path) for module in modules]
         observer = Observer(places)
         tests = list(dict.fromkeys(test for module in modules for test in module.tests))
+        words = " and ".join(f"not {word}" for word in {module.without for module in modules} if word)
 
         def watched(report: Path) -> int:
             observer.start()
-            code = pytest.main([*_OPTIONS, *tests], plugins=[observer])
+            code = pytest.main([*_OPTIONS, "-k", words, *tests], plugins=[observer])
             lines = [{test: sorted(found) for test, found in observer.lines[place].items()} for place in places]
             report.write_text(json.dumps({"seconds": observer.seconds, "lines": lines, "failed": observer.failed}))
             return int(code)
