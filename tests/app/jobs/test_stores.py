@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from app.counts import SequenceCounts
-from app.errors import QueueFullError
+from app.errors import IdempotencyConflictError, QueueFullError, ResultGoneError
 from app.jobs.formats import BadRow
 from app.jobs.job_store import JobStore
 from app.jobs.records import (
@@ -25,7 +25,7 @@ from app.jobs.retries import InputChangedError
 from app.jobs.tasks import Task, TaskKind
 from app.mappings.mapping_store import DictionaryKey, Increment, MappingFilter, find_dictionary, stream
 from app.storage.database import reading, writing
-from app.storage.tables import chunks
+from app.storage.tables import bad_rows, chunks
 from models.errors import UnknownDomainError
 
 NEW = NewJob(
@@ -139,7 +139,7 @@ def stores(parts, clock):
 # -- Ids, states and reasons
 
 
-@pytest.mark.parametrize("job_id", ["", "0" * 31, "0" * 33, "g" * 32, "-" + "1" * 31, "not-an-id"])
+@pytest.mark.parametrize("job_id", ["", "0" * 31, "0" * 33, "g" * 32, "0" * 12 + "g" * 20, "-" + "1" * 31, "not-an-id"])
 def test_what_is_no_job_id_has_no_instant_and_names_no_job(parts, job_id):
     assert created_at_ms_of(job_id) is None
     with reading(parts.engine) as connection:
@@ -196,6 +196,43 @@ def test_failing_what_is_not_there_is_nothing(stores):
     assert stores.states(FIRST) == [JobState.QUEUED]
 
 
+def test_pages_go_from_the_newest_job_to_older_ones_and_keep_to_a_state(stores):
+    stores.submit(FIRST, SECOND, THIRD)
+    stores.jobs.cancel(SECOND)
+
+    def page(**options):
+        return [job.job_id for job in stores.jobs.page(**{"state": None, "before": None, "limit": 10} | options)]
+
+    assert page() == [THIRD, SECOND, FIRST]
+    assert page(limit=2) == [THIRD, SECOND]
+    assert page(before=SECOND) == [FIRST]
+    assert page(state=JobState.QUEUED) == [THIRD, FIRST]
+    assert page(state=JobState.CANCELLED, before=SECOND) == []
+
+
+def test_a_key_names_the_job_that_it_made_and_no_other(stores):
+    keyed = dataclasses.replace(NEW, idempotency_key="k")
+    other = dataclasses.replace(NEW, idempotency_key="other")
+    made = [stores.jobs.record(FIRST, keyed), stores.jobs.record(SECOND, keyed), stores.jobs.record(THIRD, other)]
+
+    assert [(job.job_id, is_new) for job, is_new in made] == [(FIRST, True), (FIRST, False), (THIRD, True)]
+    assert stores.jobs.with_key("k", NEW.request_digest).job_id == FIRST
+    assert stores.jobs.with_key("other", NEW.request_digest).job_id == THIRD
+    assert stores.jobs.with_key("nobody's", NEW.request_digest) is None
+    assert stores.jobs.with_key(None, NEW.request_digest) is None
+    with pytest.raises(IdempotencyConflictError):
+        stores.jobs.with_key("k", "another request")
+
+
+def test_an_input_without_a_sequence_fails_its_job(stores):
+    stores.submit(FIRST)
+    stores.retries.begin_cutting(FIRST)
+    stores.chunks.end_cutting(FIRST, num_chunks=0, rows_read=4, bad=[])
+    job = stores.jobs.get(FIRST)
+
+    assert (job.state, job.reason, job.rows_read) == (JobState.FAILED, "the input holds no sequence", 4)
+
+
 # -- One job's end leaves the others as they were
 
 
@@ -249,6 +286,10 @@ def test_pruning_leaves_bad_rows_of_other_jobs_and_jobs_that_go_on(stores):
     stores.jobs.cancel(FIRST)
 
     assert stores.jobs.prune(finished_before_ms=9999) == [FIRST]
+    with pytest.raises(ResultGoneError):
+        stores.jobs.bad_rows(FIRST)
+    with reading(stores.parts.engine) as connection:
+        assert list(connection.execute(select(bad_rows.c.job_id)).scalars()) == [SECOND]
     assert stores.jobs.bad_rows(SECOND) == [BadRow(3, "no")]
 
 
