@@ -525,6 +525,48 @@ def test_a_failure_of_cutting_is_told_only_while_the_input_is_cut(stores):
     assert (stores.jobs.get(FIRST).reason, stores.jobs.get(SECOND).reason) == (None, None)
 
 
+def test_a_result_is_delivered_when_every_chunk_is_done_and_while_the_job_runs(stores):
+    stores.cut(FIRST, SECOND)
+    stores.submit(THIRD)
+    before = stores.retries.begin_delivery(FIRST)
+    for job_id in (FIRST, SECOND):
+        stores.do(job_id)
+    begun = stores.retries.begin_delivery(FIRST)
+    stores.jobs.cancel(SECOND)
+
+    assert (before, begun.job_id) == (None, FIRST)
+    assert [stores.retries.begin_delivery(job_id) for job_id in (SECOND, THIRD, "f" * 32)] == [None] * 3
+
+
+@pytest.mark.parametrize(("error", "told"), [(OSError("gone"), "OSError: gone"), (None, "its worker died")])
+def test_a_result_that_cannot_be_delivered_fails_its_job_after_the_last_attempt(stores, error, told):
+    stores.cut(FIRST, SECOND)
+    for job_id in (FIRST, SECOND):
+        stores.do(job_id)
+    for _ in range(5):
+        assert stores.retries.begin_delivery(FIRST) is not None
+        if error is not None:
+            assert stores.retries.delivery_failed(FIRST, error)
+
+    assert stores.jobs.get(FIRST).reason == (told if error is not None else None)
+    assert stores.retries.begin_delivery(FIRST) is None
+    assert stores.jobs.get(FIRST).reason == f"the result could not be written in 5 attempts, the last: {told}"
+    assert stores.states(FIRST, SECOND) == [JobState.FAILED, JobState.RUNNING]
+    assert stores.jobs.get(SECOND).reason is None
+
+
+def test_a_refused_delivery_fails_its_job_at_once(stores):
+    stores.cut(FIRST, SECOND)
+    stores.do(FIRST)
+    error = UnknownDomainError("garden", ("food",))
+
+    assert stores.retries.delivery_failed(FIRST, error) is False
+    assert (stores.jobs.get(FIRST).reason, stores.states(FIRST, SECOND)) == (
+        str(error),
+        [JobState.FAILED, JobState.RUNNING],
+    )
+
+
 # -- Lost work
 
 
