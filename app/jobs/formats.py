@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from app.errors import RequestTooLargeError, UnsupportedFormatError
 from app.jobs.user_sort import UserRows, UserSort
+from app.serving.json_counting import COUNTED_BYTES, overfull_sequence
 from app.serving.regeneration_bodies import MixedSequence
 from models.data.reading.compression import expanded
 from models.data.reading.identifiers import CONTROL, REASON_OF_CODE, id_problem
@@ -275,6 +276,9 @@ def _parse_sequence(line: int, content: bytes, limits: SourceLimits) -> Sequence
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         return BadRow(line, f"not UTF-8: byte {error.start} of the line")
+    # Validation builds an object for every part, and the process that serves may be this one
+    if len(content) > COUNTED_BYTES and (problem := overfull_sequence(content, max_items=limits.max_items)):
+        return BadRow(line, problem)
     try:
         sequence = MixedSequence.model_validate_json(text)
     except ValidationError as error:

@@ -15,6 +15,10 @@ _KINDS[ord('"')] = QUOTE
 _KINDS[[ord("{"), ord("[")]] = OPENS
 _KINDS[[ord("}"), ord("]")]] = CLOSES
 _KINDS[ord(",")] = COMMA
+# So little is counted at a time that others' turn comes soon
+COUNTED_BYTES = 64 * 1024
+# A sequence has two fields, and so has an item; this many more are described one by one
+MORE_FIELDS = 16
 _BACKSLASH = ord("\\")
 
 
@@ -65,6 +69,25 @@ class JsonCounter:
         of_commas = depths[kinds == COMMA]
         counted = of_commas[(of_commas >= 0) & (of_commas <= self._max_depth)]
         self.commas += np.bincount(counted, minlength=self._max_depth + 1)
+
+
+def overfull_sequence(text: bytes, *, max_items: int) -> str | None:
+    """
+    Why *text*, one sequence as JSON, holds too much to be validated, or None.
+
+    Args:
+        text: {"user_id": ..., "items": [{"item_id": ..., "domain": ...}, ...]}; items stand at depth 2.
+        max_items: that it may have.
+    """
+    counter = JsonCounter(3)
+    for start in range(0, len(text), COUNTED_BYTES):
+        counter.add(text[start : start + COUNTED_BYTES])
+    _, fields, items, item_fields = counter.commas.tolist()
+    if items >= max_items:
+        return f"{items + 1} items; the limit is {max_items}"
+    if fields >= MORE_FIELDS or item_fields >= MORE_FIELDS + 2 * (items + 1):
+        return "many fields that are not known"
+    return None
 
 
 def _escaped(codes: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.serving.json_counting import JsonCounter
+from app.serving.json_counting import JsonCounter, overfull_sequence
 
 DEPTH = 4
 TEXTS = st.text(alphabet='a"\\{}[],\n', max_size=6)
@@ -54,3 +54,20 @@ def test_what_is_no_json_is_counted_without_an_error(size):
     counter = count(b']]]}},,,"\\\\\\",,,\\' * 50, size)
 
     assert counter.deepest == 0
+
+
+ITEM = {"item_id": 'a","b', "domain": "{[,"}
+
+
+@pytest.mark.parametrize(
+    ("sequence", "reason"),
+    [
+        ({"user_id": "u", "items": [ITEM] * 100}, None),
+        ({"user_id": "u", "items": [ITEM] * 101}, "101 items; the limit is 100"),
+        ({f"k{n}": 0 for n in range(200_000)}, "many fields that are not known"),
+        ({"items": [{f"k{n}": 0 for n in range(200_000)}]}, "many fields that are not known"),
+    ],
+    ids=["full", "too many items", "fields", "fields of an item"],
+)
+def test_a_sequence_that_holds_too_much_is_told_before_it_is_validated(sequence, reason):
+    assert overfull_sequence(json.dumps(sequence).encode(), max_items=100) == reason
