@@ -1,13 +1,15 @@
 """
 The bundle: one folder that holds everything regeneration needs, without pickle.
 
-    manifest.json         format version, network configuration, domains, provenance, SHA-256 of each other file
+    manifest.json         format version, network configuration, domains, provenance, SHA-256 of each other file, and
+                          what validation chose for each domain as a target (format 2)
     vocabulary.parquet    token_id, domain, item_id
     base.safetensors      the base decoder, theta_M
     expert-00.safetensors one expert per domain, in domain order, theta_d
 
 A bundle is written beside its destination and renamed into place, so a folder with a manifest is whole. Its version
-is a hash of its content: equal weights, vocabulary and configuration have equal versions, whatever the clock says.
+is a hash of its content: equal weights, vocabulary, configuration and tunings have equal versions, whatever the clock
+says. One without tunings is written in format 1, as before there were any, and keeps the version that it had.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +37,12 @@ from models.errors import (
     DatasetFormatError,
     OutputExistsError,
 )
-from models.files import check_replaceable, replace_folder
+from models.files import check_replaceable, replace_file, replace_folder
 from models.network.decoder import Decoder, DecoderConfig
+from models.tuning import TargetTuning, tuning_of
 from models.vocabulary import Vocabulary
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, WITHOUT_TUNINGS = 2, 1
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.parquet"
 BASE = "base.safetensors"
@@ -60,6 +63,8 @@ class BundleDescription:
         vocabulary: every item that the networks know.
         config: the size that base and experts share.
         provenance: how it was trained, as ``save_bundle`` was told.
+        tunings: what validation chose for each domain as a target, in the vocabulary's order; none where it was not
+            asked.
     """
 
     directory: Path
@@ -67,6 +72,12 @@ class BundleDescription:
     vocabulary: Vocabulary
     config: DecoderConfig
     provenance: Mapping[str, Any]
+    tunings: tuple[TargetTuning, ...] = field(default=(), kw_only=True)
+
+    def tuning(self, domain: str) -> TargetTuning:
+        """What was chosen for *domain* as a target; raises UnknownDomainError."""
+        index = self.vocabulary.domain_index(domain)
+        return self.tunings[index] if self.tunings else TargetTuning()
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,7 @@ def save_bundle(
     base: Decoder,
     experts: Sequence[Decoder],
     provenance: Mapping[str, Any],
+    tunings: Sequence[TargetTuning] = (),
 ) -> Bundle:
     """
     Write a bundle folder; nothing is left behind when it fails.
@@ -104,10 +116,11 @@ def save_bundle(
         base: the base decoder.
         experts: one decoder per domain of the vocabulary, same configuration as the base.
         provenance: JSON-able record of dataset, options and metrics.
+        tunings: one per domain, or none.
 
     Raises:
         OutputExistsError: *directory* holds something that is not a bundle.
-        BundleMismatchError: networks and vocabulary do not belong together.
+        BundleMismatchError: networks, vocabulary and tunings do not belong together.
     """
     _check_together(vocabulary, base.config, [base, *experts], where=str(directory))
     if len(experts) != len(vocabulary.domains):
@@ -120,15 +133,40 @@ def save_bundle(
             tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
             save_file(tensors, staging / name)
         manifest = {
-            "format_version": FORMAT_VERSION,
+            "format_version": WITHOUT_TUNINGS,
             "decoder": dataclasses.asdict(base.config),
             "domains": list(vocabulary.domains),
             "vocabulary_fingerprint": vocabulary.fingerprint,
             "files": {name: sha256_of(staging / name) for name in [VOCABULARY, *names]},
             "provenance": provenance,
         }
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        manifest |= _chosen(tunings, vocabulary, where=str(directory))
+        (staging / MANIFEST).write_text(_manifest_text(manifest), encoding="utf-8")
     return load_bundle(directory, device=base.item_embeddings_VD.device)
+
+
+def with_tunings(bundle: Bundle, tunings: Sequence[TargetTuning], provenance: Mapping[str, Any]) -> Bundle:
+    """
+    The same networks with other *tunings* and *provenance*, on disk too: the manifest alone is replaced, whole.
+
+    Raises:
+        BundleError: the folder is no longer the bundle's.
+    """
+    manifest = _read_manifest(bundle.directory)
+    if _version_of(manifest) != bundle.version:
+        raise BundleMismatchError(f"{bundle.directory}: holds another bundle by now")
+    manifest |= {"provenance": dict(provenance), **_chosen(tunings, bundle.vocabulary, where=str(bundle.directory))}
+    with replace_file(bundle.directory / MANIFEST) as partial:
+        partial.write_text(_manifest_text(manifest), encoding="utf-8")
+    return dataclasses.replace(
+        bundle, version=_version_of(manifest), tunings=tuple(tunings), provenance=manifest["provenance"]
+    )
+
+
+def without_guards(bundle: Bundle) -> Bundle:
+    """The same bundle, in memory, that leaves nothing undone for any target."""
+    tunings = tuple(dataclasses.replace(tuning, guard=None) for tuning in bundle.tunings)
+    return dataclasses.replace(bundle, tunings=tunings)
 
 
 def check_destination(directory: Path, *, replace: bool = True) -> None:
@@ -205,7 +243,14 @@ def _description(directory: Path, manifest: Mapping[str, Any]) -> BundleDescript
         raise BundleMismatchError(f"{directory / MANIFEST}: not a decoder configuration: {error}") from error
     if list(vocabulary.domains) != manifest["domains"] or vocabulary.fingerprint != manifest["vocabulary_fingerprint"]:
         raise BundleMismatchError(f"{directory / VOCABULARY}: its domains or items are not the manifest's")
-    return BundleDescription(directory, _version_of(manifest), vocabulary, config, manifest["provenance"])
+    try:
+        tunings = tuple(tuning_of(content) for content in manifest.get("tunings", ()))
+    except (TypeError, ValueError) as error:
+        raise BundleMismatchError(f"{directory / MANIFEST}: not what a target may choose: {error}") from error
+    if "tunings" in manifest and len(tunings) != len(vocabulary.domains):
+        raise BundleMismatchError(f"{directory / MANIFEST}: {len(tunings)} tunings, {len(vocabulary.domains)} domains")
+    version = _version_of(manifest)
+    return BundleDescription(directory, version, vocabulary, config, manifest["provenance"], tunings=tunings)
 
 
 def read_version(directory: Path) -> str:
@@ -297,7 +342,20 @@ def _check_together(vocabulary: Vocabulary, config: DecoderConfig, networks: Seq
         raise BundleMismatchError(f"{where}: base and experts differ in configuration")
 
 
+def _chosen(tunings: Sequence[TargetTuning], vocabulary: Vocabulary, *, where: str) -> dict[str, Any]:
+    """The manifest's entries for *tunings*: none where there are none."""
+    if not tunings:
+        return {}
+    if len(tunings) != len(vocabulary.domains):
+        raise BundleMismatchError(f"{where}: {len(tunings)} tunings for {len(vocabulary.domains)} domains")
+    return {"format_version": FORMAT_VERSION, "tunings": [dataclasses.asdict(tuning) for tuning in tunings]}
+
+
+def _manifest_text(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+
+
 def _version_of(manifest: Mapping[str, Any]) -> str:
-    keys = ("format_version", "decoder", "domains", "vocabulary_fingerprint", "files")
-    content = {key: manifest[key] for key in keys}
+    keys = ("format_version", "decoder", "domains", "vocabulary_fingerprint", "files", "tunings")
+    content = {key: manifest[key] for key in keys if key in manifest}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:VERSION_LENGTH]

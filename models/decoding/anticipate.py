@@ -32,7 +32,7 @@ from torch import Tensor
 from models.bundle import Bundle
 from models.data.dataset import TokenArray
 from models.decoding.blocks import View, log_softmax, logits_in_blocks
-from models.decoding.window import Choices, StateReader, Window
+from models.decoding.window import Choices, StateReader, Window, read_target_expert
 from models.network.decoder import DecoderConfig
 from models.vocabulary import TokenRange
 
@@ -206,7 +206,8 @@ def _expected_after(runs_B: Sequence[Sequence[SourceRun]], window: Window, bundl
     sequences_R = np.repeat(np.arange(len(runs_B)), [len(own_runs) for own_runs in runs_B])
     last_R = np.asarray([run.last for own_runs in runs_B for run in own_runs], dtype=np.int64)
     expert = bundle.expert(target)
-    hidden_RD = StateReader(window.histories, sequences_R, last_R).hidden_states(expert, np.arange(len(last_R)))
+    reader = StateReader(window.histories, sequences_R, last_R)
+    hidden_RD = read_target_expert(bundle, target, reader, np.arange(len(last_R)))
     count = count_candidates(window.histories)
     return rank_expected(View(hidden_RD, expert.item_embeddings_VD), window.target_range, count)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from models.bundle import Bundle
 from models.decoding.blocks import View, block_logits, block_rows
-from models.decoding.window import Choices, StateReader, Window
+from models.decoding.window import Choices, StateReader, Window, read_target_expert
 from models.kernels.paper_rule import Decisions, SourceGroup
 from models.network.decoder import DecoderConfig
 from models.vocabulary import TokenRange
@@ -72,7 +72,7 @@ class ContrastiveRule:
         reader = StateReader([history[:-1] for history in window.histories], window.sequences_N, window.positions_N - 1)
         decisions = decide(
             self,
-            target_expert=View(reader.hidden_states(target_expert, scored), target_expert.item_embeddings_VD),
+            target_expert=View(read_target_expert(bundle, target, reader, scored), target_expert.item_embeddings_VD),
             base=View(reader.hidden_states(base, scored), base.item_embeddings_VD),
             source_experts=[
                 View(reader.hidden_states(expert, scored[domain_N[scored] == index]), expert.item_embeddings_VD)

@@ -19,6 +19,8 @@ from models.bundle import Bundle
 from models.data.dataset import TOKENS, TokenArray
 from models.network.decoder import Decoder, DecoderConfig
 from models.network.packing import pack
+from models.network.two_readings import combined, shares_at
+from models.tuning import MIXED_ALONE
 from models.vocabulary import TokenRange
 
 # Positions of one encoder call at most: enough for full-speed products, 32 sequences of 128.
@@ -125,6 +127,29 @@ class StateReader:
         self._sequences_N = sequences_N
         self._positions_N = positions_N
 
+    def of_domain(self, domain: TokenRange) -> StateReader:
+        """The same places where items of *domain* alone are read: at its last item so far, at -1 before the first."""
+        masks = [domain.mask(history) for history in self._histories]
+        so_far = [np.cumsum(mask) for mask in masks]
+        positions_N = np.asarray([so_far[row][at] - 1 for row, at in self._places()], dtype=np.int64)
+        own = [history[mask] for history, mask in zip(self._histories, masks, strict=True)]
+        return StateReader(own, self._sequences_N, positions_N)
+
+    def stands_in(self, domain: TokenRange) -> npt.NDArray[np.bool_]:
+        """Whether an item of *domain* stands at each place, [N]."""
+        return np.asarray([int(self._histories[row][at]) in domain for row, at in self._places()], dtype=bool)
+
+    def at(self, chosen_N: npt.NDArray[np.int64]) -> StateReader:
+        """Of the places the chosen ones alone."""
+        return StateReader(self._histories, self._sequences_N[chosen_N], self._positions_N[chosen_N])
+
+    def begun(self) -> npt.NDArray[np.int64]:
+        """Which places have read an item."""
+        return np.flatnonzero(self._positions_N >= 0)
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        return zip(self._sequences_N.tolist(), self._positions_N.tolist(), strict=True)
+
     def hidden_states(self, decoder: Decoder, chosen_N: npt.NDArray[np.int64]) -> Tensor:
         """Hidden states [len(chosen_N), D] at the chosen places."""
         device = decoder.item_embeddings_VD.device
@@ -141,6 +166,25 @@ class StateReader:
             here_N, places_N = (torch.from_numpy(rows).to(device, non_blocking=True) for rows in (here, places))
             hidden_ND[here_N] = packed.encode(decoder)[places_N]
         return hidden_ND
+
+
+def read_target_expert(bundle: Bundle, target: str, reader: StateReader, chosen_N: npt.NDArray[np.int64]) -> Tensor:
+    """
+    Hidden states [N, D] of the expert of *target* at the chosen places, both its readings by the bundle's shares.
+
+    A place reads its history up to itself, and its own share is that of the item that stands there
+    (``network.two_readings``).
+    """
+    expert, shares = bundle.expert(target), bundle.tuning(target).own_shares
+    mixed_ND = reader.hidden_states(expert, chosen_N)
+    if shares == MIXED_ALONE:
+        return mixed_ND
+    domain, chosen = bundle.vocabulary.token_range(target), reader.at(chosen_N)
+    own = chosen.of_domain(domain)
+    read_N = own.begun()
+    own_ND = mixed_ND.clone()
+    own_ND[torch.from_numpy(read_N).to(own_ND.device)] = own.hidden_states(expert, read_N)
+    return combined(mixed_ND, own_ND, shares_at(shares, chosen.stands_in(domain)))
 
 
 def split_spans(histories: Sequence[TokenArray], positions: int) -> Iterator[tuple[int, int]]:

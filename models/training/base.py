@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ def train_base(
     sampled_softmax: int | None = None,
     resume_file: Path | None = None,
     progress: Progress | None = None,
-    last_epoch: int | None = None,
+    course: Sequence[int] | None = None,
 ) -> tuple[Decoder, TrainingResult]:
     """
     Train the base on the mixed training sequences.
@@ -53,5 +54,5 @@ def train_base(
         torch.manual_seed(config.seed)
         base = Decoder(decoder_config)
     base = base.to(device)
-    result = fit(base, objective, config, resume_file=resume_file, progress=progress, last_epoch=last_epoch)
+    result = fit(base, objective, config, resume_file=resume_file, progress=progress, course=course)
     return base, result

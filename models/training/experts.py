@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -48,7 +48,7 @@ def train_expert(
     sampled_softmax: int | None = None,
     resume_file: Path | None = None,
     progress: Progress | None = None,
-    last_epoch: int | None = None,
+    course: Sequence[int] | None = None,
 ) -> tuple[Decoder, TrainingResult]:
     """
     Adapt a copy of *base* to *domain*; the base is left as it is.
@@ -90,7 +90,7 @@ def train_expert(
         sampled_softmax=sampled_softmax,
     )
     expert.requires_grad_(True)
-    result = fit(expert, objective, config, resume_file=resume_file, progress=progress, last_epoch=last_epoch)
+    result = fit(expert, objective, config, resume_file=resume_file, progress=progress, course=course)
     return expert, result
 
 

@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar, cast
@@ -35,11 +35,16 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ModuleContraT = TypeVar("ModuleContraT", bound=nn.Module, contravariant=True)
 BatchT = TypeVar("BatchT")
 
-Schedule = Literal["constant", "linear"]
+Schedule = Literal["constant", "linear", "plateau"]
 
 RESUME_SUFFIX = ".safetensors"
 # Share of all steps over which the linear schedule climbs, because Adam's first steps are its least certain ones.
 WARM_UP_SHARE = 0.05
+# Schedule ``plateau``: what a fall leaves of the rate, the fall that ends training, and how many steps without a gain
+# make a plateau at least, as the epochs of a small table are a few dozen steps each and its metric wavers.
+FALL_FACTOR = 1 / 3
+LAST_FALL = 3
+LEAST_PLATEAU_STEPS = 150
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,16 @@ class TrainingConfig:
         learning_rate: of Adam, > 0.
         batch_size: rows of one step.
         max_epochs: upper bound of epochs.
-        patience: stop after this many epochs in a row without a better validation metric.
+        patience: stop after this many epochs in a row without a better validation metric; with ``plateau`` they make a
+            plateau.
         seed: of shuffling and dropout.
         precision: of the products; weights, softmax and optimiser stay float32. ``auto`` is bfloat16 on CUDA and
             float32 on the CPU, where few processors multiply bfloat16 natively; on those that do (AVX-512 BF16, AMX)
             ``bfloat16`` about halves the time of a step, on one with AVX2 alone a product took nine times as long.
         schedule: ``constant`` keeps the learning rate; ``linear`` climbs to it over the first 5 % of ``max_epochs`` and
             falls to 0 at their end, which reaches in some ten epochs what a constant rate needs twice as many for.
+            ``plateau`` finds its own length: it climbs over the first epoch; after every plateau the best weights come
+            back and the rate falls to a third, and the third plateau ends training, so ``max_epochs`` may be generous.
         average_decay: d of the running average of the weights that is validated and kept, a <- d a + (1 - d) w after
             every step, 0 <= d < 1: about the last 1 / (1 - d) steps. 0 keeps the weights of the last step as they are.
 
@@ -163,11 +171,22 @@ class Silent:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What ``fit`` did: one report per epoch, and which epoch's weights the module now holds."""
+    """
+    What ``fit`` did: one report per epoch, and which epoch's weights the module now holds.
+
+    ``course`` is how those weights came to be: for each epoch that led to them, how often the rate had fallen. Epochs
+    after which the best weights came back are no part of it.
+    """
 
     epochs: tuple[EpochReport, ...]
     best_epoch: int
     best_metric: float | None
+    course: tuple[int, ...] = ()
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether the best epoch is the last: more of them might have been better still."""
+        return self.best_metric is not None and 0 < self.best_epoch == self.epochs[-1].epoch
 
 
 def fit(
@@ -177,7 +196,7 @@ def fit(
     *,
     resume_file: Path | None = None,
     progress: Progress | None = None,
-    last_epoch: int | None = None,
+    course: Sequence[int] | None = None,
 ) -> TrainingResult:
     """
     Train *module* in place and leave it with its best epoch's weights, in evaluation mode.
@@ -186,7 +205,8 @@ def fit(
     2. Epoch 0 validates the network as it came, so that adapting can never end worse than not adapting.
     3. Each epoch: seed, steps, validation (of the weights' running average, with ``average_decay``), then the resume
        file is replaced atomically.
-    4. Stop after ``patience`` epochs without a strictly better metric, or at ``max_epochs``.
+    4. Stop after ``patience`` epochs without a strictly better metric (``plateau``: after the third plateau), or at
+       ``max_epochs``.
     5. Load the best epoch's weights; without validation rows, the last epoch's.
 
     Of several processes (``distributed``) each steps on its own part of every batch, on the sum of all their
@@ -199,7 +219,8 @@ def fit(
         config: schedule.
         resume_file: safetensors file to resume from and to write after every epoch.
         progress: receiver of reports.
-        last_epoch: stop after it, in the middle of the schedule of ``max_epochs``.
+        course: of an earlier run whose schedule is to be repeated without validation: as many epochs, each after as
+            many falls of the rate (``TrainingResult.course``).
 
     Raises:
         ResumeMismatchError: the resume file belongs to another objective or configuration.
@@ -220,10 +241,14 @@ def fit(
         metric = distributed.take_from_main(objective.validate(module.eval()))
         state.record(objective.name, 0, math.nan, metric, config, time.perf_counter() - started)
         progress.on_epoch(state.history[-1])
-    while not state.finished(config) and (last_epoch is None or state.history[-1].epoch < last_epoch):
+    plateau_epochs = _plateau_epochs(config, objective.num_batches())
+    while not state.finished(config, plateau_epochs) and (course is None or len(state.history) <= len(course)):
         epoch = len(state.history)
         started = time.perf_counter()
-        loss = _run_epoch(state, objective, config, epoch, progress)
+        falls = count_plateaus(state.history, plateau_epochs) if course is None else course[epoch - 1]
+        if config.schedule == "plateau" and falls > count_plateaus(state.history[:-1], plateau_epochs):
+            module.load_state_dict(state.best_weights)
+        loss = _run_epoch(state, objective, config, epoch, progress, falls)
         metric = distributed.take_from_main(objective.validate(state.kept.eval()))
         state.record(objective.name, epoch, loss, metric, config, time.perf_counter() - started)
         if resume_file is not None and distributed.is_main():
@@ -232,19 +257,49 @@ def fit(
     module.load_state_dict(state.best_weights)
     module.eval()
     last = state.history[-1]
-    return TrainingResult(tuple(state.history), last.best_epoch, last.best_metric)
+    followed = _course(state.history, plateau_epochs if config.schedule == "plateau" else None)
+    return TrainingResult(tuple(state.history), last.best_epoch, last.best_metric, followed)
 
 
-def learning_rate_at(config: TrainingConfig, share: float) -> float:
+def count_plateaus(history: Sequence[EpochReport], epochs: int) -> int:
+    """How many stretches of so many *epochs* without a better metric *history* holds, one after the other."""
+    found = waited = 0
+    for report in history[1:]:
+        waited = 0 if report.best_epoch == report.epoch else waited + 1
+        if waited == epochs:
+            found, waited = found + 1, 0
+    return found
+
+
+def _course(history: Sequence[EpochReport], plateau_epochs: int | None) -> tuple[int, ...]:
+    """See ``TrainingResult``; *plateau_epochs* is None where the rate never falls."""
+    course: list[int] = []
+    falls = waited = kept = 0
+    for report in history[1:]:
+        course.append(falls)
+        waited = 0 if report.best_epoch == report.epoch else waited + 1
+        kept = kept if waited else len(course)
+        if waited == plateau_epochs:
+            falls, waited = falls + 1, 0
+            del course[kept:]
+    return tuple(course[:kept])
+
+
+def learning_rate_at(config: TrainingConfig, share: float, falls: int = 0) -> float:
     """
-    The learning rate when *share* of the steps of ``max_epochs`` is done, 0 <= share < 1.
+    The learning rate when *share* of the steps of ``max_epochs`` is done, 0 <= share < 1, after so many *falls*.
 
     >>> config = TrainingConfig(learning_rate=1.0, schedule="linear")
     >>> [round(learning_rate_at(config, share), 3) for share in (0.0, 0.025, 0.05, 0.5, 0.9)]
     [0.0, 0.5, 1.0, 0.526, 0.105]
+    >>> config = TrainingConfig(learning_rate=9.0, schedule="plateau", max_epochs=10)
+    >>> [learning_rate_at(config, share, falls) for share, falls in ((0.05, 0), (0.2, 0), (0.5, 1), (0.9, 2))]
+    [4.5, 9.0, 3.0, 1.0]
     """
     if config.schedule == "constant":
         return config.learning_rate
+    if config.schedule == "plateau":
+        return config.learning_rate * FALL_FACTOR**falls * min(1.0, share * config.max_epochs)
     return config.learning_rate * min(share / WARM_UP_SHARE, (1.0 - share) / (1.0 - WARM_UP_SHARE))
 
 
@@ -254,6 +309,7 @@ def _run_epoch(
     config: TrainingConfig,
     epoch: int,
     progress: Progress,
+    falls: int,
 ) -> float:
     module, optimiser = state.module, state.optimiser
     device = next(module.parameters()).device
@@ -267,7 +323,8 @@ def _run_epoch(
         torch.manual_seed(epoch_seed(config.seed, name, epoch))
         for batch in objective.batches(epoch):
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate_at(config, (epoch - 1 + (steps + 0.5) / num_steps) / config.max_epochs)
+                share = (epoch - 1 + (steps + 0.5) / num_steps) / config.max_epochs
+                group["lr"] = learning_rate_at(config, share, falls)
             with autocast(device, config.precision):
                 loss = objective.loss(module, batch)
             optimiser.zero_grad(set_to_none=True)
@@ -283,6 +340,11 @@ def _run_epoch(
     if not math.isfinite(mean):
         raise TrainingError(f"{objective.name}: the loss of epoch {epoch} is {mean}")
     return mean
+
+
+def _plateau_epochs(config: TrainingConfig, num_steps: int) -> int:
+    """Epochs without a gain that make a plateau: ``patience``, or as many as make ``LEAST_PLATEAU_STEPS``."""
+    return max(config.patience, -(-LEAST_PLATEAU_STEPS // max(1, num_steps)))
 
 
 def _identity(objective: Objective[ModuleContraT, BatchT], config: TrainingConfig, device: torch.device) -> str:
@@ -332,8 +394,10 @@ class _State(Generic[ModuleT]):
             EpochReport(stage, epoch, config.max_epochs, loss, metric, best_metric, best_epoch, seconds)
         )
 
-    def finished(self, config: TrainingConfig) -> bool:
+    def finished(self, config: TrainingConfig, plateau_epochs: int) -> bool:
         last = self.history[-1]
+        if config.schedule == "plateau":
+            return last.epoch >= config.max_epochs or count_plateaus(self.history, plateau_epochs) >= LAST_FALL
         return last.epoch >= config.max_epochs or last.epoch - last.best_epoch >= config.patience
 
     def save(self, path: Path, identity: str) -> None:

@@ -23,12 +23,12 @@ from models.data.dataset import Sequences, TokenArray, pad_right
 from models.network.decoder import Decoder
 from models.network.losses import NO_TARGET, linear_cross_entropy, sampled_cross_entropy
 from models.network.negatives import Negatives, PopularitySampler
+from models.network.two_readings import encode_last
 from models.ranking_metrics import ndcg_at_k, pessimistic_ranks
 from models.training import distributed
 from models.training.batches import epoch_generator, length_bucketed_batches
 from models.vocabulary import TokenRange
 
-VALIDATION_BATCH = 256
 # Sequences whose predicted positions are counted at once.
 COUNTED_ROWS = 1024
 # Scores held at once while ranking, in elements (32 MB).
@@ -178,21 +178,6 @@ def choose_held_out(train: Sequences, targets_U: TokenArray, candidates: TokenRa
     """The users whose held-out item is a candidate and whose history is not empty."""
     chosen = np.flatnonzero(candidates.mask(targets_U) & (train.lengths > 0))
     return HeldOut([train[int(user)] for user in chosen], targets_U[chosen])
-
-
-@torch.inference_mode()
-def encode_last(decoder: Decoder, histories: Sequence[TokenArray]) -> Tensor:
-    """Hidden state [N, D] after the last item of every history (its last ``max_length`` items are read)."""
-    device = decoder.item_embeddings_VD.device
-    lengths = np.asarray([min(len(history), decoder.config.max_length) for history in histories], dtype=np.int64)
-    order: npt.NDArray[np.int64] = np.argsort(lengths, kind="stable")
-    hidden_ND = torch.empty(len(histories), decoder.config.width, device=device)
-    for start in range(0, len(order), VALIDATION_BATCH):
-        rows = order[start : start + VALIDATION_BATCH]
-        token_ids_BT = pad_right((histories[row] for row in rows), int(lengths[rows].max())).to(device)
-        hidden_BTD = decoder(token_ids_BT)
-        hidden_ND[rows] = hidden_BTD[torch.arange(len(rows)), torch.from_numpy(lengths[rows] - 1).to(device)]
-    return hidden_ND
 
 
 @torch.inference_mode()

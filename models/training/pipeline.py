@@ -20,13 +20,16 @@ from models.training import distributed
 from models.training.base import train_base
 from models.training.experts import Experts, train_expert
 from models.training.loop import RESUME_SUFFIX, Progress, TrainingConfig, TrainingResult
+from models.training.own_shares import try_own_shares
 from models.training.refit import RefitProgress, UndividedDataset
+from models.tuning import TargetTuning
 
-# Chosen on validation items (docs/experiments/better-bundle.md): many small steps and a rate that falls to 0.
-BASE_TRAINING = TrainingConfig(learning_rate=1e-3, batch_size=32, max_epochs=14, schedule="linear")
-# From the base's weights a gentler and shorter course; each of its few epochs may be the best.
-EXPERT_TRAINING = TrainingConfig(learning_rate=5e-4, batch_size=32, max_epochs=5, patience=5, schedule="linear")
-# What the base needs of steps, however few sequences make an epoch: with 1,500 users it is best after about 1,000.
+# Small steps (docs/experiments/better-bundle.md), as many as it takes: a number of epochs that was right for one
+# table turned a gain into a loss on another (docs/experiments/two-readings.md).
+BASE_TRAINING = TrainingConfig(learning_rate=1e-3, batch_size=32, max_epochs=100, patience=2, schedule="plateau")
+# From the base's weights a gentler course.
+EXPERT_TRAINING = TrainingConfig(learning_rate=5e-4, batch_size=32, max_epochs=100, patience=2, schedule="plateau")
+# The least number of steps that a small table may take, however few sequences make an epoch.
 LEAST_STEPS = 3000
 
 
@@ -54,6 +57,8 @@ class PipelineConfig:
         experts: how experts come to be; see ``models.training.experts``.
         sampled_softmax: estimate every softmax from so many items per step; None takes all of them.
         refit: train all once more, by the same schedule, to the epochs that validation chose, on everything.
+        two_readings: choose on validation how far each expert reads its own domain's items alone
+            (``models.training.own_shares``); without, experts have the mixed reading.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -62,6 +67,7 @@ class PipelineConfig:
     experts: Experts = "adapted"
     sampled_softmax: int | None = None
     refit: bool = False
+    two_readings: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ RELEASED = PipelineConfig(
     network=NetworkConfig(dropout=0.2),
     base=TrainingConfig(),
     expert=TrainingConfig(max_epochs=20, patience=5),
+    two_readings=False,
 )
 
 
@@ -100,15 +107,17 @@ def train_bundle(
     *,
     device: torch.device,
     run_directory: Path,
+    keep_run: bool = False,
     progress: Progress | None = None,
     name: str | None = None,
 ) -> Bundle:
     """
-    Train the base, then an expert per domain, and write the bundle to *out*.
+    Train the base, then an expert per domain, choose the shares of their readings, and write the bundle to *out*.
 
     After every epoch the state lies in *run_directory*; calling again with the same arguments after a kill goes on
-    from there and ends with the same weights. The folder is removed once the bundle is written. Of several processes
-    (``models.training.distributed``) the main one writes; all return the bundle.
+    from there and ends with the same weights. The folder is removed once the bundle is written, unless *keep_run* says
+    that more is to come. Of several processes (``models.training.distributed``) the main one writes; all return the
+    bundle.
 
     *name* is what people call the bundle; without it, it is called as the dataset is.
 
@@ -125,6 +134,12 @@ def train_bundle(
     )
     trained = _train(dataset, decoder_config, config, device, run_directory, progress)
     results = (trained.base_result, trained.expert_results)
+    domains = dataset.vocabulary.domains
+    trials = {
+        domain: try_own_shares(expert, dataset, dataset.vocabulary.token_range(domain))
+        for domain, expert in zip(domains, trained.experts, strict=True)
+        if config.two_readings
+    }
     if config.refit:
         trained = _refit(dataset, decoder_config, config, device, run_directory, progress, trained)
     # If every stage was finished before a kill, only this makes the main process wait until all have read the files.
@@ -143,6 +158,7 @@ def train_bundle(
         "experts": {
             domain: _summary(result) for domain, result in zip(dataset.vocabulary.domains, results[1], strict=True)
         },
+        "own_shares": {domain: dataclasses.asdict(one) for domain, one in trials.items()},
         "device": str(device),
         "processes": distributed.num_processes(),
         "torch": torch.__version__,
@@ -150,9 +166,15 @@ def train_bundle(
         "seconds": round(time.perf_counter() - started, 1),
     }
     bundle = save_bundle(
-        out, vocabulary=dataset.vocabulary, base=trained.base, experts=trained.experts, provenance=provenance
+        out,
+        vocabulary=dataset.vocabulary,
+        base=trained.base,
+        experts=trained.experts,
+        provenance=provenance,
+        tunings=[TargetTuning(trials[domain].shares) for domain in trials],
     )
-    forget_run(run_directory)
+    if not keep_run:
+        forget_run(run_directory)
     distributed.wait_for_all()
     return bundle
 
@@ -211,7 +233,7 @@ def _refit(
         sampled_softmax=config.sampled_softmax,
         resume_file=run_directory / f"refit-base{RESUME_SUFFIX}",
         progress=reports,
-        last_epoch=chosen.base_result.best_epoch,
+        course=chosen.base_result.course,
     )
     experts = [
         train_expert(
@@ -223,7 +245,7 @@ def _refit(
             sampled_softmax=config.sampled_softmax,
             resume_file=run_directory / f"refit-expert-{index:02d}{RESUME_SUFFIX}",
             progress=reports,
-            last_epoch=result.best_epoch,
+            course=result.course,
         )
         for index, (domain, result) in enumerate(zip(dataset.vocabulary.domains, chosen.expert_results, strict=True))
     ]
@@ -232,8 +254,8 @@ def _refit(
 
 def forget_run(run_directory: Path) -> None:
     """Delete the resume files of an unfinished or finished run, and the folder if nothing else is in it."""
-    for pattern in ("base.*", "expert-*.*", "refit-*.*", ".base.*", ".expert-*.*", ".refit-*.*"):
-        for path in run_directory.glob(pattern):
+    for pattern in ("base.*", "expert-*.*", "refit-*.*", "trial-*.*"):
+        for path in (*run_directory.glob(pattern), *run_directory.glob(f".{pattern}")):
             if path.suffix in {RESUME_SUFFIX, PARTIAL_SUFFIX}:
                 path.unlink()
     if run_directory.is_dir() and not any(run_directory.iterdir()):

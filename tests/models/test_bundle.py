@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.bundle import BASE, MANIFEST, VOCABULARY, Bundle, load_bundle, read_version, save_bundle
+from models.bundle import BASE, MANIFEST, VOCABULARY, Bundle, load_bundle, read_version, save_bundle, with_tunings
 from models.data.dataset import sha256_of
 from models.errors import (
     BundleCorruptError,
@@ -21,6 +22,7 @@ from models.errors import (
     BundleVersionError,
     OutputExistsError,
 )
+from models.tuning import Guard, OwnShares, TargetTuning
 from models.vocabulary import Vocabulary
 from tests.conftest import random_decoder
 
@@ -140,8 +142,75 @@ def test_a_decoder_configuration_of_another_kind_is_refused(copied: Path, decode
 
 
 def test_a_newer_format_is_refused(copied: Path) -> None:
-    edit_manifest(copied, format_version=2)
-    with pytest.raises(BundleVersionError, match="format version 2; this code reads up to 1"):
+    edit_manifest(copied, format_version=3)
+    with pytest.raises(BundleVersionError, match="format version 3; this code reads up to 2"):
+        load_bundle(copied)
+
+
+GUARD = Guard(training_hints=3, serving_hints=0, finding="it helped: .02 -> .03")
+TUNINGS = (TargetTuning(OwnShares(0.25, 1.0), GUARD), TargetTuning(OwnShares(0.0, 0.5)), TargetTuning())
+
+
+def test_a_bundle_without_choices_keeps_the_version_that_it_had(bundle: Bundle) -> None:
+    """Its manifest is as it was before there were any, and the hash of the same entries."""
+    manifest = json.loads((bundle.directory / MANIFEST).read_text())
+    content = {
+        key: manifest[key] for key in ("decoder", "domains", "files", "format_version", "vocabulary_fingerprint")
+    }
+
+    assert manifest.keys() == {*content, "provenance"}
+    assert manifest["format_version"] == 1
+    assert bundle.version == hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    assert [bundle.tuning(domain) for domain in bundle.vocabulary.domains] == [TargetTuning()] * 3
+
+
+def test_choices_come_back_and_are_part_of_the_version(bundle: Bundle, copied: Path) -> None:
+    changed = with_tunings(load_bundle(copied), TUNINGS, {"chosen": "here"})
+    loaded = load_bundle(copied)
+
+    assert loaded.tunings == TUNINGS
+    assert loaded.tuning("food") == TUNINGS[1]
+    assert (loaded.version, loaded.provenance) == (changed.version, {"chosen": "here"})
+    assert loaded.version != bundle.version
+    assert with_tunings(loaded, TUNINGS[::-1], {}).version != loaded.version
+    assert sorted(path.name for path in copied.iterdir()) == sorted(path.name for path in bundle.directory.iterdir())
+
+
+def test_choices_given_at_once_and_later_make_the_same_bundle(bundle: Bundle, copied: Path, tmp_path: Path) -> None:
+    parts = {"vocabulary": bundle.vocabulary, "base": bundle.base, "experts": bundle.experts, "provenance": {}}
+    at_once = save_bundle(tmp_path / "at-once", **parts, tunings=TUNINGS)
+
+    assert with_tunings(load_bundle(copied), TUNINGS, {}).version == at_once.version
+
+
+def test_a_bundle_that_was_replaced_meanwhile_gets_no_choices(copied: Path) -> None:
+    loaded = load_bundle(copied)
+    with_tunings(loaded, TUNINGS, {})
+    with pytest.raises(BundleMismatchError, match="holds another bundle by now"):
+        with_tunings(loaded, TUNINGS[::-1], {})
+
+
+@pytest.mark.parametrize(
+    "tunings",
+    [
+        [{}, {}, {}],
+        7,
+        [{"own_shares": {"after_target": 2, "after_source": 0}, "guard": None}] * 3,
+        [{"own_shares": {"after_target": "a", "after_source": 0}, "guard": None}] * 3,
+        [{"own_shares": {"colour": 0}, "guard": None}] * 3,
+        [{"own_shares": {}, "guard": {"training_hints": True, "serving_hints": 0, "finding": ""}}] * 3,
+        [{"own_shares": {}, "guard": {"training_hints": 0, "serving_hints": -1, "finding": ""}}] * 3,
+        [{"own_shares": {}, "guard": {"training_hints": 0.5, "serving_hints": 0, "finding": ""}}] * 3,
+        [{"own_shares": {}, "guard": {"training_hints": 0, "serving_hints": 0, "finding": 7}}] * 3,
+        [{"own_shares": {}, "guard": {"training_hints": 1}}] * 3,
+        [{"own_shares": {}, "guard": None}] * 2,
+    ],
+)
+def test_choices_of_another_kind_are_refused(copied: Path, tunings: object) -> None:
+    edit_manifest(copied, tunings=tunings)
+    with pytest.raises(
+        BundleMismatchError, match=r"manifest\.json: (not what a target may choose|2 tunings, 3 domains)"
+    ):
         load_bundle(copied)
 
 

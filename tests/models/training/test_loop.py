@@ -16,11 +16,23 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from models.errors import ResumeMismatchError, TrainingError
+from models.training import loop
 from models.training.batches import epoch_generator, length_bucketed_batches
 from models.training.devices import resolve_device
-from models.training.loop import EpochReport, Silent, StepReport, TrainingConfig, fit, learning_rate_at
+from models.training.loop import (
+    EpochReport,
+    Schedule,
+    Silent,
+    StepReport,
+    TrainingConfig,
+    count_plateaus,
+    fit,
+    learning_rate_at,
+)
 
 CONFIG = TrainingConfig(learning_rate=0.05, batch_size=4, max_epochs=8, patience=3)
+# So large a rate that the metric wavers, and falls come early.
+PLATEAUS = replace(CONFIG, schedule="plateau", learning_rate=0.7, patience=1)
 
 
 class Line(nn.Module):
@@ -110,6 +122,84 @@ def test_a_constant_schedule_is_one_rate() -> None:
     assert {learning_rate_at(CONFIG, share) for share in (0.0, 0.01, 0.5, 0.999)} == {CONFIG.learning_rate}
 
 
+def test_the_plateau_schedule_goes_on_from_the_best_weights_at_a_third_of_the_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two epochs without a gain make a plateau here: after epochs 3, 6 and 8, the third of which ends training."""
+    monkeypatch.setattr(loop, "LEAST_PLATEAU_STEPS", 1)
+    config = replace(CONFIG, schedule="plateau", patience=2, max_epochs=50)
+    begun: list[tuple[float, list[float]]] = []
+    ended: dict[int, list[float]] = {}
+
+    class Recording(Silent):
+        def on_epoch(self, report: EpochReport) -> None:
+            ended[report.epoch] = module.slope.tolist()
+
+    module = Line()
+    hook = register_optimizer_step_pre_hook(
+        lambda optimiser, *_: begun.append((optimiser.param_groups[0]["lr"], module.slope.tolist()))
+    )
+    try:
+        scripted = (0.1, 0.5, 0.4, 0.4, 0.6, 0.6, 0.5, 0.1, 0.1, 0.9)
+        result = fit(module, Regression(scripted=scripted), config, progress=Recording())
+    finally:
+        hook.remove()
+    num_steps = Regression().num_batches()
+    first_steps, last_steps = begun[::num_steps], begun[num_steps - 1 :: num_steps]
+    rate = config.learning_rate
+
+    assert [report.epoch for report in result.epochs] == list(range(9))
+    assert (result.best_epoch, result.is_cut_short) == (4, False)
+    assert first_steps[0][0] == pytest.approx(rate * 0.5 / num_steps)
+    assert [at for at, _ in last_steps[1:]] == pytest.approx([rate] * 2 + [rate / 3] * 3 + [rate / 9] * 2)
+    # The epoch after a plateau begins with the best weights, any other with those that the last one ended with.
+    begins_with = [0, 1, 2, 1, 4, 5, 4, 7]
+    assert [slope for _, slope in first_steps] == [ended[epoch] for epoch in begins_with]
+
+
+def test_a_course_repeats_the_rates_that_led_to_the_best_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs 2, 3 and 5 to 8 led nowhere: one at the rate, then one at a third of it; validation decides nothing."""
+    monkeypatch.setattr(loop, "LEAST_PLATEAU_STEPS", 1)
+    config = replace(CONFIG, schedule="plateau", patience=2, max_epochs=50)
+    scripted = (0.1, 0.5, 0.4, 0.4, 0.6, 0.6, 0.5, 0.1, 0.1, 0.9)
+    first = fit(Line(), Regression(scripted=scripted), config)
+    rates: list[float] = []
+    hook = register_optimizer_step_pre_hook(lambda optimiser, *_: rates.append(optimiser.param_groups[0]["lr"]))
+    try:
+        again = fit(Line(), Regression(scripted=(0.9, *[0.1] * 9)), config, course=first.course)
+    finally:
+        hook.remove()
+
+    assert first.course == (0, 1)
+    assert [report.epoch for report in again.epochs] == [0, 1, 2]
+    assert rates[Regression().num_batches() :] == pytest.approx([CONFIG.learning_rate / 3] * Regression().num_batches())
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_where_the_rate_does_not_fall_the_course_is_the_epochs_up_to_the_best(schedule: Schedule) -> None:
+    result = fit(Line(), Regression(scripted=(0.1, 0.2, 0.5, 0.4, 0.3, 0.2)), replace(CONFIG, schedule=schedule))
+
+    assert (result.best_epoch, result.course) == (2, (0, 0))
+
+
+def test_a_plateau_takes_as_many_epochs_as_make_150_steps() -> None:
+    """The epochs of a small table are few steps each; patience is the least."""
+    epochs = -(-150 // Regression().num_batches())
+    scripted = (0.5, *[0.1] * (3 * epochs + 9))
+    result = fit(Line(), Regression(scripted=scripted), replace(CONFIG, schedule="plateau", max_epochs=1000))
+
+    assert result.epochs[-1].epoch == 3 * epochs
+
+
+@pytest.mark.parametrize(
+    ("scripted", "expected"), [((0.1, 0.2, 0.3), True), ((0.1, 0.3, 0.2), False), ((0.3, 0.2, 0.1), False)]
+)
+def test_a_run_that_was_best_at_its_last_epoch_says_so(scripted: tuple[float, ...], expected: bool) -> None:
+    result = fit(Line(), Regression(scripted=scripted), replace(CONFIG, max_epochs=2))
+
+    assert result.is_cut_short == expected
+
+
 def test_the_running_average_of_the_weights_is_what_is_validated_and_kept() -> None:
     """a <- d a + (1 - d) w after every step, from the first step's weights on; training itself goes on without it."""
     config = replace(CONFIG, average_decay=0.7, max_epochs=2)
@@ -176,12 +266,16 @@ class KillAt(Silent):
 @pytest.mark.parametrize("steps", [0, 3, 5, 12, 29])
 @pytest.mark.parametrize(
     "config",
-    [CONFIG, replace(CONFIG, schedule="linear"), replace(CONFIG, average_decay=0.7)],
-    ids=["constant", "linear", "averaged"],
+    [CONFIG, replace(CONFIG, schedule="linear"), PLATEAUS, replace(CONFIG, average_decay=0.7)],
+    ids=["constant", "linear", "plateau", "averaged"],
 )
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, steps: int, config: TrainingConfig) -> None:
+def test_a_killed_run_resumes_to_the_same_weights(
+    tmp_path: Path, steps: int, config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bit for bit, wherever the kill falls, also twice."""
+    monkeypatch.setattr(loop, "LEAST_PLATEAU_STEPS", 1)
     expected, expected_epochs = train(Regression(), config)
+    assert config is not PLATEAUS or 1 < count_plateaus(expected_epochs, 1) <= len(expected_epochs) - 3
     resume_file = tmp_path / "line.safetensors"
     for extra in (steps, 4):
         with pytest.raises(Killed):

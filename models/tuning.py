@@ -1,0 +1,101 @@
+"""
+What validation chose for every target domain; a bundle carries it, and every use of the bundle keeps to it.
+
+Torch-free, for commands and settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class OwnShares:
+    """
+    What share of a target expert is its reading of the target's own items (``network.two_readings``), each in [0, 1].
+
+    Args:
+        after_target: for histories whose last item is the target's.
+        after_source: for histories whose last item is another domain's.
+
+    Raises:
+        ValueError: a share is no number in [0, 1].
+    """
+
+    after_target: float = 0.0
+    after_source: float = 0.0
+
+    def __post_init__(self) -> None:
+        for share in (self.after_target, self.after_source):
+            if not (_is_number(share) and 0 <= share <= 1):
+                raise ValueError(f"an own share of {share!r} is not in [0, 1]")
+
+
+# The mixed history alone: what an expert read before it had two readings.
+MIXED_ALONE = OwnShares()
+
+
+@dataclass(frozen=True)
+class Guard:
+    """
+    How much of regeneration helped a recommender of one target on validation; the rest is left undone.
+
+    Args:
+        training_hints: most items that a run of source items leaves behind in a training row (``decoding.anticipate``);
+            0 replaces nothing, and the composite is the original.
+        serving_hints: likewise in a live history; 0 passes its target items through.
+        finding: the reason in a sentence with its numbers.
+
+    Raises:
+        ValueError: a number of hints is no whole number from 0 on, or finding no text.
+    """
+
+    training_hints: int
+    serving_hints: int
+    finding: str
+
+    def __post_init__(self) -> None:
+        for hints in (self.training_hints, self.serving_hints):
+            if not (_is_number(hints) and isinstance(hints, int) and hints >= 0):
+                raise ValueError(f"{hints!r} hints are no whole number from 0 on")
+        if not isinstance(self.finding, str):
+            raise ValueError("a finding that is no text")
+
+
+@dataclass(frozen=True)
+class TargetTuning:
+    """
+    Everything that was chosen for one target domain.
+
+    Args:
+        own_shares: of its expert's two readings.
+        guard: None where nothing was tried: everything is replaced and served.
+    """
+
+    own_shares: OwnShares = field(default_factory=OwnShares)
+    guard: Guard | None = None
+
+
+def tuning_of(content: Any) -> TargetTuning:
+    """
+    What ``dataclasses.asdict`` made of a tuning, read again.
+
+    Raises:
+        ValueError: it is none.
+
+    >>> tuning_of({"own_shares": {"after_target": 0.25, "after_source": 1}, "guard": None}).own_shares.after_target
+    0.25
+    """
+    try:
+        if not isinstance(content, Mapping) or set(content) != {"own_shares", "guard"}:
+            raise ValueError(f"{content!r} has not just own_shares and guard")
+        guard = content["guard"]
+        return TargetTuning(OwnShares(**content["own_shares"]), None if guard is None else Guard(**guard))
+    except TypeError as error:
+        raise ValueError(str(error)) from error
