@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from models.decoding.rules import Rule, describe_rules
+from models.decoding.rules import Dial, Rule, describe_rules
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -28,6 +28,15 @@ RuleOption = Annotated[
         "--rule",
         "--recipe",
         help=describe_rules(),
+    ),
+]
+
+
+DialOption = Annotated[
+    Dial,
+    typer.Option(
+        help="auto: leave undone what the bundle's trial on validation found to be of no use for the target (rule "
+        "anticipate); all: replace everything."
     ),
 ]
 

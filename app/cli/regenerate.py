@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from app.cli.console import console, say, set_result
-from app.cli.options import DeviceOption, RuleOption, choices
-from models.decoding.rules import DEFAULT_RULE
+from app.cli.options import DeviceOption, DialOption, RuleOption, choices
+from models.decoding.rules import DEFAULT_DIAL, DEFAULT_RULE
 from models.exports.export_formats import FORMATS, describe_formats
 
 
@@ -40,6 +40,7 @@ def regenerate(
         ),
     ] = False,
     rule: RuleOption = DEFAULT_RULE,
+    dial: DialOption = DEFAULT_DIAL,
     device: DeviceOption = "auto",
 ) -> None:
     """
@@ -69,6 +70,7 @@ def regenerate(
             loaded,
             target=target,
             rule=rule,
+            dial=dial,
             out=out,
             interactions=interactions,
             exports=exports,
@@ -82,6 +84,9 @@ def regenerate(
     unknown = f", {summary.unknown_kept:,} unknown ones kept" if summary.unknown_kept else ""
     unknown += f", {summary.unknown:,} unknown ones skipped" if summary.unknown else ""
     unknown += f", {summary.truncated:,} too old to be read" if summary.truncated else ""
+    guard = loaded.tuning(target).guard
+    if guard is not None and dial == "auto" and rule == DEFAULT_RULE:
+        say(guard.finding)
     say(
         f"{summary.kept:,} interactions kept, {summary.replaced:,} replaced, {summary.deleted:,} deleted{unknown}; "
         f"{summary.original_rows:,} original and {summary.regenerated_rows:,} regenerated sequences written to {out}",

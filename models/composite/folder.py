@@ -42,7 +42,7 @@ from models.composite.regenerated_rows import (
 )
 from models.data.dataset import Dataset, TokenArray, sha256_of
 from models.decoding.regenerator import Regenerator
-from models.decoding.rules import RULES_VERSION, Rule
+from models.decoding.rules import DEFAULT_DIAL, RULES_VERSION, Dial, Rule
 from models.errors import BundleMismatchError, ConfigurationError
 from models.exports.as_inter import inter_text
 from models.exports.as_parquet import write_parts
@@ -75,6 +75,7 @@ class CompositeSummary:
 
     target: str
     rule: Rule
+    dial: Dial
     bundle_version: str
     dataset_fingerprint: str
     interactions: Which
@@ -107,6 +108,7 @@ def write_composite(
     *,
     target: str,
     rule: Rule,
+    dial: Dial = DEFAULT_DIAL,
     out: Path,
     interactions: Which = "training",
     exports: Sequence[FormatName] = (),
@@ -122,6 +124,7 @@ def write_composite(
         bundle: base and experts.
         target: name of the target domain.
         rule: decoding rule.
+        dial: whether the bundle's guard of the target is kept to.
         out: the folder to write; an earlier composite there is replaced, anything else refused.
         interactions: "training" leaves out what is held out, for evaluation; "all" takes everything, for production.
         exports: further formats to write.
@@ -144,13 +147,14 @@ def write_composite(
     required = frozenset({COMPOSITE, COUNTED, MAPPING, SUMMARY})
     check_replaceable(out, what="a composite dataset", required=required, ours=lambda name: _is_ours(name, required))
     log = read_log(dataset, bundle.vocabulary, target, everything=interactions == "all")
-    users = _regenerate_all(log, Regenerator(bundle, rule), on_users)
+    users = regenerate_log(log, Regenerator(bundle, rule, dial=dial), on_users)
     made = Made(log, users, composite_rows(log, users))
     counts_UC = np.asarray([user.counts for user in users], dtype=np.int64).reshape(-1, len(COUNTS))
     original_rows = sum(row.origin == ORIGINAL for row in made.rows)
     summary = CompositeSummary(
         target=target,
         rule=rule,
+        dial=dial,
         bundle_version=bundle.version,
         dataset_fingerprint=dataset.fingerprint,
         interactions=interactions,
@@ -208,9 +212,10 @@ def _is_ours(name: str, required: frozenset[str]) -> bool:
     return name in required | exported | set(FORMATS) | {INTERACTIONS} or name.endswith(INTER_SUFFIX)
 
 
-def _regenerate_all(
-    log: MixedLog, regenerator: Regenerator, on_users: Callable[[int, int], None] | None
+def regenerate_log(
+    log: MixedLog, regenerator: Regenerator, on_users: Callable[[int, int], None] | None = None
 ) -> list[RegeneratedUser]:
+    """Every sequence of *log* as a training row, in order; *on_users* hears of (users done, users in all)."""
     total = len(log.sequences)
     regenerated: list[RegeneratedUser] = []
     while len(regenerated) < total:

@@ -2,7 +2,7 @@
 Rule ``anticipate``: what the target expert expects next stands in for the source items that made it expect it.
 
 A *run* is a stretch of neighbouring source items. The target expert theta_T reads the history up to and including the
-run's last item, and the run's last m = min(RUN_ITEMS, length of the run) items are replaced by the m most probable
+run's last item, and the run's last m = min(hints, length of the run) items are replaced by the m most probable
 target items under p = softmax(h . e_x), x in the target domain, that the row does not hold yet, the most probable one
 last; the run's earlier items are deleted.
 
@@ -36,7 +36,7 @@ from models.decoding.window import Choices, StateReader, Window, read_target_exp
 from models.network.decoder import DecoderConfig
 from models.vocabulary import TokenRange
 
-# Items that a run leaves behind at most. One says less than the run knew; with ten, rows are mostly predictions.
+# Items that a run leaves behind at most, unless the bundle's guard chose fewer. With ten, rows are mostly predictions.
 RUN_ITEMS = 3
 
 
@@ -52,10 +52,8 @@ class SourceRun:
     last: int
     following: int
 
-    @property
-    def num_hints(self) -> int:
-        """Items that take the run's place."""
-        return min(RUN_ITEMS, self.last - self.first + 1)
+    def __len__(self) -> int:
+        return self.last - self.first + 1
 
 
 @dataclass(frozen=True)
@@ -144,6 +142,7 @@ def choose_hints(
     first_row: int,
     *,
     training_row: bool,
+    most: int = RUN_ITEMS,
 ) -> Iterator[Hint]:
     """
     The replacements of one sequence; every source item without one is deleted.
@@ -154,7 +153,9 @@ def choose_hints(
         expected: what the expert expects at the end of many sequences' runs.
         first_row: row of *expected* that belongs to the first of *runs_of_history*.
         training_row: the expert was trained on this sequence: see *withheld* at the top.
+        most: hints a run, 1 to RUN_ITEMS.
     """
+    assert 1 <= most <= RUN_ITEMS
     met: set[int] = set()
     read = 0
     for row, run in enumerate(runs_of_history, start=first_row):
@@ -168,9 +169,10 @@ def choose_hints(
             for token, value in zip(expected.token_ids_RK[row], expected.log_probabilities_RK[row], strict=True)
             if int(token) not in refused
         )
-        chosen = [pair for pair, _ in zip(listed, range(run.num_hints + 1), strict=False)]
-        for rank, (token, value) in enumerate(chosen[: run.num_hints]):
-            rest = chosen[run.num_hints :]
+        num_hints = min(most, len(run))
+        chosen = [pair for pair, _ in zip(listed, range(num_hints + 1), strict=False)]
+        for rank, (token, value) in enumerate(chosen[:num_hints]):
+            rest = chosen[num_hints:]
             yield Hint(run.last - rank, token, value, value - rest[0][1] if rest else float("inf"))
             met.add(token)
 
@@ -187,13 +189,16 @@ class AnticipateRule:
 
     def choose(self, window: Window, bundle: Bundle, target: str, *, training_rows: bool) -> Choices:
         """See ``DecodingRule``; a choice has no alpha and beta, its score is a log-probability."""
+        most = _most_hints(bundle, target, training_rows=training_rows)
+        if not most:
+            return Choices.all_deleted(len(window.tokens_N))
         runs_B = [find_runs(history, window.target_range) for history in window.histories]
         expected = _expected_after(runs_B, window, bundle, target)
         choices, first_row = Choices.all_deleted(len(window.tokens_N)), 0
         for index, (history, own_runs) in enumerate(zip(window.histories, runs_B, strict=True)):
             items = window.items_of(index)
             positions_N = window.positions_N[items]
-            for hint in choose_hints(history, own_runs, expected, first_row, training_row=training_rows):
+            for hint in choose_hints(history, own_runs, expected, first_row, training_row=training_rows, most=most):
                 at = items.start + int(np.searchsorted(positions_N, hint.position))
                 choices.replacements_N[at] = hint.token_id
                 choices.weights_4N[2:, at] = hint.log_probability, hint.margin
@@ -210,6 +215,14 @@ def _expected_after(runs_B: Sequence[Sequence[SourceRun]], window: Window, bundl
     hidden_RD = read_target_expert(bundle, target, reader, np.arange(len(last_R)))
     count = count_candidates(window.histories)
     return rank_expected(View(hidden_RD, expert.item_embeddings_VD), window.target_range, count)
+
+
+def _most_hints(bundle: Bundle, target: str, *, training_rows: bool) -> int:
+    """Hints a run by the target's guard, where there is one; 0 replaces nothing."""
+    guard = bundle.tuning(target).guard
+    if guard is None:
+        return RUN_ITEMS
+    return min(RUN_ITEMS, guard.training_hints if training_rows else guard.serving_hints)
 
 
 ANTICIPATE = AnticipateRule()

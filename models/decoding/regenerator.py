@@ -12,15 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.bundle import Bundle
+from models.bundle import Bundle, without_guards
 from models.data.dataset import TOKENS, TokenArray
-from models.decoding.rules import Rule, load_rule
-from models.decoding.window import Choices, Window, split_spans
+from models.decoding.anticipate import rank_expected
+from models.decoding.blocks import View
+from models.decoding.rules import DEFAULT_DIAL, Dial, Rule, load_rule
+from models.decoding.window import Choices, StateReader, Window, read_target_expert, split_spans
 from models.vocabulary import PADDING
 
 # Positions of sequences decided together: bounds the memory of gathered hidden states (3 decoders x 128 floats each).
@@ -49,6 +52,13 @@ class Steps:
     margin: npt.NDArray[np.float32]
 
 
+class LikelyItem(NamedTuple):
+    """An item of the target and its log-probability, in nats, by the target expert."""
+
+    token_id: int
+    log_probability: float
+
+
 @dataclass(frozen=True)
 class Regenerated:
     """
@@ -58,11 +68,13 @@ class Regenerated:
         token_ids: target items only, in the order of the input, consecutive repeats collapsed.
         num_read: items of the input that were read: its last ``Regenerator.max_items``.
         steps: one entry per source item read.
+        likely: what the target expert expects next, the most probable first; as many as were asked for.
     """
 
     token_ids: TokenArray
     num_read: int
     steps: Steps
+    likely: tuple[LikelyItem, ...] = ()
 
     @property
     def kept(self) -> int:
@@ -81,10 +93,18 @@ class Regenerated:
 
 
 class Regenerator:
-    """A bundle and a rule, ready to regenerate; holds no state between calls, so threads may share it."""
+    """
+    A bundle and a rule, ready to regenerate; holds no state between calls, so threads may share it.
 
-    def __init__(self, bundle: Bundle, rule: Rule) -> None:
-        self.bundle = bundle
+    Args:
+        bundle: base and experts, and what validation chose for each target.
+        rule: how to decide.
+        dial: ``auto`` leaves undone what the bundle's guard of a target found to be of no use, under rule
+            ``anticipate``, which it was tried with; ``all`` does everything.
+    """
+
+    def __init__(self, bundle: Bundle, rule: Rule, *, dial: Dial = DEFAULT_DIAL) -> None:
+        self.bundle = bundle if dial == "auto" else without_guards(bundle)
         self.rule: Rule = rule
         self._decoding = load_rule(rule)
         self._decoding.prepare(bundle)
@@ -96,7 +116,7 @@ class Regenerator:
 
     @torch.inference_mode()
     def regenerate(
-        self, sequences: Sequence[TokenArray], target: str, *, training_rows: bool = False
+        self, sequences: Sequence[TokenArray], target: str, *, training_rows: bool = False, num_likely: int = 0
     ) -> list[Regenerated]:
         """
         Rewrite every source item of every sequence into a target item, or delete it.
@@ -112,6 +132,9 @@ class Regenerator:
                 ``anticipate`` then withholds what the expert would recite (see there); the contrastive rules are the
                 paper's and do the same either way.
 
+            num_likely: how many of the items that the target expert expects next to tell beside, whatever the rule and
+                the guard: items of the history among them, and none after an empty one.
+
         Returns:
             One result per sequence, in order. A sequence's result does not depend on the others of the call.
 
@@ -124,18 +147,35 @@ class Regenerator:
         for first, last in split_spans(histories, WINDOW_POSITIONS):
             window = Window.of(histories[first:last], target_range)
             choices = self._decoding.choose(window, self.bundle, target, training_rows=training_rows)
-            results += [_assemble(window, index, choices) for index in range(len(window.histories))]
+            likely = self._likely(window, target, num_likely)
+            results += [_assemble(window, index, choices, likely[index]) for index in range(len(window.histories))]
         return results
 
+    def _likely(self, window: Window, target: str, count: int) -> list[tuple[LikelyItem, ...]]:
+        """The *count* items that the target expert expects most after every history of *window*."""
+        items: list[tuple[LikelyItem, ...]] = [()] * len(window.histories)
+        recent = [history[-self.bundle.config.max_length :] for history in window.histories]
+        rows_R = np.flatnonzero([len(history) > 0 for history in recent])
+        if not count or not len(rows_R):
+            return items
+        lasts_R = np.asarray([len(recent[row]) - 1 for row in rows_R], dtype=np.int64)
+        reader = StateReader(recent, rows_R, lasts_R)
+        hidden_RD = read_target_expert(self.bundle, target, reader, np.arange(len(rows_R)))
+        view = View(hidden_RD, self.bundle.expert(target).item_embeddings_VD)
+        found = rank_expected(view, window.target_range, count)
+        for row, tokens_K, values_K in zip(rows_R, found.token_ids_RK, found.log_probabilities_RK, strict=True):
+            items[row] = tuple(map(LikelyItem, tokens_K.tolist(), values_K.tolist()))
+        return items
 
-def _assemble(window: Window, index: int, choices: Choices) -> Regenerated:
+
+def _assemble(window: Window, index: int, choices: Choices, likely: tuple[LikelyItem, ...]) -> Regenerated:
     history, items = window.histories[index], window.items_of(index)
     rewritten = history.copy()
     rewritten[window.positions_N[items]] = choices.replacements_N[items]
     steps = Steps(
         window.positions_N[items], window.tokens_N[items], choices.replacements_N[items], *choices.weights_4N[:, items]
     )
-    return Regenerated(without_repeats(rewritten[rewritten != PADDING]), len(history), steps)
+    return Regenerated(without_repeats(rewritten[rewritten != PADDING]), len(history), steps, likely)
 
 
 def without_repeats(sequence: TokenArray) -> TokenArray:

@@ -64,6 +64,9 @@ if TYPE_CHECKING:
     Rule = str
 else:
     Rule = Literal[tuple(RULES)]
+# Whether a bundle's guards are kept to (``decoding.regenerator``).
+Dial = Literal["auto", "all"]
+DEFAULT_DIAL: Dial = "auto"
 # Part of every composite's summary: raise it when a change makes a rule decide otherwise, so that composites made
 # before are not taken for today's.
 RULES_VERSION = 1
