@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from app.cli.console import console, say, set_result
-from app.cli.options import choices
-from models.decoding.rules import DEFAULT_RULE, RULES_VERSION, Rule
+from app.cli.options import DialOption, choices
+from models.decoding.rules import DEFAULT_DIAL, DEFAULT_RULE, RULES_VERSION, Dial, Rule
 from models.recommenders.registry import MULTI_DOMAIN, RECOMMENDERS
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def evaluate(
             "--rule", "--recipe", help="Decoding rule of --bundle; that of --composite is the one it was made with."
         ),
     ] = DEFAULT_RULE,
+    dial: DialOption = DEFAULT_DIAL,
     config: Annotated[
         Path | None,
         typer.Option(help="TOML file of hyper-parameters; those it leaves out are the paper's.", show_default="none"),
@@ -111,7 +112,7 @@ def evaluate(
     prepared = load_dataset(dataset)
     loaded = None if bundle is None else load_bundle(bundle, device=str(place))
     if composite is None and loaded is not None:
-        composite = _regenerated(prepared, loaded, target, rule, out)
+        composite = _regenerated(prepared, loaded, target, rule, dial, out)
     study = Study(
         target=target,
         recommenders=names,
@@ -138,7 +139,7 @@ def evaluate(
     set_result(out=str(out), report=str(out / "report.json"))
 
 
-def _regenerated(dataset: Dataset, bundle: Bundle, target: str, rule: Rule, out: Path) -> Path:
+def _regenerated(dataset: Dataset, bundle: Bundle, target: str, rule: Rule, dial: Dial, out: Path) -> Path:
     """The composite of *bundle* in *out*, made unless it is already there."""
     from app.cli.progress import StageProgress
     from models.composite.folder import SUMMARY, write_composite
@@ -147,6 +148,7 @@ def _regenerated(dataset: Dataset, bundle: Bundle, target: str, rule: Rule, out:
     made_of = {
         "target": target,
         "rule": rule,
+        "dial": dial,
         "bundle_version": bundle.version,
         "dataset_fingerprint": dataset.fingerprint,
         "rules_version": RULES_VERSION,
@@ -161,6 +163,7 @@ def _regenerated(dataset: Dataset, bundle: Bundle, target: str, rule: Rule, out:
             bundle,
             target=target,
             rule=rule,
+            dial=dial,
             out=folder,
             on_users=lambda done, total: progress(f"regenerating {total:,} sequences", done / total),
         )
@@ -178,4 +181,6 @@ def _print_cell(report: CellReport) -> None:
         metric = (
             "" if validation is None else f", validation NDCG@10 {validation:.4f} at epoch {report.cell.best_epoch}"
         )
+        if report.cell.is_cut_short:
+            metric += ", the last: not converged, give it more epochs"
         say(f"{name}: done in {report.cell.seconds:.1f} s{metric}")

@@ -14,6 +14,9 @@ vocabulary's tokens and mixed histories.
     served       not an arm of its own: recommenders of ``regenerated``, but each test user's mixed history is
                  regenerated first, as a live user's would be by POST /regenerate
 
+    with expert, served with expert   ``original`` and ``served``, each with the target expert's log-probabilities added
+                 to the recommender's (``evaluation.advice``)
+
 Populations: a user is a validation (test) user of the domain that s[n-2] (s[n-1]) lies in. The history of a test
 item includes the validation item. Histories may be empty of target items: such users are ranked, reported as a group
 of their own, and left out of the main table.
@@ -44,8 +47,9 @@ from models.vocabulary import TokenRange
 
 ArmName = Literal["original", "duplicated", "regenerated", "mixed"]
 ARM_NAMES: tuple[ArmName, ...] = get_args(ArmName)
-# What a line of the results says was ranked: an arm, or the arm ``regenerated`` with regenerated histories.
-RowName = Literal[ArmName, "served"]
+# What a line of the results says was ranked: an arm, the arm ``regenerated`` with regenerated histories, or, of both,
+# recommender and target expert together.
+RowName = Literal[ArmName, "served", "with expert", "served with expert"]
 # These need a composite: ``regenerated`` for its rows, ``duplicated`` to know whose they are.
 COMPOSITE_ARMS: tuple[ArmName, ...] = ("duplicated", "regenerated")
 

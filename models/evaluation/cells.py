@@ -6,15 +6,13 @@ each arm draws its batches from its own endless stream of shuffled passes. So ar
 epoch, validate as often per step, and stop by the same rule: ``TrainingConfig.patience`` epochs without a better
 validation NDCG@10, ``max_epochs`` at most. The same seed means the same initial weights wherever the shapes agree.
 
-Ranking. The same scores rank each held-out item twice (``Ranks``): among all of the target's items, and among those
-that the user has not had. Validation takes the first. Equal scores count against the recommender. A history that is
-empty says nothing to a sequential model, so it is ranked by popularity in the arm's rows.
+Ranking is by ``ranking.rank_queries``; validation takes the ranks among all items.
 
 A cell's key is a hash of everything that its ranks depend on: rows, held-out items, recommender, its schedule and
 hyper-parameters, seed, kind of device and version of torch. A finished cell is read back. An interrupted one goes on
 from its last finished epoch.
 
-Shapes: N = held-out rows, B = batch, T = positions, X = candidates, L = items seen.
+Shapes: N = held-out rows.
 """
 
 from __future__ import annotations
@@ -27,30 +25,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.data.dataset import pad_right
 from models.errors import DatasetFormatError
+from models.evaluation.advice import Advice, AdvisedRanks, rank_advised
 from models.evaluation.arms import Arm, ArmName, Queries, RowName
+from models.evaluation.ranking import Ranks, rank_queries
 from models.files import replace_file
-from models.ranking_metrics import ndcg_at_k, pessimistic_ranks, ranks_without
+from models.ranking_metrics import ndcg_at_k
 from models.recommenders.multidomain import MultiDomainRecommender
-from models.recommenders.popularity import Popularity
 from models.recommenders.recommender import Recommender, Scorer, SessionRecommender, SharedConfig, with_shared
 from models.recommenders.registry import CONFIGURATIONS, COUNTED, MULTI_DOMAIN, TRAINED
 from models.training.batches import epoch_generator
 from models.training.loop import Progress, TrainingConfig, fit
-from models.vocabulary import PADDING
 
 # Part of every cell's key: raise it when a change moves results, so that stale cells are not read.
 CELL_VERSION = 4
-RANKING_ROWS = 256
-# Scores held at once while ranking, in elements (64 MB).
-RANKING_ELEMENTS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -80,28 +74,6 @@ class EvaluationConfig:
         return self.recommenders.get(recommender) or with_shared(CONFIGURATIONS[recommender], self.shared)
 
 
-RankingName = Literal["all", "unseen"]
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """
-    Pessimistic ranks [N] of the held-out items, in the order of the arm's queries.
-
-    Args:
-        all: among all of the target's items, as the paper ranks.
-        unseen: without the target's items that the user had before (``Queries.seen``), as a shop ranks what is bought
-            once.
-    """
-
-    all: tuple[int, ...]
-    unseen: tuple[int, ...]
-
-    def among(self, ranking: RankingName) -> tuple[int, ...]:
-        """The ranks of one ranking."""
-        return self.all if ranking == "all" else self.unseen
-
-
 @dataclass(frozen=True)
 class Cell:
     """
@@ -110,6 +82,8 @@ class Cell:
     Args:
         ranks: of the test rows.
         served_ranks: the same after regenerated histories, by the same weights; None where the arm has none.
+        advised: the same (of ``served_ranks`` where there are any) together with the target expert; None where it was
+            not asked.
         validation_ndcg_at_10: of the weights that ranked them; None for counted recommenders.
         best_epoch: epoch of those weights; 0 is the untrained model.
         epochs: epochs trained.
@@ -133,6 +107,12 @@ class Cell:
     seconds: float
     device: str
     torch_version: str
+    advised: AdvisedRanks | None = None
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether its best epoch is the last one trained: more of them might rank better, so it proves little."""
+        return 0 < self.best_epoch == self.epochs
 
 
 class RowObjective:
@@ -195,12 +175,14 @@ class Grid:
         config: schedule and hyper-parameters.
         directory: folder of finished cells; may be shared by evaluations.
         device: where to train.
+        advice: by arm, the target expert beside its recommenders; none for an arm that is not there.
     """
 
     arms: tuple[Arm, ...]
     config: EvaluationConfig
     directory: Path
     device: torch.device
+    advice: Mapping[ArmName, Advice] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def original(self) -> Arm:
@@ -225,6 +207,8 @@ class Grid:
             content["config"]["recommender"] = dataclasses.asdict(self.config.config_of(recommender))
         if recommender in MULTI_DOMAIN:
             content["domains"] = [(domain.first, domain.last) for domain in arm.domains]
+        if recommender not in COUNTED and arm.name in self.advice:
+            content["advice"] = self.advice[arm.name].fingerprint
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def finished(self, recommender: str, arm: Arm, seed: int) -> Cell | None:
@@ -243,6 +227,9 @@ class Grid:
             served = content["served_ranks"]
             content |= {"ranks": _ranks_read(content["ranks"])}
             content |= {"served_ranks": None if served is None else _ranks_read(served)}
+            advised = content.get("advised")
+            if advised is not None:
+                content |= {"advised": AdvisedRanks(_ranks_read(advised["ranks"]), advised["weight"])}
             return Cell(**{**content, "arm": arm.name})
         except (ValueError, KeyError, TypeError) as error:
             raise DatasetFormatError(f"{path}: a damaged cell ({error}); delete it to compute it anew") from error
@@ -289,6 +276,8 @@ class Grid:
         result = fit(module, objective, config, resume_file=resume_file, progress=progress)
         ranks = rank_queries(module, arm.test, arm, self.device)
         served_ranks = _served_ranks(module, arm, self.device)
+        advice = self.advice.get(arm.name)
+        advised = None if advice is None else rank_advised(module, advice, arm, self.device)
         ranking_seconds = time.perf_counter() - started - sum(report.seconds for report in result.epochs)
         return Cell(
             key=key,
@@ -306,6 +295,7 @@ class Grid:
             seconds=round(sum(report.seconds for report in result.epochs) + max(0.0, ranking_seconds), 3),
             device=self.device.type,
             torch_version=torch.__version__,
+            advised=advised,
         )
 
 
@@ -334,7 +324,14 @@ def untrained_cell(
 def as_served(cell: Cell) -> Cell:
     """The line of the results that tells the ranks after regenerated histories."""
     assert cell.served_ranks is not None
-    return dataclasses.replace(cell, arm="served", ranks=cell.served_ranks, served_ranks=None)
+    return dataclasses.replace(cell, arm="served", ranks=cell.served_ranks, served_ranks=None, advised=None)
+
+
+def as_advised(cell: Cell) -> Cell:
+    """The line of the results that tells the ranks of recommender and target expert together."""
+    assert cell.advised is not None
+    line: RowName = "with expert" if cell.served_ranks is None else "served with expert"
+    return dataclasses.replace(cell, arm=line, ranks=cell.advised.ranks, served_ranks=None)
 
 
 def runs_on(recommender: str, arm: ArmName) -> bool:
@@ -351,36 +348,6 @@ def build_seeded(recommender: str, arm: Arm, config: EvaluationConfig, seed: int
             return multi_domain.build(arm.domains, config.config_of(recommender))
         trained: type[SessionRecommender[Any]] = TRAINED[recommender]
         return trained.build(arm.rows, arm.num_items, config.config_of(recommender))
-
-
-@torch.inference_mode()
-def rank_queries(scorer: Scorer, queries: Queries, arm: Arm, device: torch.device) -> Ranks:
-    """
-    Rank every held-out item of *queries* among the arm's candidates.
-
-    Histories of similar length share a batch. Empty ones are ranked by popularity in the arm's rows.
-
-    Raises:
-        ValueError: a score is NaN.
-    """
-    order = np.argsort(queries.histories.lengths, kind="stable")
-    num_empty = int((queries.histories.lengths == 0).sum())
-    popularity = Popularity.build(arm.rows, arm.num_items)
-    rows = max(1, min(RANKING_ROWS, RANKING_ELEMENTS // len(arm.candidates)))
-    ranks_N, unseen_ranks_N = np.zeros((2, len(queries)), dtype=np.int64)
-    for chosen, model in ((order[:num_empty], popularity), (order[num_empty:], scorer)):
-        for start in range(0, len(chosen), rows):
-            members = chosen[start : start + rows]
-            item_ids_BT = pad_right([queries.histories[int(row)] for row in members]).to(device)
-            columns_B = torch.from_numpy(queries.targets[members].astype(np.int64)) - arm.candidates.first
-            columns_B = columns_B.to(device)
-            seen_BL = pad_right([queries.seen[int(row)] for row in members]).to(device)
-            seen_columns_BL = torch.where(seen_BL == PADDING, -1, seen_BL - arm.candidates.first)
-            scores_BX = model.scores(item_ids_BT, arm.candidates)
-            ranks_B = pessimistic_ranks(scores_BX, columns_B)
-            ranks_N[members] = ranks_B.cpu().numpy()
-            unseen_ranks_N[members] = ranks_without(ranks_B, scores_BX, columns_B, seen_columns_BL).cpu().numpy()
-    return Ranks(tuple(ranks_N.tolist()), tuple(unseen_ranks_N.tolist()))
 
 
 def _served_ranks(scorer: Scorer, arm: Arm, device: torch.device) -> Ranks | None:

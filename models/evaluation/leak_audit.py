@@ -27,7 +27,7 @@ import torch
 
 from models.data.dataset import Dataset
 from models.evaluation.arms import Arm, Composite, Queries, build_arm, build_queries, keep_domain
-from models.evaluation.cells import rank_queries
+from models.evaluation.ranking import rank_queries
 from models.recommenders.markov import MarkovChain
 
 

@@ -8,16 +8,19 @@ that, but it measures what mixed histories know.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.bundle import Bundle
 from models.data.dataset import Sequences
 from models.decoding.regenerator import Regenerator
-from models.decoding.rules import Rule
+from models.decoding.rules import Dial, Rule
+from models.evaluation.advice import Advised
 from models.evaluation.arms import Queries
 from models.network.decoder import Decoder
-from models.recommenders.recommender import last_states, most_recent
+from models.network.two_readings import read_expert
+from models.tuning import MIXED_ALONE, OwnShares
 from models.vocabulary import PADDING, TokenRange
 
 # How the report calls the decoders as recommenders; they rank in arm ``mixed``.
@@ -25,20 +28,43 @@ BASE_DECODER, TARGET_EXPERT = "base decoder", "target expert"
 
 
 class DecoderScorer:
-    """A decoder of the bundle as a ``Scorer`` of mixed histories."""
+    """
+    A decoder of the bundle as a ``Scorer`` of mixed histories.
 
-    def __init__(self, decoder: Decoder) -> None:
+    Args:
+        decoder: the base or the target's expert.
+        shares: of the expert's two readings.
+    """
+
+    def __init__(self, decoder: Decoder, shares: OwnShares = MIXED_ALONE) -> None:
         self._decoder = decoder
+        self._shares = shares
 
     @torch.inference_mode()
     def scores(self, item_ids_BT: Tensor, candidates: TokenRange) -> Tensor:
-        """Logits [B, X] of the candidates after each non-empty history."""
-        recent_BT = most_recent(item_ids_BT, self._decoder.config.max_length)
-        hidden_BD = last_states(self._decoder(recent_BT), (recent_BT != PADDING).sum(dim=1))
+        """Logits [B, X] of the candidates, the target's items, after each non-empty history."""
+        histories = [row_T[row_T != PADDING] for row_T in item_ids_BT.cpu().numpy()]
+        hidden_BD = read_expert(self._decoder, histories, candidates, self._shares)
         return hidden_BD @ self._decoder.item_embeddings_VD[candidates.columns].T
 
 
-def regenerate_histories(bundle: Bundle, rule: Rule, queries: Queries, target: str) -> Sequences:
+@torch.inference_mode()
+def advised(bundle: Bundle, target: str, queries: Queries, mixed: Queries) -> Advised:
+    """
+    *queries* with the states of the target's expert after the same rows of arm ``mixed``.
+
+    A mixed history is never empty where ``taesar prepare`` made it; the expert says nothing (zeros) after one that is.
+    """
+    expert = bundle.expert(target)
+    states_ND = torch.zeros(len(mixed), bundle.config.width, device=expert.item_embeddings_VD.device)
+    rows = np.flatnonzero(mixed.histories.lengths > 0)
+    histories = [mixed.histories[int(row)] for row in rows]
+    domain, shares = bundle.vocabulary.token_range(target), bundle.tuning(target).own_shares
+    states_ND[torch.from_numpy(rows)] = read_expert(expert, histories, domain, shares)
+    return Advised(queries, states_ND)
+
+
+def regenerate_histories(bundle: Bundle, rule: Rule, dial: Dial, queries: Queries, target: str) -> Sequences:
     """
     The regenerated history of every row of *queries*, in the vocabulary's tokens.
 
@@ -46,4 +72,6 @@ def regenerate_histories(bundle: Bundle, rule: Rule, queries: Queries, target: s
         queries: of arm ``mixed``: mixed histories that end before the item to rank.
     """
     histories = [queries.histories[row] for row in range(len(queries))]
-    return Sequences.from_lists(result.token_ids for result in Regenerator(bundle, rule).regenerate(histories, target))
+    return Sequences.from_lists(
+        result.token_ids for result in Regenerator(bundle, rule, dial=dial).regenerate(histories, target)
+    )

@@ -22,21 +22,25 @@ from torch import Tensor
 
 from models.bundle import Bundle
 from models.composite.folder import MAPPING, check_trained_on
-from models.data.dataset import Dataset
+from models.data.dataset import Dataset, Sequences
 from models.errors import ConfigurationError
+from models.evaluation.advice import Advice
 from models.evaluation.arms import (
     COMPOSITE_ARMS,
     Arm,
     ArmName,
     Composite,
+    Queries,
     RowName,
     build_arm,
+    keep_domain,
     load_composite,
     with_served,
 )
-from models.evaluation.cells import Cell, EvaluationConfig, Grid, RankingName, as_served, runs_on, untrained_cell
+from models.evaluation.cells import Cell, EvaluationConfig, Grid, as_advised, as_served, runs_on, untrained_cell
 from models.evaluation.leak_audit import LeakAudit, audit_leaks
-from models.evaluation.served import BASE_DECODER, TARGET_EXPERT, DecoderScorer, regenerate_histories
+from models.evaluation.ranking import RankingName
+from models.evaluation.served import BASE_DECODER, TARGET_EXPERT, DecoderScorer, advised, regenerate_histories
 from models.evaluation.statistics import (
     Correspondence,
     ProjectedItems,
@@ -179,12 +183,15 @@ def run_study(
     arms = tuple(build_arm(dataset, study.target, name, composite) for name in wanted)
     if "regenerated" in study.histories:
         arms = _with_served(dataset, study, arms, composite, bundle)
-    grid = Grid(arms, study.config, study.cells, study.device)
+    advice = {} if bundle is None else _advice(dataset, study.target, arms, bundle, composite)
+    grid = Grid(arms, study.config, study.cells, study.device, advice)
     cells, reused = _run_cells(grid, study, progress, on_cell)
     computed = len(cells) - reused
     audits = () if composite is None else audit_leaks(dataset, study.target, composite)
     hits = sorted({user for audit in audits for user in audit.hit_users})
-    cells += [as_served(cell) for cell in cells if cell.served_ranks is not None]
+    trained = tuple(cells)
+    cells += [as_served(cell) for cell in trained if cell.served_ranks is not None]
+    cells += [as_advised(cell) for cell in trained if cell.advised is not None]
     cells += _decoder_cells(dataset, study, bundle)
     results = summarise(cells, arms[0].test, ranking=study.ranking, leak_hits=hits, seed=ANALYSIS_SEED)
     item_table_VD = None if bundle is None else bundle.base.item_embeddings_VD
@@ -257,9 +264,41 @@ def _with_served(
             f"regenerated histories need bundle {composite.summary['bundle_version']}, which made the composite"
         )
     mixed = build_arm(dataset, study.target, "mixed", None)
-    histories = regenerate_histories(bundle, composite.summary["rule"], mixed.test, study.target)
+    histories = _served(bundle, composite, mixed.test, study.target)
     domain = dataset.vocabulary.token_range(study.target)
     return tuple(with_served(arm, histories, domain) if arm.name == "regenerated" else arm for arm in arms)
+
+
+def _served(bundle: Bundle, composite: Composite, queries: Queries, target: str) -> Sequences:
+    """Histories regenerated as the composite was; one made before there was a dial had everything replaced."""
+    return regenerate_histories(
+        bundle, composite.summary["rule"], composite.summary.get("dial", "all"), queries, target
+    )
+
+
+def _advice(
+    dataset: Dataset, target: str, arms: tuple[Arm, ...], bundle: Bundle, composite: Composite | None
+) -> dict[ArmName, Advice]:
+    """The target's expert beside the recommenders of ``original`` and, where they are served, of ``regenerated``."""
+    mixed = build_arm(dataset, target, "mixed", None)
+    domain = dataset.vocabulary.token_range(target)
+    table_XD = bundle.expert(target).item_embeddings_VD[domain.columns]
+    advice: dict[ArmName, Advice] = {}
+    for arm in arms:
+        if arm.name == "original":
+            validation, test = arm.validation, arm.test
+        elif arm.served is not None and composite is not None:
+            histories = keep_domain(_served(bundle, composite, mixed.validation, target), domain)
+            validation, test = dataclasses.replace(arm.validation, histories=histories), arm.served
+        else:
+            continue
+        advice[arm.name] = Advice(
+            bundle.version,
+            table_XD,
+            advised(bundle, target, validation, mixed.validation),
+            advised(bundle, target, test, mixed.test),
+        )
+    return advice
 
 
 def _decoder_cells(dataset: Dataset, study: Study, bundle: Bundle | None) -> list[Cell]:
@@ -267,10 +306,14 @@ def _decoder_cells(dataset: Dataset, study: Study, bundle: Bundle | None) -> lis
     if bundle is None:
         return []
     arm = build_arm(dataset, study.target, "mixed", None)
-    decoders = {BASE_DECODER: bundle.base, TARGET_EXPERT: bundle.expert(study.target)}
+    shares = bundle.tuning(study.target).own_shares
+    scorers = {
+        BASE_DECODER: DecoderScorer(bundle.base),
+        TARGET_EXPERT: DecoderScorer(bundle.expert(study.target), shares),
+    }
     return [
         untrained_cell(
-            DecoderScorer(decoder),
+            scorer,
             arm,
             study.device,
             key=f"{bundle.version} {name}",
@@ -278,7 +321,7 @@ def _decoder_cells(dataset: Dataset, study: Study, bundle: Bundle | None) -> lis
             seed=study.seeds[0],
             started=time.perf_counter(),
         )
-        for name, decoder in decoders.items()
+        for name, scorer in scorers.items()
     ]
 
 

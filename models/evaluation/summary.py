@@ -15,14 +15,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.evaluation.arms import ArmName, Queries, RowName
+from models.evaluation.arms import ARM_NAMES, ArmName, Queries, RowName
 from models.evaluation.bootstrap import Interval, bootstrap_gains
-from models.evaluation.cells import Cell, RankingName
+from models.evaluation.cells import Cell
+from models.evaluation.ranking import RankingName
 from models.ranking_metrics import METRICS, broken_inequalities, per_row_metrics
 from models.recommenders.registry import COUNTED, RECOMMENDERS, TRAINED
 
 # What each arm is compared with: a gain over ``original`` counts only if ``duplicated`` does not show it too.
 BASELINE_ARMS: tuple[ArmName, ...] = ("original", "duplicated")
+# What regenerated histories are compared with as well: the same expert's advice without regeneration.
+SERVED_ROWS: tuple[RowName, ...] = ("served", "served with expert")
+WITHOUT_REGENERATION: RowName = "with expert"
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,12 @@ class CellRun:
     num_parameters: int
     seconds: float
 
+    @property
+    def seeds_cut_short(self) -> tuple[int, ...]:
+        """The seeds whose best epoch is the last one trained (``Cell.is_cut_short``)."""
+        ends = zip(self.seeds, self.best_epochs, self.epochs, strict=True)
+        return tuple(seed for seed, best, last in ends if 0 < best == last)
+
 
 @dataclass(frozen=True)
 class Results:
@@ -159,7 +169,7 @@ def summarise(
             *_cold_comparisons(values, queries, seed),
         ),
         # Lines without a run of their own say nothing about training.
-        runs=tuple(_run(group) for (name, row), group in by_run.items() if row != "served" and name in RECOMMENDERS),
+        runs=tuple(_run(group) for (name, row), group in by_run.items() if row in ARM_NAMES and name in RECOMMENDERS),
         broken_checks=tuple(
             f"{cell.recommender}, {cell.arm}, seed {cell.seed}: {broken}"
             for group in by_run.values()
@@ -175,13 +185,14 @@ def _arm_comparisons(
     main_N = MAIN.members(queries.num_target_items)
     clean_N = ~np.isin(queries.users, np.asarray(leak_hits, dtype=np.int64))
     for (recommender, arm), per_seed in values.items():
-        for baseline in BASELINE_ARMS:
+        baselines = (*BASELINE_ARMS, WITHOUT_REGENERATION) if arm in SERVED_ROWS else BASELINE_ARMS
+        for baseline in baselines:
             if arm in ("original", baseline) or (recommender, baseline) not in values:
                 continue
             pair = _Pair(recommender, arm, recommender, baseline)
             baseline_values = values[recommender, baseline]
             yield from _compare(pair, per_seed, baseline_values, main_N, seed=seed)
-            if leak_hits and arm in ("regenerated", "served"):
+            if leak_hits and arm in ("regenerated", *SERVED_ROWS):
                 yield from _compare(
                     pair, per_seed, baseline_values, main_N & clean_N, without_leak_hits=True, seed=seed
                 )
@@ -192,7 +203,7 @@ def _cold_comparisons(values: _MetricValues, queries: Queries, seed: int) -> Ite
     cold_N = COLD.members(queries.num_target_items)
     for (recommender, arm), per_seed in values.items():
         for (other, line), other_values in values.items():
-            if arm != "served" or line == "served" or recommender in COUNTED:
+            if arm != "served" or line in SERVED_ROWS or recommender in COUNTED:
                 continue
             if (other in TRAINED and other != recommender and line != "mixed") or (
                 other in COUNTED and line != "original"

@@ -15,8 +15,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from models.evaluation.bootstrap import Interval
-from models.evaluation.cells import RankingName
 from models.evaluation.leak_audit import LeakAudit
+from models.evaluation.ranking import RankingName
 from models.evaluation.statistics import SEGMENTS, Correspondence, ProjectedItems, RowStatistics
 from models.evaluation.study import Provenance, Report
 from models.evaluation.summary import GROUPS, MAIN, Comparison, Results, Score
@@ -64,6 +64,7 @@ def write_report(report: Report, out: Path) -> None:
 def markdown(report: Report) -> str:
     """The tables as Markdown."""
     parts = [f"# {_title(report)}\n", *(f"- {line}" for line in _facts(report.provenance)), "", _checks(report.results)]
+    parts += [f"\n{line}" for line in _budgets(report.results)]
     for table in tables(report):
         parts += [
             f"\n## {table.title}\n",
@@ -82,6 +83,7 @@ def html_page(report: Report) -> str:
         facts=_facts(report.provenance),
         checks=_checks(report.results),
         broken=bool(report.results.broken_checks),
+        warnings=_budgets(report.results),
         charts=drawings(report),
         notes=_notes(report.projections),
         tables=tables(report),
@@ -388,6 +390,21 @@ def _checks(results: Results) -> str:
     if not results.broken_checks:
         return "Consistency of HR, NDCG and MRR at 10 and 20: every cell passes."
     return "INCONSISTENT METRICS: " + "; ".join(results.broken_checks)
+
+
+def _budgets(results: Results) -> list[str]:
+    """A warning where rows were best at their last epoch, else nothing."""
+    rows = [
+        f"{run.recommender} on {run.arm} (seed {', '.join(map(str, run.seeds_cut_short))})"
+        for run in results.runs
+        if run.seeds_cut_short
+    ]
+    if not rows:
+        return []
+    return [
+        f"NOT CONVERGED: best at the last epoch they were given: {'; '.join(rows)}. A comparison with such a row "
+        'proves nothing: give more epochs, or schedule = "plateau", which finds its own length.'
+    ]
 
 
 def _joined(values: Any) -> str:

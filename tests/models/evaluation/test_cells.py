@@ -14,8 +14,9 @@ import torch
 from models.data.dataset import Sequences
 from models.errors import DatasetFormatError
 from models.evaluation.arms import ARM_NAMES, Arm, build_arm, build_queries, load_composite, with_served
-from models.evaluation.cells import EvaluationConfig, Grid, RowObjective, build_seeded, rank_queries
+from models.evaluation.cells import EvaluationConfig, Grid, RowObjective, build_seeded
 from models.evaluation.configuration import load_config
+from models.evaluation.ranking import rank_queries
 from models.ranking_metrics import per_row_metrics
 from models.recommenders.gru4rec import GRU4RecConfig
 from models.recommenders.recommender import SharedConfig, with_shared

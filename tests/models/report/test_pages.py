@@ -19,8 +19,9 @@ from models.data.dataset import Sequences
 from models.errors import BundleMismatchError, ConfigurationError
 from models.evaluation.arms import Queries
 from models.evaluation.bootstrap import Interval
-from models.evaluation.cells import Cell, EvaluationConfig, Ranks
+from models.evaluation.cells import Cell, EvaluationConfig
 from models.evaluation.configuration import load_config
+from models.evaluation.ranking import Ranks
 from models.evaluation.study import Study, run_study
 from models.evaluation.summary import GROUPS, MAIN, summarise
 from models.ranking_metrics import METRICS, per_row_metrics
@@ -232,8 +233,10 @@ def test_the_json_form_holds_everything(report, tmp_path):
     assert written["provenance"]["command"] == "taesar evaluate <X> | & more"
     assert {audit["split"] for audit in written["audits"]} == {"validation", "test"}
     in_main = [c for c in written["results"]["comparisons"] if c["group"] == MAIN.name]
-    assert {c["baseline"] for c in in_main} == {"original", "duplicated"}
-    assert {c["arm"] for c in in_main} >= {"regenerated", "served"}
+    assert {c["baseline"] for c in in_main} == {"original", "duplicated", "with expert"}
+    assert {c["arm"] for c in in_main} >= {"regenerated", "served", "with expert", "served with expert"}
+    # What regenerated histories add is asked of them alone.
+    assert {c["arm"] for c in in_main if c["baseline"] == "with expert"} == {"served", "served with expert"}
     assert written["projections"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
 
@@ -466,3 +469,18 @@ def test_a_configuration_that_asks_for_what_cannot_be_is_refused_by_name(text, m
 
     with pytest.raises(ConfigurationError, match=re.escape(message)):
         load_config(tmp_path / "bad.toml")
+
+
+def test_rows_that_were_best_at_their_last_epoch_are_shouted_and_no_others(report, tmp_path):
+    """By recommender, arm and seed; a row with an epoch to spare is not named."""
+    _, content = report
+    runs = [
+        replace(run, best_epochs=(1, 1), epochs=(2, 2)) for run in content.results.runs if run.recommender == "sasrec"
+    ]
+    for last, expected in (((2, 2), False), ((2, 1), True)):
+        cut = [*runs[1:], replace(runs[0], epochs=last)]
+        write_report(replace(content, results=replace(content.results, runs=tuple(cut))), tmp_path)
+        for name in ("report.md", "report.html"):
+            text = (tmp_path / name).read_text()
+            assert ("NOT CONVERGED" in text) == expected
+            assert (f"{runs[0].recommender} on {runs[0].arm} (seed 2)" in text) == expected
