@@ -36,7 +36,7 @@ SHOWN_PAIRS = 5
 READY_SECONDS = 60
 STOP_SECONDS = 20
 # Enough for experts that tell the domains apart; the defaults train to the best epoch and take far longer.
-BRIEFLY = ("--epochs", "10", "--expert-epochs", "4", "--learning-rate", "0.002")
+BRIEFLY = ("--epochs", "10", "--expert-epochs", "4", "--learning-rate", "0.002", "--no-trial")
 
 console = Console(width=None if sys.stdout.isatty() else 120)
 

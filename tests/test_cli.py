@@ -21,10 +21,13 @@ from app.settings import Settings
 from models.bundle import load_bundle
 from models.data.dataset import Dataset
 from models.data.preparation import PreparationConfig
+from models.evaluation.cells import EvaluationConfig
+from models.recommenders.recommender import SharedConfig
+from models.training.loop import TrainingConfig
 from models.training.pipeline import PipelineConfig
 
 COMMAND = [sys.executable, "-c", "from app.cli.taesar import main; main()"]
-TINY = ("--width", "16", "--heads", "2", "--layers", "1", "--batch-size", "8", "--device", "cpu")
+TINY = ("--width", "16", "--heads", "2", "--layers", "1", "--batch-size", "8", "--device", "cpu", "--no-trial")
 
 
 @pytest.fixture
@@ -197,13 +200,17 @@ def test_a_revision_that_does_not_exist_is_one_line(run, monkeypatch, tmp_path) 
     assert len(err.splitlines()) == 1
 
 
+BRIEF_TRIAL = EvaluationConfig(
+    training=TrainingConfig(learning_rate=0.01, batch_size=16, max_epochs=1),
+    shared=SharedConfig(width=8, inner_width=8, num_layers=1, num_heads=1),
+)
 RATE, EPOCHS = PIPELINE.base.learning_rate, ("--epochs", "0", "--expert-epochs", "0")
 
 
 @pytest.mark.parametrize(
     ("options", "base", "expert"),
     [
-        (EPOCHS, {"learning_rate": RATE, "schedule": "linear"}, {"learning_rate": RATE / 2, "schedule": "linear"}),
+        (EPOCHS, {"learning_rate": RATE, "schedule": "plateau"}, {"learning_rate": RATE / 2, "schedule": "plateau"}),
         ((*EPOCHS, "--learning-rate", "0.01"), {"learning_rate": 0.01}, {"learning_rate": 0.005}),
         ((*EPOCHS, "--expert-learning-rate", "0.01"), {"learning_rate": RATE}, {"learning_rate": 0.01}),
         (("--patience", "1", "--expert-epochs", "0"), {"max_epochs": 375}, {"max_epochs": 0}),
@@ -227,6 +234,46 @@ def test_a_bundle_says_how_base_and_experts_were_trained(run, tmp_path, dataset,
     assert (code, err) == (0, "")
     assert base.items() <= config["base"].items()
     assert expert.items() <= config["expert"].items()
+
+
+def test_training_tries_regeneration_for_every_target_and_says_what_it_found(
+    run, tmp_path, dataset, monkeypatch
+) -> None:
+    """The finding stands in the bundle, too; an expert behind the original recommender is named; no state is left."""
+    monkeypatch.setattr("models.evaluation.regeneration_trial.TRIAL_CONFIG", BRIEF_TRIAL)
+    options = (*TINY, "--epochs", "1", "--expert-epochs", "1")
+    code, out, err = run("train", dataset.directory, "--out", tmp_path / "bundle", *options, "--trial")
+    bundle = load_bundle(tmp_path / "bundle")
+    trials = bundle.provenance["trials"]
+
+    assert (code, err) == (0, "")
+    assert list(trials) == list(dataset.vocabulary.domains)
+    for domain in dataset.vocabulary.domains:
+        guard = bundle.tuning(domain).guard
+        assert guard is not None
+        assert guard.finding in out
+        behind = trials[domain]["expert_ndcg_at_10"] < trials[domain]["ways"][0]["ndcg_at_10"]
+        assert (f"The expert of {domain} is behind" in out) == behind
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
+
+
+def test_without_a_trial_nothing_is_guarded(run, tmp_path, dataset) -> None:
+    run("train", dataset.directory, "--out", tmp_path / "bundle", *TINY, *EPOCHS)
+
+    assert {tuning.guard for tuning in load_bundle(tmp_path / "bundle").tunings} == {None}
+
+
+def test_a_stage_that_was_best_at_its_last_epoch_is_named(run, tmp_path, dataset) -> None:
+    """The base after its first and only epoch; not where it was best before it."""
+    options = ("--epochs", "1", "--expert-epochs", "1")
+    _, out, _ = run("train", dataset.directory, "--out", tmp_path / "bundle", *TINY, *options)
+    provenance = load_bundle(tmp_path / "bundle").provenance
+    best = {"the base": provenance["base"]["best_epoch"]}
+    best |= {f"expert {domain}": summary["best_epoch"] for domain, summary in provenance["experts"].items()}
+
+    assert set(best.values()) == {0, 1}
+    for stage, epoch in best.items():
+        assert (f"{stage} was best at the last epoch" in out) == (epoch == 1)
 
 
 def test_a_width_that_the_heads_do_not_divide_is_refused_before_anything_is_read(run, tmp_path) -> None:
@@ -317,7 +364,7 @@ def test_experts_that_stayed_the_base_are_named(run, tmp_path, dataset: Dataset,
     assert {domain for domain in dataset.vocabulary.domains if f"expert {domain} is the base itself" in out} == stayed
 
 
-@pytest.mark.parametrize(("experts", "epochs", "patience"), [("from-scratch", 375, 10), ("single-domain", 5, 5)])
+@pytest.mark.parametrize(("experts", "epochs", "patience"), [("from-scratch", 375, 2), ("single-domain", 100, 2)])
 def test_the_kind_of_experts_brings_its_schedule(
     run, tmp_path, monkeypatch, dataset, experts, epochs, patience
 ) -> None:

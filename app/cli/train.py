@@ -13,6 +13,8 @@ from app.cli.console import console, say, set_result
 from app.cli.options import DeviceOption, override
 
 if TYPE_CHECKING:
+    from models.bundle import Bundle
+    from models.evaluation.regeneration_trial import RegenerationTrial
     from models.training.pipeline import PipelineConfig
 
 
@@ -41,16 +43,17 @@ def train(
         int | None,
         typer.Option(
             min=0,
-            help="Most epochs of the base; more where 14 make fewer than 3,000 steps. It may stop early.",
-            show_default="14",
+            help="Most epochs of the base; more where 100 make fewer than 3,000 steps. It stops when it has converged.",
+            show_default="100",
         ),
     ] = None,
     patience: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Epochs without a better NDCG@10 that end the base: the metric wavers for a few.",
-            show_default="10",
+            help="Epochs without a better NDCG@10, 150 steps at least, after which the base's rate falls (--schedule "
+            "plateau) or its training ends.",
+            show_default="2",
         ),
     ] = None,
     experts: Annotated[
@@ -64,8 +67,8 @@ def train(
         int | None,
         typer.Option(
             min=0,
-            help="Most epochs of each expert, which peaks within a few; from scratch as many as the base.",
-            show_default="5",
+            help="Most epochs of each expert; from scratch as many as the base.",
+            show_default="100",
         ),
     ] = None,
     expert_patience: Annotated[
@@ -73,7 +76,7 @@ def train(
         typer.Option(
             min=1,
             help="The same patience, for an expert; from scratch the base's.",
-            show_default="5",
+            show_default="2",
         ),
     ] = None,
     learning_rate: Annotated[
@@ -93,11 +96,12 @@ def train(
         ),
     ] = None,
     schedule: Annotated[
-        Literal["constant", "linear"] | None,
+        Literal["constant", "linear", "plateau"] | None,
         typer.Option(
-            help="The learning rate climbs over the first 5 % of the epochs and falls to 0 at their end, which needs "
-            "fewer of them than a constant one.",
-            show_default="linear",
+            help="plateau: the learning rate falls to a third from the best weights whenever patience runs out, and "
+            "training ends at the third time, so it takes as long as the data ask. linear: it climbs over the first "
+            "5 % of the epochs and falls to 0 at their end.",
+            show_default="plateau",
         ),
     ] = None,
     batch_size: Annotated[
@@ -145,6 +149,16 @@ def train(
             show_default="all items",
         ),
     ] = None,
+    trial: Annotated[
+        bool | None,
+        typer.Option(
+            "--trial/--no-trial",
+            help="Afterwards try on validation, for every target, whether regenerated rows and histories help a "
+            "SASRec; what does not is left undone by this bundle. Without, everything is replaced. Takes about as "
+            "long again.",
+            show_default="--trial; --no-trial with --recipe released",
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget a run that was interrupted; start anew.")] = False,
     refit: Annotated[
         bool,
@@ -161,7 +175,7 @@ def train(
     ] = None,
 ) -> None:
     """
-    Train the base and one expert per domain; write them as a bundle.
+    Train the base and one expert per domain; write them as a bundle, with what validation chose for each target.
 
     The state after every epoch lies in OUT.run: the same command, given again after a kill, goes on from there and
     ends with the same weights. Under `torchrun --nproc-per-node N --no-python` N GPUs train together.
@@ -171,6 +185,7 @@ def train(
     from models.bundle import check_destination
     from models.composite.regenerated_rows import SHORTEST_ROW
     from models.data.dataset import load_dataset
+    from models.evaluation.regeneration_trial import TRIAL_CONFIG, try_targets, with_guards
     from models.training import distributed
     from models.training.devices import resolve_device
     from models.training.pipeline import RELEASED, PipelineConfig, enough_epochs, forget_run, train_bundle
@@ -196,7 +211,9 @@ def train(
             expert, learning_rate=base.learning_rate * expert.learning_rate / defaults.base.learning_rate
         )
     expert = override(expert, max_epochs=expert_epochs, patience=expert_patience, learning_rate=expert_learning_rate)
-    config = PipelineConfig(network, base, expert, experts, sampled_softmax, refit)
+    config = PipelineConfig(network, base, expert, experts, sampled_softmax, refit, defaults.two_readings)
+    wants_trial = recipe == "tuned" if trial is None else trial
+    tried: tuple[RegenerationTrial, ...] = ()
     run_directory = out.parent / f"{out.name}.run"
     place = resolve_device(device)
     with distributed.join_processes(place):
@@ -206,11 +223,38 @@ def train(
         distributed.wait_for_all()
         if run_directory.exists():
             say(f"going on with the run in {run_directory}")
+        tries = wants_trial and distributed.num_processes() == 1
         with TrainingProgress(console, patience_of=lambda stage: _patience_of(config, stage)) as progress:
-            bundle = train_bundle(
-                prepared, out, config, device=place, run_directory=run_directory, progress=progress, name=name
-            )
+
+            def train_all(config: PipelineConfig) -> Bundle:
+                return train_bundle(
+                    prepared,
+                    out,
+                    config,
+                    device=place,
+                    run_directory=run_directory,
+                    keep_run=tries,
+                    progress=progress,
+                    name=name,
+                )
+
+            # A trial is of networks that have not seen what it measures by, so it comes before a refit.
+            bundle = train_all(dataclasses.replace(config, refit=refit and not tries))
+            if tries:
+                tried = try_targets(
+                    prepared, bundle, config=TRIAL_CONFIG, device=place, run_directory=run_directory, progress=progress
+                )
+                bundle = with_guards(train_all(config) if refit else bundle, tried)
+                forget_run(run_directory)
+    if wants_trial and not tries:
+        say("what regeneration gives was not tried: that takes one process")
+    for one in tried:
+        say(one.guard.finding)
+        if one.expert_is_behind:
+            say(_behind(one))
     say(f"bundle {bundle.version} written to {out}")
+    for stage in _cut_short(bundle.provenance):
+        say(f"{stage} was best at the last epoch that it was given: not converged, give it more")
     if experts != "from-scratch":
         for domain in _not_adapted(bundle.provenance):
             say(
@@ -229,6 +273,20 @@ def train(
         best_validation_ndcg_at_10=metrics,
         seconds=bundle.provenance["seconds"],
     )
+
+
+def _behind(trial: RegenerationTrial) -> str:
+    return (
+        f"The expert of {trial.target} is behind a SASRec that knows nothing of the other domains: NDCG@10 "
+        f"{trial.expert_ndcg_at_10:.4f} and {trial.original.ndcg_at_10:.4f}."
+    )
+
+
+def _cut_short(provenance: Mapping[str, Any]) -> list[str]:
+    """The stages whose best epoch is the last one trained."""
+    stages = {"the base": provenance["base"]}
+    stages |= {f"expert {domain}": summary for domain, summary in provenance["experts"].items()}
+    return [name for name, one in stages.items() if 0 < one["best_epoch"] == one["epochs"][-1]["epoch"]]
 
 
 def _not_adapted(provenance: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,276 @@
+"""
+Whether regeneration helps a recommender of one target, tried on validation items before anybody relies on it.
+
+A SASRec learns the target's original rows, and another the composite at each setting of the dial (``HINTS``), by equal
+budgets (``evaluation.cells``). Each ranks the validation items after the target-only and after the regenerated
+history. Of these ways, the original rows after target-only histories among them, the guard takes the one whose gain
+over that is largest after its standard error is taken off; so where no gain stands out from the noise, nothing is
+replaced.
+
+What is chosen on few users may still harm others: the standard error knows of users, not of seeds, and the best of
+several ways looks better than it is (docs/experiments/two-readings.md).
+
+Shapes: N = validation rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models.bundle import Bundle, with_tunings
+from models.composite.folder import regenerate_log
+from models.composite.mixed_log import read_log
+from models.composite.regenerated_rows import composite_rows
+from models.data.dataset import Dataset, Sequences
+from models.decoding.anticipate import RUN_ITEMS
+from models.decoding.regenerator import Regenerator
+from models.evaluation.arms import Arm, Queries, build_arm, drop_short, keep_domain
+from models.evaluation.cells import EvaluationConfig, RowObjective, build_seeded
+from models.evaluation.ranking import rank_queries
+from models.evaluation.served import DecoderScorer
+from models.ranking_metrics import ndcg_at_k
+from models.recommenders.recommender import Scorer, SharedConfig
+from models.training.loop import RESUME_SUFFIX, Progress, TrainingConfig, fit
+from models.tuning import Guard
+
+# Where the dial is tried beside "replace nothing", which is always a candidate. At "replace all" alone: every setting
+# costs a training, and one hint a run gave what three give where they were compared.
+HINTS = (RUN_ITEMS,)
+RULE, RECOMMENDER = "anticipate", "sasrec"
+# The recommender's dropout and rate of examples/tuned.toml, with a schedule that finds its own length.
+TRIAL_CONFIG = EvaluationConfig(
+    training=TrainingConfig(learning_rate=1e-3, batch_size=32, max_epochs=100, patience=2, schedule="plateau"),
+    shared=SharedConfig(dropout=0.5),
+)
+# Fewer validation users show nothing.
+LEAST_USERS = 2
+
+
+@dataclass(frozen=True)
+class Way:
+    """
+    One way to use regeneration, on validation.
+
+    Args:
+        training_hints, serving_hints: as in ``tuning.Guard``; both 0 are the original rows and target-only histories.
+        ndcg_at_10: mean among the items that the user has not had.
+        gain: the mean paired difference to the original way.
+        standard_error: of that mean, over users.
+    """
+
+    training_hints: int
+    serving_hints: int
+    ndcg_at_10: float
+    gain: float = 0.0
+    standard_error: float = 0.0
+
+    @property
+    def sure_gain(self) -> float:
+        """What is left of the gain when one standard error is taken off."""
+        return self.gain - self.standard_error
+
+
+@dataclass(frozen=True)
+class RegenerationTrial:
+    """
+    What was tried for one target.
+
+    Args:
+        target: the domain.
+        num_rows: validation rows with a target item in their history; the others take no part.
+        expert_ndcg_at_10: the target expert alone on the mixed histories, by both its readings.
+        ways: the original way first.
+    """
+
+    target: str
+    num_rows: int
+    expert_ndcg_at_10: float
+    ways: tuple[Way, ...]
+
+    @property
+    def original(self) -> Way:
+        """The recommender of the original rows after target-only histories."""
+        return self.ways[0]
+
+    @property
+    def chosen(self) -> Way:
+        """The way with the largest sure gain; the original one has 0."""
+        return max(self.ways, key=lambda way: way.sure_gain)
+
+    @property
+    def expert_is_behind(self) -> bool:
+        """Whether the expert, which reads strictly more, ranks worse than the recommender of the original rows."""
+        return self.expert_ndcg_at_10 < self.original.ndcg_at_10
+
+    @property
+    def guard(self) -> Guard:
+        """What the bundle keeps of it."""
+        return Guard(self.chosen.training_hints, self.chosen.serving_hints, self._finding())
+
+    def _finding(self) -> str:
+        chosen, original = self.chosen, self.original
+        among = f"NDCG@10 of SASRec among unseen items, {self.num_rows:,} validation users of {self.target}"
+        if len(self.ways) == 1:
+            return f"Nothing is replaced: there are too few users of {self.target} to try by."
+        if chosen is original:
+            best = max(self.ways[1:], key=lambda way: way.gain)
+            return (
+                f"Nothing is replaced: no way to regenerate stood out from the original rows ({among}: "
+                f"{original.ndcg_at_10:.4f}; the best other way {best.ndcg_at_10:.4f}, {_percent(best, original)})."
+            )
+        rows = (
+            f"training rows with at most {chosen.training_hints} hints a run"
+            if chosen.training_hints
+            else ("the original training rows")
+        )
+        history = "regenerated live histories" if chosen.serving_hints else "live histories passed through"
+        return (
+            f"{rows[0].upper()}{rows[1:]} and {history} were best ({among}: {chosen.ndcg_at_10:.4f} instead of "
+            f"{original.ndcg_at_10:.4f}, {_percent(chosen, original)})."
+        )
+
+
+def try_regeneration(
+    dataset: Dataset,
+    bundle: Bundle,
+    target: str,
+    *,
+    config: EvaluationConfig,
+    device: torch.device,
+    run_directory: Path,
+    seed: int = 2025,
+    progress: Progress | None = None,
+) -> RegenerationTrial:
+    """
+    Try every way for *target*.
+
+    Only training sequences are regenerated and learned from; validation items are ranked, and test items are not.
+
+    Args:
+        bundle: trained on this very dataset; its guards are not kept to.
+        config: schedule and hyper-parameters of the recommenders; ``TRIAL_CONFIG`` in use.
+        run_directory: where interrupted trainings are kept (``trial-*``), to go on from.
+        seed: of the recommenders.
+
+    Raises:
+        UnknownDomainError: no such domain.
+        ResumeMismatchError: *run_directory* belongs to another run.
+    """
+    index = dataset.vocabulary.domain_index(target)
+    original = build_arm(dataset, target, "original", None)
+    mixed = build_arm(dataset, target, "mixed", None)
+    rows = np.flatnonzero(original.validation.num_target_items > 0)
+    queries, mixed_queries = original.validation.at(rows), mixed.validation.at(rows)
+    if not len(original.rows) or len(queries) < LEAST_USERS:
+        return RegenerationTrial(target, len(queries), 0.0, (Way(0, 0, 0.0),))
+    expert = DecoderScorer(bundle.expert(target), bundle.tuning(target).own_shares)
+    expert_ndcg_N = _ndcg(expert, mixed_queries, mixed, device)
+
+    def trained(arm: Arm, name: str) -> Scorer:
+        module = build_seeded(RECOMMENDER, arm, config, seed).to(device)
+        training = dataclasses.replace(config.training_of(RECOMMENDER), seed=seed)
+        steps = module.num_batches(original.rows, training.batch_size)
+        objective = RowObjective(module, arm, steps_per_epoch=steps, batch_size=training.batch_size, seed=seed)
+        resume_file = run_directory / f"trial-{index:02d}-{name}{RESUME_SUFFIX}"
+        fit(module, objective, training, resume_file=resume_file, progress=progress)
+        return module
+
+    def measured(scorer: Scorer, histories: Queries) -> npt.NDArray[np.float64]:
+        return _ndcg(scorer, histories, original, device)
+
+    ordinary = trained(original, "original")
+    baseline_N = measured(ordinary, queries)
+    ways = [Way(0, 0, _mean(baseline_N))]
+    for hints in HINTS:
+        served = dataclasses.replace(queries, histories=_served(bundle, target, mixed_queries.histories, hints))
+        arm = _composite_arm(original, dataset, bundle, target, hints)
+        composite = trained(arm, f"hints-{hints}")
+        ways += [
+            _way(0, hints, measured(ordinary, served), baseline_N),
+            _way(hints, 0, measured(composite, queries), baseline_N),
+            _way(hints, hints, measured(composite, served), baseline_N),
+        ]
+    return RegenerationTrial(target, len(queries), _mean(expert_ndcg_N), tuple(ways))
+
+
+def try_targets(
+    dataset: Dataset,
+    bundle: Bundle,
+    *,
+    config: EvaluationConfig,
+    device: torch.device,
+    run_directory: Path,
+    progress: Progress | None = None,
+) -> tuple[RegenerationTrial, ...]:
+    """``try_regeneration`` for every domain."""
+    return tuple(
+        try_regeneration(
+            dataset, bundle, target, config=config, device=device, run_directory=run_directory, progress=progress
+        )
+        for target in dataset.vocabulary.domains
+    )
+
+
+def with_guards(bundle: Bundle, trials: Sequence[RegenerationTrial]) -> Bundle:
+    """The bundle with what every target's trial found, on disk too; the numbers lie in its provenance."""
+    guards = {trial.target: trial.guard for trial in trials}
+    tunings = [dataclasses.replace(bundle.tuning(domain), guard=guards[domain]) for domain in bundle.vocabulary.domains]
+    numbers = {trial.target: dataclasses.asdict(trial) for trial in trials}
+    return with_tunings(bundle, tunings, {**bundle.provenance, "trials": numbers})
+
+
+def _way(
+    training_hints: int, serving_hints: int, values_N: npt.NDArray[np.float64], baseline_N: npt.NDArray[np.float64]
+) -> Way:
+    gains_N = values_N - baseline_N
+    error = float(gains_N.std(ddof=1)) / math.sqrt(len(gains_N))
+    return Way(training_hints, serving_hints, _mean(values_N), _mean(gains_N), error)
+
+
+def _mean(values_N: npt.NDArray[np.float64]) -> float:
+    return float(values_N.mean())
+
+
+def _percent(way: Way, original: Way) -> str:
+    """The gain and its standard error in percent of the original, or in points where that is 0."""
+    if not original.ndcg_at_10:
+        return f"{way.gain:+.4f} ± {way.standard_error:.4f}"
+    return f"{100 * way.gain / original.ndcg_at_10:+.1f} % ± {100 * way.standard_error / original.ndcg_at_10:.1f}"
+
+
+def _ndcg(scorer: Scorer, queries: Queries, arm: Arm, device: torch.device) -> npt.NDArray[np.float64]:
+    ranks = torch.tensor(rank_queries(scorer, queries, arm, device).unseen)
+    values_N: npt.NDArray[np.float64] = ndcg_at_k(ranks, 10).numpy()
+    return values_N
+
+
+def _served(bundle: Bundle, target: str, histories: Sequences, hints: int) -> Sequences:
+    regenerator = _regenerator(bundle, target, hints)
+    results = regenerator.regenerate(list(histories), target)
+    return keep_domain(
+        Sequences.from_lists(result.token_ids for result in results), bundle.vocabulary.token_range(target)
+    )
+
+
+def _composite_arm(original: Arm, dataset: Dataset, bundle: Bundle, target: str, hints: int) -> Arm:
+    domain = dataset.vocabulary.token_range(target)
+    log = read_log(dataset, bundle.vocabulary, target, everything=False)
+    users = regenerate_log(log, _regenerator(bundle, target, hints))
+    rows = Sequences.from_lists(row.token_ids for row in composite_rows(log, users))
+    return dataclasses.replace(original, name="regenerated", rows=drop_short(keep_domain(rows, domain)))
+
+
+def _regenerator(bundle: Bundle, target: str, hints: int) -> Regenerator:
+    """What regenerates for *target* with so many hints a run, whatever the bundle's own guard."""
+    tuning = dataclasses.replace(bundle.tuning(target), guard=Guard(hints, hints, "on trial"))
+    # Of the other domains' tunings nothing is read when this one is the target.
+    tunings = (tuning,) * len(bundle.vocabulary.domains)
+    return Regenerator(dataclasses.replace(bundle, tunings=tunings), RULE)
