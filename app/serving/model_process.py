@@ -72,6 +72,7 @@ class Call:
     token_ids: Sequence[TokenArray]
     target: str
     training_rows: bool
+    num_likely: int = 0
 
     @property
     def hang_seconds(self) -> float:
@@ -115,7 +116,7 @@ class RemoteRegenerator:
         return load_rule(self._process.rule).max_items(self.bundle.config)
 
     def regenerate(
-        self, sequences: Sequence[TokenArray], target: str, *, training_rows: bool = False
+        self, sequences: Sequence[TokenArray], target: str, *, training_rows: bool = False, num_likely: int = 0
     ) -> list[Regenerated]:
         """
         As ``Regenerator.regenerate``.
@@ -126,7 +127,7 @@ class RemoteRegenerator:
             Exception: what else the call raised over there; a RuntimeError with its words if it cannot be sent.
         """
         self.bundle.vocabulary.domain_index(target)
-        return self._process.call(self._channel, Call(list(sequences), target, training_rows))
+        return self._process.call(self._channel, Call(list(sequences), target, training_rows, num_likely))
 
 
 class ModelProcess:
@@ -392,7 +393,9 @@ def _answer_until_closed(connection: Connection, regenerator: Regenerator) -> No
             return
         outcome: list[Regenerated] | Exception
         try:
-            outcome = regenerator.regenerate(call.token_ids, call.target, training_rows=call.training_rows)
+            outcome = regenerator.regenerate(
+                call.token_ids, call.target, training_rows=call.training_rows, num_likely=call.num_likely
+            )
         except FATAL_ERRORS:
             os._exit(FATAL_EXIT)
         except Exception as error:

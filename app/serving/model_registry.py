@@ -22,6 +22,7 @@ from app.serving.model_bodies import DataPeriod, Domain, Model, Models
 from app.serving.model_process import JOBS, REQUESTS, ModelProcess, RemoteRegenerator
 from models.bundle import BundleDescription
 from models.decoding.rules import Rule
+from models.tuning import TargetTuning
 
 log = logger(__name__)
 
@@ -159,7 +160,7 @@ class ModelRegistry:
             active=bool(self._loaded) and model is self._loaded[0],
             rule=model.rule,
             max_items=model.regenerator.max_items,
-            domains=[Domain(name=name, num_items=len(tokens)) for name, tokens in ranges],
+            domains=[_domain(name, len(tokens), model.bundle.tuning(name)) for name, tokens in ranges],
             provenance=dict(model.bundle.provenance),
         )
 
@@ -172,3 +173,16 @@ def _facts_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
         with contextlib.suppress(ValidationError):
             facts[name] = kind.validate_python(provenance.get(name))
     return facts
+
+
+def _domain(name: str, num_items: int, tuning: TargetTuning) -> Domain:
+    guard = tuning.guard
+    return Domain(
+        name=name,
+        num_items=num_items,
+        own_share_after_target=tuning.own_shares.after_target,
+        own_share_after_source=tuning.own_shares.after_source,
+        training_hints=None if guard is None else guard.training_hints,
+        serving_hints=None if guard is None else guard.serving_hints,
+        finding=None if guard is None else guard.finding,
+    )

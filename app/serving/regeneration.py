@@ -27,6 +27,7 @@ from app.serving.batching import Batcher
 from app.serving.model_registry import LoadedModel, ModelRegistry
 from app.serving.regeneration_bodies import (
     Item,
+    LikelyTargetItem,
     MixedSequence,
     RegeneratedSequence,
     RegenerateRequest,
@@ -49,6 +50,7 @@ class BatchKey:
 
     model: LoadedModel
     target: str
+    num_likely: int
 
 
 RegenerationBatcher = Batcher[BatchKey, TokenArray, Regenerated]
@@ -56,7 +58,7 @@ RegenerationBatcher = Batcher[BatchKey, TokenArray, Regenerated]
 
 def run_batch(key: BatchKey, token_ids: Sequence[TokenArray]) -> list[Regenerated]:
     """One call of the model; the batcher's ``process``."""
-    return key.model.regenerator.regenerate(token_ids, key.target)
+    return key.model.regenerator.regenerate(token_ids, key.target, num_likely=key.num_likely)
 
 
 class Inference:
@@ -96,8 +98,8 @@ class Inference:
         vocabulary.domain_index(request.target_domain)
         # Beside the event loop: a request at its limits must not hold up the others
         encoded = await asyncio.to_thread(encode_all, request, vocabulary, model.regenerator.max_items)
-        results = await self._run(BatchKey(model, request.target_domain), encoded)
-        if request.explain:  # a tenth of a second at the limits; without, a few milliseconds
+        results = await self._run(BatchKey(model, request.target_domain, request.likely_items), encoded)
+        if request.explain or request.likely_items:  # a tenth of a second at the limits; without, a few milliseconds
             answers = await asyncio.to_thread(answer_all, request, encoded, results, vocabulary)
         else:
             answers = answer_all(request, encoded, results, vocabulary)
@@ -184,13 +186,17 @@ def answer_all(
 ) -> list[RegeneratedSequence]:
     """The answer to every sequence of *request*; a result is None where nothing of it is known."""
     return [
-        _answer(sequence, read, result, vocabulary, explain=request.explain)
+        _answer(sequence, read, result, vocabulary, request)
         for sequence, read, result in zip(request.sequences, encoded, results, strict=True)
     ]
 
 
 def _answer(
-    sequence: MixedSequence, read: ReadHistory, result: Regenerated | None, vocabulary: Vocabulary, *, explain: bool
+    sequence: MixedSequence,
+    read: ReadHistory,
+    result: Regenerated | None,
+    vocabulary: Vocabulary,
+    request: RegenerateRequest,
 ) -> RegeneratedSequence:
     answer = RegeneratedSequence(
         user_id=sequence.user_id,
@@ -202,9 +208,16 @@ def _answer(
         unknown_kept=len(read.passed_positions),
         truncated=read.num_truncated,
     )
-    if explain:
-        # Assigned, not passed: the route leaves out what was not set, so "steps" is there only when asked for
+    # Assigned, not passed: the route leaves out what was not set, so these are there only when asked for
+    if request.explain:
         answer.steps = [] if result is None else _steps(sequence.items, read, result, vocabulary)
+    if request.likely_items:
+        likely = () if result is None else result.likely
+        names = vocabulary.item_ids_of([item.token_id for item in likely])
+        answer.likely_items = [
+            LikelyTargetItem(item_id=name, log_probability=item.log_probability)
+            for name, item in zip(names, likely, strict=True)
+        ]
     return answer
 
 

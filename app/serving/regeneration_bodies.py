@@ -14,6 +14,7 @@ from models.data.reading.identifiers import ID_PATTERN, MAX_CHARACTERS
 Action = Literal["replaced", "deleted"]
 OnUnknown = Literal["skip", "error"]
 
+MAX_LIKELY_ITEMS = 1000
 # The one policy of ids. A JSON text that spells half a surrogate pair is refused by its parser
 Name = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS, pattern=ID_PATTERN)]
 
@@ -62,6 +63,14 @@ class RegenerateRequest(_Body):
 
     target_domain: Name = Field(description="The domain whose items the answer holds.")
     explain: bool = Field(default=False, description="Also return every decision with its numbers.")
+    likely_items: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_LIKELY_ITEMS,
+        description="Also return so many of the items that the target's expert expects next after the whole history, "
+        "with their log-probabilities: added to the logarithms of a recommender's own probabilities, with the weight "
+        "that `taesar evaluate` finds, they rank better than either (docs/experiments/two-readings.md).",
+    )
     on_unknown: OnUnknown = Field(
         default="skip",
         description="Items (or their domains) that the model does not know: 'skip' leaves those of the target domain "
@@ -92,6 +101,13 @@ class Step(BaseModel):
     )
 
 
+class LikelyTargetItem(BaseModel):
+    """An item that the target's expert expects next."""
+
+    item_id: str
+    log_probability: float = Field(le=0, description="Natural logarithm, over all items of the target domain.")
+
+
 class RegeneratedSequence(BaseModel):
     """
     One rewritten sequence.
@@ -114,6 +130,11 @@ class RegeneratedSequence(BaseModel):
     )
     steps: list[Step] | None = Field(
         default=None, description="With explain: one per item of another domain that was read."
+    )
+    likely_items: list[LikelyTargetItem] | None = Field(
+        default=None,
+        description="With likely_items: the most probable first, those of the history among them; none where nothing "
+        "of the sequence is known.",
     )
 
 

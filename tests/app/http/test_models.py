@@ -7,7 +7,9 @@ import time
 
 import pytest
 
+from models.bundle import with_tunings
 from models.errors import BundleCorruptError, BundleMissingFileError
+from models.tuning import Guard, OwnShares, TargetTuning
 
 
 @pytest.fixture
@@ -36,11 +38,47 @@ def test_models_are_listed_with_what_they_know(client, bundle):
                 "active": True,
                 "rule": "anticipate",
                 "max_items": 16,
-                "domains": [{"name": name, "num_items": 20} for name in ("books", "food", "kitchen")],
+                "domains": [
+                    {
+                        "name": name,
+                        "num_items": 20,
+                        "own_share_after_target": 0.0,
+                        "own_share_after_source": 0.0,
+                        "training_hints": None,
+                        "serving_hints": None,
+                        "finding": None,
+                    }
+                    for name in ("books", "food", "kitchen")
+                ],
                 "provenance": {"seed": 1},
             }
         ],
     }
+
+
+def test_a_model_says_what_validation_chose_for_every_target(serving, payload, make_bundle, tmp_path):
+    """And keeps to it: nothing is put into live histories of food, and all of books's are regenerated."""
+    made = make_bundle(tmp_path / "chosen", seed=4)
+    closed = Guard(
+        training_hints=3, serving_hints=0, finding="Live histories of food are best passed through: .02, .03."
+    )
+    with_tunings(made, [TargetTuning(), TargetTuning(OwnShares(0.25, 0.5), closed), TargetTuning()], {})
+    client = serving(bundle=made.directory)
+    _, food, _ = client.get("/models").json()["loaded"][0]["domains"]
+
+    assert food == {
+        "name": "food",
+        "num_items": 20,
+        "own_share_after_target": 0.25,
+        "own_share_after_source": 0.5,
+        "training_hints": 3,
+        "serving_hints": 0,
+        "finding": closed.finding,
+    }
+    for target, items in (("food", ["f02", "f05"]), ("books", None)):
+        body = payload("b01 f02 f02 k03 k04 f05 b06", target=target)
+        (answer,) = client.post("/regenerate", json=body).json()["sequences"]
+        assert (answer["items"] == items, answer["replaced"] > 0) == (target == "food", target == "books")
 
 
 def test_without_a_bundle_the_list_is_empty(serving):
@@ -162,10 +200,10 @@ def test_a_request_accepted_before_a_switch_is_answered_by_its_model(serving, pa
     regenerator = client.app.state.inference.registry.active().regenerator
     real, entered, gate = regenerator.regenerate, threading.Event(), threading.Event()
 
-    def slowly(sequences, target):
+    def slowly(sequences, target, **options):
         entered.set()
         assert gate.wait(10)
-        return real(sequences, target)
+        return real(sequences, target, **options)
 
     monkeypatch.setattr(regenerator, "regenerate", slowly)
     answers = []

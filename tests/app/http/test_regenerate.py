@@ -84,6 +84,40 @@ def test_requests_for_different_targets_may_come_at_once(client, payload):
     assert [answer.json()["sequences"] for answer in client.together(*bodies)] == expected
 
 
+@pytest.mark.parametrize("rule", ["anticipate", "paper"])
+def test_the_items_that_the_expert_expects_come_with_their_probabilities_when_asked_for(serving, bundle, payload, rule):
+    """Over all items of the target their probabilities sum to 1; a part of them is the beginning of all."""
+    client = serving(rule=rule)
+    [every] = regenerate(client, payload(MIXED, likely_items=20))
+    first, nothing_known = regenerate(client, payload(MIXED, "zz1", likely_items=3))
+    values = [item["log_probability"] for item in every["likely_items"]]
+
+    assert sorted(item["item_id"] for item in every["likely_items"]) == sorted(bundle.vocabulary.item_ids[2])
+    assert values == sorted(values, reverse=True)
+    assert sum(np.exp(values)) == pytest.approx(1, abs=1e-5)
+    assert first["likely_items"] == every["likely_items"][:3]
+    assert nothing_known["likely_items"] == []
+    assert "likely_items" not in regenerate(client, payload(MIXED))[0]
+    # Asking for them changes nothing else.
+    assert {**every, "likely_items": None} == {**regenerate(client, payload(MIXED))[0], "likely_items": None}
+
+
+def test_the_expected_items_of_a_sequence_are_the_same_in_any_company(client, payload):
+    sequences = random_sequences(20, seed=3)
+    together = regenerate(client, payload(*sequences, likely_items=5))
+
+    for sequence, answer in zip(sequences, together, strict=True):
+        assert regenerate(client, payload(sequence, likely_items=5))[0]["likely_items"] == answer["likely_items"]
+
+
+@pytest.mark.parametrize("asked", [-1, 1001, 1.5, "3", True])
+def test_a_number_of_expected_items_out_of_range_is_refused(client, payload, asked):
+    answer = client.post("/regenerate", json=payload(MIXED, likely_items=asked))
+
+    assert answer.status_code == 422
+    assert "likely_items" in answer.text
+
+
 def test_steps_of_anticipate_carry_the_probability_of_what_they_put_there(client, payload):
     [answer] = regenerate(client, payload("b01 f02 b03 f04 k05", explain=True))
 
