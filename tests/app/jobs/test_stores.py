@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 
 import pytest
 from sqlalchemy import select
@@ -21,7 +22,7 @@ from app.jobs.records import (
     fail_job,
     find_job,
 )
-from app.jobs.retries import InputChangedError
+from app.jobs.retries import WAITING, InputChangedError
 from app.jobs.tasks import Task, TaskKind
 from app.mappings.mapping_store import DictionaryKey, Increment, MappingFilter, find_dictionary, stream
 from app.storage.database import reading, writing
@@ -467,6 +468,20 @@ def test_the_reason_of_a_chunks_last_failure_is_told_when_its_worker_dies_after_
     stores.retries.begin_chunk(FIRST, 0)
 
     assert stores.jobs.get(FIRST).reason == "chunk 0 failed in 5 attempts, the last: OSError: gone"
+
+
+def test_a_job_says_that_it_waits_until_its_next_chunk_is_done(stores):
+    """An outage costs no attempt; another job that waits goes on saying so."""
+    stores.cut(FIRST, SECOND)
+    full = OSError(errno.ENOSPC, "no space left")
+    for _ in range(9):
+        for job_id in (FIRST, SECOND):
+            assert stores.retries.chunk_failed(stores.retries.begin_chunk(job_id, 0), full)
+    waiting = [stores.jobs.get(job_id).reason for job_id in (FIRST, SECOND)]
+    stores.do(FIRST)
+
+    assert waiting == [f"{WAITING}OSError: {full}"] * 2
+    assert [stores.jobs.get(job_id).reason for job_id in (FIRST, SECOND)] == [None, waiting[1]]
 
 
 def test_a_failure_of_a_chunk_that_is_done_changes_nothing(stores):
