@@ -130,3 +130,19 @@ def test_a_regenerator_prepares_its_rule_before_the_first_call(bundle: Bundle, m
 def test_the_default_rule_is_described_first() -> None:
     assert describe_rules().startswith(f"'{DEFAULT_RULE}'")
     assert all(f"'{name}' {entry.summary}." in describe_rules() for name, entry in RULES.items())
+
+
+def test_likely_items_are_the_best_of_the_target_after_each_history_and_none_after_an_empty_one(bundle: Bundle) -> None:
+    """By the target expert's own softmax over its domain; whatever the rule, and only when they are asked for."""
+    target = bundle.vocabulary.token_range("food")
+    rows = [np.asarray(row, dtype=np.int32) for row in ([1, 22, 45], [], [30])]
+    found = Regenerator(bundle, "paper").regenerate(rows, "food", num_likely=4)
+    unasked = Regenerator(bundle, "paper").regenerate(rows, "food")
+    reader = StateReader([rows[0], rows[2]], np.asarray([0, 1]), np.asarray([2, 0]))
+    expert = bundle.expert("food")
+    with torch.inference_mode():
+        hidden_RD = reader.hidden_states(expert, np.asarray([0, 1]))
+        best = (hidden_RD @ expert.item_embeddings_VD[target.columns].T).topk(4, dim=1).indices + target.first
+
+    assert [[item.token_id for item in row.likely] for row in found] == [best[0].tolist(), [], best[1].tolist()]
+    assert all(row.likely == () for row in unasked)
