@@ -154,8 +154,8 @@ def train(
         typer.Option(
             "--trial/--no-trial",
             help="Afterwards try on validation, for every target, whether regenerated rows and histories help a "
-            "SASRec; what does not is left undone by this bundle. Without, everything is replaced. Takes about as "
-            "long again.",
+            "SASRec; what does not is left undone by this bundle. Without, everything is replaced. Trains two "
+            "SASRecs a target: one to two times as long again.",
             show_default="--trial; --no-trial with --recipe released",
         ),
     ] = None,

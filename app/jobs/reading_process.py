@@ -175,6 +175,8 @@ def _descriptor(file: BinaryIO) -> int | None:
 def _error(message: dict[str, Any]) -> Exception:
     if message["error"] == "large":
         return RequestTooLargeError(message["what"], message["limit"], "TAESAR_MAX_EXPANDED_BYTES")
+    if message["error"] == "outage":
+        return OSError(message["errno"], message["what"])
     return _ERRORS[message["error"]](message["what"])
 
 
@@ -208,6 +210,8 @@ class _Asked:
             self._say({"error": "unsupported", "what": str(error)})
         except (ModelError, ServiceError) as error:
             self._say({"error": "format", "what": str(error)})
+        except OSError as error:  # of the scratch folder: the machine's fault, not the file's
+            self._say({"error": "outage", "what": f"{error.strerror or error}", "errno": error.errno})
         except MemoryError:
             self._say({"error": "format", "what": "reading it takes more memory than it may"})
 

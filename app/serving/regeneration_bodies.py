@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from models.data.reading.identifiers import ID_PATTERN, MAX_CHARACTERS
 
@@ -22,6 +22,11 @@ Name = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS, pattern=ID_
 class _Body(BaseModel):
     # Strict and closed: a typing error in a field's name or type is reported, never guessed around
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+def _whole(number: object) -> object:
+    # To JSON Schema 3.0 is an integer, and some clients write every number so
+    return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 class Item(_Body):
@@ -63,7 +68,7 @@ class RegenerateRequest(_Body):
 
     target_domain: Name = Field(description="The domain whose items the answer holds.")
     explain: bool = Field(default=False, description="Also return every decision with its numbers.")
-    likely_items: int = Field(
+    likely_items: Annotated[int, BeforeValidator(_whole)] = Field(
         default=0,
         ge=0,
         le=MAX_LIKELY_ITEMS,

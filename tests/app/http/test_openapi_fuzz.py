@@ -73,6 +73,11 @@ def test_every_answer_to_a_drawn_request_is_declared(served, operation, mode):
         query = case.query if isinstance(case.query, dict) else {}
         if mode is GenerationMode.POSITIVE and "source_item" in query:
             query.setdefault("source_domain", "food")  # OpenAPI cannot say that the one needs the other
+        if mode is GenerationMode.POSITIVE and operation.label == "POST /jobs" and isinstance(case.body, dict):
+            if not case.body.get("result_uri"):  # nor that these need it, or which names are taken
+                for name in ("result_format", "result_view"):
+                    case.body.pop(name, None)
+            case.body.pop("carry", None)
         # Without the one check that takes a shape for the whole truth: a well-shaped request may still be over a
         # limit, ask for unknown items to be errors, or send a cursor that nobody gave it
         excluded = [positive_data_acceptance]
@@ -81,6 +86,6 @@ def test_every_answer_to_a_drawn_request_is_declared(served, operation, mode):
             excluded.append(negative_data_rejection)
         case.validate_response(answer, excluded_checks=excluded)
         if mode is GenerationMode.POSITIVE and answer.status_code == 422:
-            assert answer.json()["type"] != "urn:taesar:problem:invalid-request"
+            assert answer.json()["type"] != "urn:taesar:problem:invalid-request", answer.text[:300]
 
     check()

@@ -98,6 +98,7 @@ def test_the_items_that_the_expert_expects_come_with_their_probabilities_when_as
     assert first["likely_items"] == every["likely_items"][:3]
     assert nothing_known["likely_items"] == []
     assert "likely_items" not in regenerate(client, payload(MIXED))[0]
+    assert regenerate(client, payload(MIXED, likely_items=3.0))[0]["likely_items"] == every["likely_items"][:3]
     # Asking for them changes nothing else.
     assert {**every, "likely_items": None} == {**regenerate(client, payload(MIXED))[0], "likely_items": None}
 
