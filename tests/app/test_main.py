@@ -65,7 +65,7 @@ class Gate:
         self.entered = threading.Event()
         self.open = threading.Event()
 
-    def __call__(self, sequences, target):
+    def __call__(self, sequences, target, **asked):
         self.calls.append(len(sequences))
         self.entered.set()
         assert self.open.wait(20)

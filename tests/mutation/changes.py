@@ -87,7 +87,7 @@ def changes_of(source: bytes) -> list[Change]:
     Every fault that can be put into the module, in the order of its text.
 
     >>> [str(change) for change in changes_of(b"def f(a):\\n    return a + 1 < 2\\n")]
-    ['a + 1 < 2 -> a + 1 <= 2', 'a + 1 -> a - 1', '1 -> 2', '2 -> 3']
+    ['a + 1 -> a - 1', 'a + 1 < 2 -> a + 1 <= 2', '1 -> 2', '2 -> 3']
     """
     found = {(change.start, change.end, change.after): change for change in _Walk(source).changes()}
     return [found[key] for key in sorted(found) if _compiles(found[key].apply(source))]

@@ -61,7 +61,7 @@ def test_a_bundle_becomes_a_report_and_a_second_run_reads_its_cells_back(dataset
     assert report["provenance"]["composite"]["rule"] == "anticipate"
     assert report["projections"]
     trained = {score["arm"] for score in report["results"]["scores"] if score["recommender"] == "sasrec"}
-    assert trained == {"original", "duplicated", "regenerated"}
+    assert trained == {"original", "duplicated", "regenerated", "with expert"}
     decoders = {score["arm"] for score in report["results"]["scores"] if score["recommender"] == "target expert"}
     assert decoders == {"mixed"}
 

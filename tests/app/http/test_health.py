@@ -52,7 +52,7 @@ def test_when_the_models_thread_dies_waiters_are_told_and_the_process_is_neither
     client = serving()
     regenerator = client.app.state.inference.registry.active().regenerator
 
-    def die(sequences, target):
+    def die(sequences, target, **asked):
         raise SystemExit("out of everything")
 
     monkeypatch.setattr(regenerator, "regenerate", die)
@@ -70,7 +70,7 @@ def test_a_failed_call_of_the_model_is_500_and_the_next_is_answered(serving, pay
     client = serving()
     regenerator = client.app.state.inference.registry.active().regenerator
 
-    def fail(sequences, target):
+    def fail(sequences, target, **asked):
         raise RuntimeError("no memory")
 
     with monkeypatch.context() as patch:

@@ -740,5 +740,5 @@ def test_the_formats_hold_the_same_sequences(harness, mixed):
 def test_what_counts_items_names_the_counts_of_one_list():
     """A new count is added in app/counts.py; the bodies that spell them out for their documentation must follow."""
     assert set(JobCounts.model_fields) == {"rows_read", "rows_bad", *SEQUENCE_COUNTS}
-    assert set(RegeneratedSequence.model_fields) == {"user_id", "items", "steps", *ITEM_COUNTS}
+    assert set(RegeneratedSequence.model_fields) == {"user_id", "items", "steps", "likely_items", *ITEM_COUNTS}
     assert tuple(name for name in CHUNK.names if name in ITEM_COUNTS) == ITEM_COUNTS
