@@ -69,7 +69,7 @@ class Gate:
         self.calls.append(len(sequences))
         self.entered.set()
         assert self.open.wait(20)
-        return self.real(sequences, target)
+        return self.real(sequences, target, **asked)
 
 
 @pytest.fixture
