@@ -186,16 +186,20 @@ def _train(
     device: torch.device,
     run_directory: Path,
     progress: Progress | None,
+    *,
+    chosen: Trained | None = None,
 ) -> Trained:
-    """Base and experts by validation."""
+    """Base and experts by validation; or, where that has *chosen* their epochs, those again, in files of their own."""
+    stage = "" if chosen is None else "refit-"
     base, base_result = train_base(
         dataset,
         decoder_config,
         config.base,
         device=device,
         sampled_softmax=config.sampled_softmax,
-        resume_file=run_directory / f"base{RESUME_SUFFIX}",
+        resume_file=run_directory / f"{stage}base{RESUME_SUFFIX}",
         progress=progress,
+        course=None if chosen is None else chosen.base_result.course,
     )
     experts = [
         train_expert(
@@ -205,8 +209,9 @@ def _train(
             config.expert,
             experts=config.experts,
             sampled_softmax=config.sampled_softmax,
-            resume_file=run_directory / f"expert-{index:02d}{RESUME_SUFFIX}",
+            resume_file=run_directory / f"{stage}expert-{index:02d}{RESUME_SUFFIX}",
             progress=progress,
+            course=None if chosen is None else chosen.expert_results[index].course,
         )
         for index, domain in enumerate(dataset.vocabulary.domains)
     ]
@@ -225,31 +230,7 @@ def _refit(
     """Base and experts once more, on everything, each to the epoch that validation chose."""
     everything = UndividedDataset.of(dataset)
     reports = None if progress is None else RefitProgress(progress)
-    base, base_result = train_base(
-        everything,
-        decoder_config,
-        config.base,
-        device=device,
-        sampled_softmax=config.sampled_softmax,
-        resume_file=run_directory / f"refit-base{RESUME_SUFFIX}",
-        progress=reports,
-        course=chosen.base_result.course,
-    )
-    experts = [
-        train_expert(
-            everything,
-            base,
-            domain,
-            config.expert,
-            experts=config.experts,
-            sampled_softmax=config.sampled_softmax,
-            resume_file=run_directory / f"refit-expert-{index:02d}{RESUME_SUFFIX}",
-            progress=reports,
-            course=result.course,
-        )
-        for index, (domain, result) in enumerate(zip(dataset.vocabulary.domains, chosen.expert_results, strict=True))
-    ]
-    return Trained(base, tuple(e for e, _ in experts), base_result, tuple(result for _, result in experts))
+    return _train(everything, decoder_config, config, device, run_directory, reports, chosen=chosen)
 
 
 def forget_run(run_directory: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from abc import abstractmethod
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -69,8 +70,8 @@ class _Stream(io.RawIOBase):
         view[: len(part)] = part
         return len(part)
 
-    def block(self) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def block(self) -> bytes: ...
 
 
 class _Plain(_Stream):
