@@ -1,5 +1,5 @@
 # make demo    prepare, train, serve and regenerate on the bundled sample of real data
-# make test    the whole test suite; WORKERS=2 in two processes
+# make test    the whole test suite, in two processes; WORKERS=0 in one
 # make check   linting, formatting, strict typing, Dockerfile and compose file, and that everything imports
 # make image-test  builds the image without Docker (Debian, root) and asks its processes the demo's question
 # make docs    docs/reference.md and .env.example, written from the code
@@ -28,7 +28,7 @@ PYTHON ?= python3
 VENV ?= .venv
 INTEROP ?= .venv-interop
 ARGS ?=
-WORKERS ?= 0
+WORKERS ?= 2
 IMAGE_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -56,7 +56,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
-# WORKERS=2 runs it in two processes, each with servers of its own; with a thread each, or they get in each other's way.
+# It runs in two processes (WORKERS=0: in this one), each with servers of its own; with a thread each, or they get in each other's way.
 test: $(INSTALLED)
 	$(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
