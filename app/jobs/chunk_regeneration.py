@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.counts import ITEM_COUNTS, SequenceCounts
 from app.jobs.formats import BadRow, SequenceRow
 from app.jobs.job_models import Regenerates
 from app.jobs.records import Job
@@ -17,6 +16,7 @@ from app.mappings.mapping_store import Increment, increments_of
 from models.decoding.regenerator import Regenerated
 from models.exports.encoding import KEPT, REPLACED
 from models.histories import ReadHistory, Rewritten, items_of, read_history, rewritten
+from models.item_counts import ITEM_COUNTS, SequenceCounts
 from models.vocabulary import Vocabulary
 
 

@@ -14,7 +14,6 @@ from dataclasses import asdict
 
 from sqlalchemy import Connection, Engine, insert, select, update
 
-from app.counts import SequenceCounts
 from app.jobs.formats import BadRow
 from app.jobs.records import Job, JobLimits, JobState, end_job, find_job, get_job, output_names_of, printable
 from app.jobs.retries import ChunkWork, InputChangedError, forget_attempts, forget_outage, renew_input
@@ -22,6 +21,7 @@ from app.jobs.turns import NOT_YET_MS
 from app.mappings.mapping_store import Increment, fold_in, merge_staged, stage
 from app.storage.database import now_ms, reading, writing
 from app.storage.tables import bad_rows, chunks, jobs
+from models.item_counts import SequenceCounts
 
 
 class _NotAddedError(Exception):

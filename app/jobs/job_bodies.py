@@ -8,7 +8,6 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from app.counts import ITEM_COUNTS
 from app.errors import InvalidSourceError
 from app.jobs.records import Job, JobState, Purpose
 from app.serving.regeneration_bodies import Name, OnUnknown
@@ -18,6 +17,7 @@ from models.data.reading.times import TimeUnit
 from models.errors import ConfigurationError
 from models.exports.encoding import INTERACTION_COLUMNS, ResultView
 from models.exports.export_formats import FileFormatName
+from models.item_counts import ITEM_COUNTS
 
 _JOB_ID = "019a1b2c3d4e5f60718293a4b5c6d7e8"
 _JOB_EXAMPLE: dict[str, Any] = {

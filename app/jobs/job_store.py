@@ -7,7 +7,6 @@ from dataclasses import asdict
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from app.counts import SEQUENCE_COUNTS
 from app.errors import IdempotencyConflictError, JobStateError, QueueFullError, ResultGoneError
 from app.jobs.formats import BadRow
 from app.jobs.records import (
@@ -27,6 +26,7 @@ from app.jobs.records import (
 from app.mappings.mapping_store import drop, take_back
 from app.storage.database import now_ms, reading, writing
 from app.storage.tables import bad_rows, chunks, jobs
+from models.item_counts import SEQUENCE_COUNTS
 
 RETRY_AFTER_SECONDS = 30
 BAD_ROWS_PAGE = 1000

@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, delete, select, update
 
-from app.counts import SequenceCounts
 from app.errors import UnknownJobError
 from app.jobs.formats import SourceFormat
 from app.mappings.mapping_store import DictionaryKey, drop
 from app.storage.database import now_ms
 from app.storage.tables import chunks, jobs
 from models.exports.encoding import ResultView
+from models.item_counts import SequenceCounts
 
 MAX_REASON = 500
 

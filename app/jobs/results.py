@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from app.counts import ITEM_COUNTS, ItemCounts
 from app.errors import UnsupportedFormatError
 from app.jobs.formats import PARQUET_SOURCE, SequenceRow
 from models.exports.encoding import FileParts, ResultView, interactions_schema
 from models.exports.export_formats import FILE_FORMATS, FileFormatName, load_format
+from models.item_counts import ITEM_COUNTS, ItemCounts
 
 MEDIA_TYPES: Mapping[FileFormatName, str] = {name: entry.media_type for name, entry in FILE_FORMATS.items()}
 

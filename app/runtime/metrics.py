@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from app.counts import ITEM_COUNTS, ItemCounts
+from models.item_counts import ITEM_COUNTS, ItemCounts
 
 # A client may send any word as its method; only these become label values, so it cannot grow the metrics without end
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from app.counts import ITEM_COUNTS, ItemCounts
 from app.errors import (
     MAX_LISTED_PARTS,
     InvalidPart,
@@ -38,6 +37,7 @@ from app.settings import Settings
 from models.data.dataset import TokenArray
 from models.decoding.regenerator import Regenerated
 from models.histories import ReadHistory, read_history, sequence_of
+from models.item_counts import ITEM_COUNTS, ItemCounts
 from models.network.packing import padded_length
 from models.vocabulary import PADDING, Vocabulary
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from app.counts import SEQUENCE_COUNTS
+from models.item_counts import SEQUENCE_COUNTS
 
 # One naming convention, so that a migration can name any constraint on either database.
 NAMING = {

@@ -14,6 +14,7 @@ from models.data.dataset import TOKENS, TokenArray
 from models.decoding.regenerator import Regenerated, without_repeats
 from models.exports.encoding import KEPT, REPLACED, interactions_schema
 from models.histories import rewritten
+from models.item_counts import ITEM_COUNTS
 from models.vocabulary import PADDING
 
 ORIGINAL, REGENERATED = "original", "regenerated"
@@ -73,7 +74,8 @@ class RegeneratedUser:
         )
 
 
-COUNTS = ("kept", "replaced", "deleted", "unknown", "unknown_kept", "truncated")
+# What was not read comes last: the order of the columns of counts.parquet.
+COUNTS = (*(name for name in ITEM_COUNTS if name != "truncated"), "truncated")
 
 
 def regenerated_user(log: MixedLog, user: int, max_items: int, result: Regenerated) -> RegeneratedUser:

@@ -7,9 +7,9 @@ from base64 import b64encode
 import pyarrow as pa
 import pytest
 
-from app.counts import ITEM_COUNTS
 from app.http.paging import is_unchanged
 from app.jobs.results import ResultRow, encode_results, output_file, read_output_file, without_formulas
+from models.item_counts import ITEM_COUNTS
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/jobs", "/no-such", "/docs", "/openapi.json", "/metrics"])

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import func, select
 
-from app.counts import ITEM_COUNTS, SEQUENCE_COUNTS, SequenceCounts
 from app.errors import (
     IdempotencyConflictError,
     JobStateError,
@@ -33,6 +32,7 @@ from app.serving.regeneration_bodies import RegeneratedSequence
 from app.storage.database import now_ms, reading
 from app.storage.tables import bad_rows
 from models.decoding.regenerator import Regenerator
+from models.item_counts import ITEM_COUNTS, SEQUENCE_COUNTS, SequenceCounts
 from tests.job_harness import Harness
 
 # -- One job from end to end
@@ -738,7 +738,7 @@ def test_the_formats_hold_the_same_sequences(harness, mixed):
 
 
 def test_what_counts_items_names_the_counts_of_one_list():
-    """A new count is added in app/counts.py; the bodies that spell them out for their documentation must follow."""
+    """A new count is added in models/item_counts.py; bodies that spell them out for their documentation must follow."""
     assert set(JobCounts.model_fields) == {"rows_read", "rows_bad", *SEQUENCE_COUNTS}
     assert set(RegeneratedSequence.model_fields) == {"user_id", "items", "steps", "likely_items", *ITEM_COUNTS}
     assert tuple(name for name in CHUNK.names if name in ITEM_COUNTS) == ITEM_COUNTS

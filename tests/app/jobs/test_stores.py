@@ -8,7 +8,6 @@ import errno
 import pytest
 from sqlalchemy import select
 
-from app.counts import SequenceCounts
 from app.errors import IdempotencyConflictError, QueueFullError, ResultGoneError
 from app.jobs.formats import BadRow
 from app.jobs.job_store import JobStore
@@ -28,6 +27,7 @@ from app.mappings.mapping_store import DictionaryKey, Increment, MappingFilter, 
 from app.storage.database import reading, writing
 from app.storage.tables import bad_rows, chunks
 from models.errors import UnknownDomainError
+from models.item_counts import SequenceCounts
 
 NEW = NewJob(
     target_domain="kitchen",
