@@ -173,7 +173,10 @@ def show_sequence(before: dict[str, Any], after: dict[str, Any], target: str) ->
         table.add_row(item["item_id"], item["domain"], fate, *("" if n is None else f"{n:.3f}" for n in numbers))
     console.print(f"Held-back user {before['user_id']}, the latest {min(SHOWN_ITEMS, len(before['items']))} items:")
     console.print(table)
-    counts = ", ".join(f"{after[what]} {what}" for what in ("kept", "replaced", "deleted", "unknown"))
+    # The answer's numbers are its counts: together they are as many as the items that were sent.
+    counts = ", ".join(
+        f"{count} {what.replace('_', ' but ')}" for what, count in after.items() if isinstance(count, int) and count
+    )
     console.print(f"{len(before['items'])} items: {counts}. The {target} sequence, {len(after['items'])} items:")
     console.print(" ".join(after["items"]), highlight=False)
 
