@@ -131,7 +131,6 @@ class Regenerator:
             training_rows: the bundle was trained on these very sequences, and recommenders will be. Rule
                 ``anticipate`` then withholds what the expert would recite (see there); the contrastive rules are the
                 paper's and do the same either way.
-
             num_likely: how many of the items that the target expert expects next to tell beside, whatever the rule and
                 the guard: items of the history among them, and none after an empty one.
 
@@ -154,9 +153,11 @@ class Regenerator:
     def _likely(self, window: Window, target: str, count: int) -> list[tuple[LikelyItem, ...]]:
         """The *count* items that the target expert expects most after every history of *window*."""
         items: list[tuple[LikelyItem, ...]] = [()] * len(window.histories)
+        if not count:
+            return items
         recent = [history[-self.bundle.config.max_length :] for history in window.histories]
         rows_R = np.flatnonzero([len(history) > 0 for history in recent])
-        if not count or not len(rows_R):
+        if not len(rows_R):
             return items
         lasts_R = np.asarray([len(recent[row]) - 1 for row in rows_R], dtype=np.int64)
         reader = StateReader(recent, rows_R, lasts_R)
