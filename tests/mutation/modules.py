@@ -32,6 +32,7 @@ _DECODING = (
     "tests/models/decoding/test_contrastive.py",
     "tests/models/decoding/test_golden.py",
     "tests/models/decoding/test_regenerator.py",
+    "tests/models/decoding/test_tuning_kept.py",
     "tests/models/decoding/test_rules.py",
     "tests/models/decoding/test_windows.py",
 )
