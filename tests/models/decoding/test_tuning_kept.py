@@ -109,8 +109,9 @@ def test_where_nothing_helps_the_target_items_pass_through(
         assert result.steps.source_tokens.tolist() == [token for token in read if token not in FOOD]
 
 
+# Of so few items that no row uses up the target's twenty
 @examples
-@given(sequences=sequences_of_tokens, most=st.integers(1, 3))
+@given(sequences=st.lists(st.lists(st.integers(1, NUM_ITEMS), max_size=16), max_size=8), most=st.integers(1, 3))
 def test_a_run_leaves_the_best_of_its_hints_and_no_more_than_the_guard_permits(
     bundle: Bundle, sequences: list[list[int]], most: int
 ) -> None:
@@ -120,7 +121,7 @@ def test_a_run_leaves_the_best_of_its_hints_and_no_more_than_the_guard_permits(
         for which in (bundle, guarded(bundle, 0, most))
     )
     for sequence, free, kept in zip(sequences, everything, guarded_results, strict=True):
-        foreign = [token not in FOOD for token in sequence[-32:]]
+        foreign = [token not in FOOD for token in sequence]
         runs = "".join("x" if one else " " for one in foreign).split()
         assert kept.replaced == sum(min(most, len(run)) for run in runs)
         if runs and foreign:
