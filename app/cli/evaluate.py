@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from app.cli.console import console, say, set_result
-from app.cli.options import DialOption, choices
+from app.cli.options import DialOption, JobsOption, choices
 from models.decoding.rules import DEFAULT_DIAL, DEFAULT_RULE, RULES_VERSION, Dial, Rule
 from models.recommenders.registry import MULTI_DOMAIN, RECOMMENDERS
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
     from models.data.dataset import Dataset
-    from models.evaluation.study import CellReport
+    from models.evaluation.cells import EvaluationConfig
+    from models.evaluation.scheduling import CellReport
 
 ARMS = ("original", "duplicated", "regenerated", "mixed")
 HISTORIES = ("target", "regenerated")
@@ -87,6 +89,7 @@ def evaluate(
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train; auto takes CUDA when there is one.")
     ] = "auto",
+    jobs: JobsOption = 1,
 ) -> None:
     """
     Train recommenders on original, duplicated and regenerated rows and compare their rankings of held-out items.
@@ -124,15 +127,16 @@ def evaluate(
         config=evaluation,
         cells=out / "cells" if cells is None else cells,
         device=place,
+        processes=jobs,
     )
-    with TrainingProgress(console, patience_of=lambda stage: evaluation.training_of(stage).patience) as progress:
+    with TrainingProgress(console, patience_of=patience_in(evaluation)) as progress:
         report = run_study(
             prepared,
             study,
             command=shlex.join(["taesar", *sys.argv[1:]]),
             bundle=loaded,
             progress=progress,
-            on_cell=_print_cell,
+            on_cell=print_cell,
         )
     write_report(report, out)
     say(f"report written to {out / 'report.html'}, report.md and report.json")
@@ -170,7 +174,13 @@ def _regenerated(dataset: Dataset, bundle: Bundle, target: str, rule: Rule, dial
     return folder
 
 
-def _print_cell(report: CellReport) -> None:
+def patience_in(config: EvaluationConfig) -> Callable[[str], int]:
+    """The patience of a stage by its name: a recommender's, with a cell's after a comma where several train at once."""
+    return lambda stage: config.training_of(stage.partition(",")[0]).patience
+
+
+def print_cell(report: CellReport) -> None:
+    """A line when a cell begins, and one when it is there."""
     name = f"cell {report.number}/{report.total}: {report.recommender}, {report.arm}, seed {report.seed}"
     if report.cell is None:
         say(name)

@@ -41,6 +41,16 @@ DialOption = Annotated[
 ]
 
 
+JobsOption = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="How many cells train at once, each with its share of the cores; what they find is the same with any "
+        "number.",
+    ),
+]
+
+
 class SettingsError(Exception):
     """A setting of the service is out of its range or contradicts another."""
 

@@ -1,10 +1,11 @@
 """
 Train recommenders on the arms and rank the held-out items; every (recommender, arm, seed) is one cached cell.
 
-Equal budgets. An epoch is, for every arm, as many optimiser steps as one pass over the *original* arm's rows takes;
-each arm draws its batches from its own endless stream of shuffled passes. So arms of more rows take no more steps per
-epoch, validate as often per step, and stop by the same rule: ``TrainingConfig.patience`` epochs without a better
-validation NDCG@10, ``max_epochs`` at most. The same seed means the same initial weights wherever the shapes agree.
+Equal budgets. An epoch is, for every arm of the target's items, as many optimiser steps as one pass over the
+*original* arm's rows takes; each arm draws its batches from its own endless stream of shuffled passes. So arms of more
+rows take no more steps per epoch, validate as often per step, and stop by the same rule: ``TrainingConfig.patience``
+epochs without a better validation NDCG@10, ``max_epochs`` at most. In arm ``mixed`` an epoch is one pass over its own
+rows. The same seed means the same initial weights wherever the shapes agree.
 
 Ranking is by ``ranking.rank_queries``; validation takes the ranks among all items.
 
@@ -31,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.data.dataset import Sequences
 from models.errors import DatasetFormatError
 from models.evaluation.advice import Advice, AdvisedRanks, rank_advised
 from models.evaluation.arms import Arm, ArmName, Queries, RowName
@@ -171,7 +173,7 @@ class Grid:
     The cells of one evaluation and where finished ones are kept.
 
     Args:
-        arms: the arms to run, ``original`` first: it sets the number of steps.
+        arms: the arms to run, ``original`` first: it sets the number of steps of all but ``mixed``.
         config: schedule and hyper-parameters.
         directory: folder of finished cells; may be shared by evaluations.
         device: where to train.
@@ -196,7 +198,7 @@ class Grid:
             "version": CELL_VERSION,
             "recommender": recommender,
             "arm": arm.fingerprint,
-            "budget": self.original.fingerprint,
+            "budget": "own" if arm.name == "mixed" else self.original.fingerprint,
             # What this recommender takes, wherever it was written; what others take changes nothing.
             "config": {"training": dataclasses.asdict(self.config.training_of(recommender))},
             "seed": seed,
@@ -249,6 +251,15 @@ class Grid:
         resume_file.unlink(missing_ok=True)
         return cell
 
+    def _budget_rows(self, arm: Arm) -> Sequences:
+        """
+        The rows that one pass over makes an epoch.
+
+        Rows of the target's items alone are compared at equal steps, so those of arm ``original`` set the pace. Mixed
+        rows are another data set: three or four times the items, of which a model sees all in a pass of their own.
+        """
+        return arm.rows if arm.name == "mixed" else self.original.rows
+
     def _cell_file(self, key: str) -> Path:
         return self.directory / f"{key}.json"
 
@@ -268,7 +279,7 @@ class Grid:
         objective = RowObjective(
             module,
             arm,
-            steps_per_epoch=module.num_batches(self.original.rows, config.batch_size),
+            steps_per_epoch=module.num_batches(self._budget_rows(arm), config.batch_size),
             batch_size=config.batch_size,
             seed=seed,
         )

@@ -31,7 +31,6 @@ from models.evaluation.arms import (
     ArmName,
     Composite,
     Queries,
-    RowName,
     build_arm,
     keep_domain,
     load_composite,
@@ -40,6 +39,7 @@ from models.evaluation.arms import (
 from models.evaluation.cells import Cell, EvaluationConfig, Grid, as_advised, as_served, runs_on, untrained_cell
 from models.evaluation.leak_audit import LeakAudit, audit_leaks
 from models.evaluation.ranking import RankingName
+from models.evaluation.scheduling import CellReport, CellTask, run_cells
 from models.evaluation.served import BASE_DECODER, TARGET_EXPERT, DecoderScorer, advised, regenerate_histories
 from models.evaluation.statistics import (
     Correspondence,
@@ -70,7 +70,7 @@ class Study:
     Args:
         target: domain whose items are ranked.
         recommenders: names of ``models.recommenders.registry``; multi-domain ones run on arm ``mixed`` alone.
-        arms: arms to compare; ``original`` is always run, as it sets the budget.
+        arms: arms to compare; ``original`` is always run, as it sets the budget of all but ``mixed``.
         seeds: one cell each for every trained recommender; counted ones need no seed.
         composite: folder of the composite dataset; needed by arms duplicated and regenerated.
         histories: "target" ranks after the target's items alone; "regenerated" ranks arm ``regenerated`` a second time
@@ -80,6 +80,7 @@ class Study:
         config: schedule and hyper-parameters.
         cells: folder of finished cells.
         device: where to train.
+        processes: how many cells train at once.
     """
 
     target: str
@@ -92,6 +93,7 @@ class Study:
     config: EvaluationConfig
     cells: Path
     device: torch.device
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -120,19 +122,6 @@ class Report:
     statistics: tuple[RowStatistics, ...]
     correspondences: tuple[Correspondence, ...]
     projections: tuple[ProjectedItems, ...]
-
-
-@dataclass(frozen=True)
-class CellReport:
-    """One cell is about to run (``cell`` is None) or is there; ``reused``: it was read back."""
-
-    number: int
-    total: int
-    recommender: str
-    arm: RowName
-    seed: int
-    cell: Cell | None
-    reused: bool
 
 
 def run_study(
@@ -185,7 +174,8 @@ def run_study(
         arms = _with_served(dataset, study, arms, composite, bundle)
     advice = {} if bundle is None else _advice(dataset, study.target, arms, bundle, composite)
     grid = Grid(arms, study.config, study.cells, study.device, advice)
-    cells, reused = _run_cells(grid, study, progress, on_cell)
+    tasks = _tasks(arms, study)
+    cells, reused = run_cells(grid, tasks, processes=study.processes, progress=progress, on_cell=on_cell)
     computed = len(cells) - reused
     audits = () if composite is None else audit_leaks(dataset, study.target, composite)
     hits = sorted({user for audit in audits for user in audit.hit_users})
@@ -227,31 +217,14 @@ def _configuration(study: Study) -> dict[str, Any]:
     }
 
 
-def _run_cells(
-    grid: Grid, study: Study, progress: Progress | None, on_cell: Callable[[CellReport], None] | None
-) -> tuple[list[Cell], int]:
-    todo = [
-        (recommender, arm, seed)
+def _tasks(arms: tuple[Arm, ...], study: Study) -> list[CellTask]:
+    return [
+        CellTask(recommender, number, seed)
         for recommender in study.recommenders
-        for arm in grid.arms
+        for number, arm in enumerate(arms)
         if runs_on(recommender, arm.name)
         for seed in (study.seeds[:1] if recommender in COUNTED else study.seeds)
     ]
-
-    def report_cell(report: CellReport) -> None:
-        if on_cell is not None:
-            on_cell(report)
-
-    cells, reused = [], 0
-    for number, (recommender, arm, seed) in enumerate(todo, start=1):
-        before = grid.finished(recommender, arm, seed)
-        if before is None:
-            report_cell(CellReport(number, len(todo), recommender, arm.name, seed, None, reused=False))
-        cell = before or grid.run(recommender, arm, seed, progress)
-        report_cell(CellReport(number, len(todo), recommender, arm.name, seed, cell, reused=before is not None))
-        reused += before is not None
-        cells.append(cell)
-    return cells, reused
 
 
 def _with_served(

@@ -276,7 +276,7 @@ def _audit_table(audits: Sequence[LeakAudit]) -> Table:
 def _run_table(results: Results) -> Table:
     return Table(
         "Training",
-        "An epoch is the number of steps that one pass over the original rows takes, in every arm.",
+        "An epoch is the number of steps that one pass over the original rows takes; in arm mixed, over its own.",
         (
             "recommender",
             "arm",

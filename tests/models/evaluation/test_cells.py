@@ -13,7 +13,7 @@ import torch
 
 from models.data.dataset import Sequences
 from models.errors import DatasetFormatError
-from models.evaluation.arms import ARM_NAMES, Arm, build_arm, build_queries, load_composite, with_served
+from models.evaluation.arms import ARM_NAMES, Arm, build_arm, build_queries, load_composite, pick_rows, with_served
 from models.evaluation.cells import EvaluationConfig, Grid, RowObjective, build_seeded
 from models.evaluation.configuration import load_config
 from models.evaluation.ranking import rank_queries
@@ -62,8 +62,11 @@ class Epochs:
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_every_arm_takes_as_many_steps_per_epoch_as_one_pass_over_the_original_rows(name, arms, tmp_path):
-    """The composite has more rows and no more steps."""
+def test_every_arm_of_the_target_takes_as_many_steps_per_epoch_as_one_pass_over_the_original_rows(name, arms, tmp_path):
+    """The composite has more rows and no more steps; mixed rows are passed over whole."""
+    mixed = arms["mixed"]
+    twice = pick_rows(mixed.rows, np.tile(np.arange(len(mixed.rows)), 2))
+    arms = {**arms, "mixed": dataclasses.replace(mixed, rows=twice)}
     grid = grid_of(arms, tmp_path)
     steps = {}
     for arm in arms.values():
@@ -73,12 +76,14 @@ def test_every_arm_takes_as_many_steps_per_epoch_as_one_pass_over_the_original_r
         steps[arm.name] = cell.steps_per_epoch
 
     module = build_seeded(name, arms["original"], SMALL, 1)
-    assert set(steps.values()) == {module.num_batches(arms["original"].rows, 16)}
+    passes = {arm: module.num_batches(arms[arm].rows, 16) for arm in ("original", "mixed")}
+    assert steps == dict.fromkeys(ARM_NAMES, passes["original"]) | {"mixed": passes["mixed"]}
+    assert passes["mixed"] > passes["original"]
 
 
 @pytest.mark.parametrize("name", MULTI_DOMAIN)
 def test_a_multi_domain_recommender_takes_the_steps_of_every_other(name, arms, tmp_path):
-    """Mixed rows, and per epoch the steps of one pass over the original rows."""
+    """Per epoch, those of one pass over the mixed rows."""
     grid = grid_of(arms, tmp_path)
     cell = grid.run(name, arms["mixed"], 1)
 
