@@ -282,7 +282,7 @@ def _add(connection: Connection, key: DictionaryKey, *, sign: int) -> None:
     values = {"into": into, "job": job.dictionary_id, "sign": sign}
     for statement in (_ADD_PAIRS, _ADD_SOURCES):
         connection.execute(text(statement).bindparams(bindparam("sign", type_=mapping_pairs.c["count"].type)), values)
-    if sign < 0:
+    if sign == -1:
         for statement in (_DROP_EMPTY_PAIRS, _DROP_EMPTY_SOURCES):
             connection.execute(text(statement), {"into": into, "job": job.dictionary_id})
 

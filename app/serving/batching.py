@@ -19,11 +19,12 @@ In the order of a request's life:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -77,12 +78,13 @@ class _Ticket(Generic[ResultT]):
         return len(self._results) == self._num_rows
 
     def succeed(self) -> None:
-        # Atomic against a cancellation by the client: after True it can no longer be cancelled
-        if self.wanted and self.future.set_running_or_notify_cancel():
+        """Answer, unless the request failed or its client has left."""
+        with contextlib.suppress(InvalidStateError):  # asked and done in one: a client may leave at any instant
             self.future.set_result([self._results[index] for index in range(self._num_rows)])
 
     def fail(self, error: BaseException) -> None:
-        if self.wanted and self.future.set_running_or_notify_cancel():
+        """Answer with *error*, likewise."""
+        with contextlib.suppress(InvalidStateError):
             self.future.set_exception(error)
 
 

@@ -50,7 +50,7 @@ class Window:
     def of(cls, histories: Sequence[TokenArray], target_range: TokenRange) -> Window:
         """The window of *histories*."""
         lengths = np.asarray([len(history) for history in histories], dtype=np.int64)
-        tokens = np.concatenate(histories) if histories else np.zeros(0, dtype=TOKENS)
+        tokens = np.concatenate([np.asarray([], dtype=TOKENS), *histories])
         sequences = np.repeat(np.arange(len(histories)), lengths)
         positions = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         source = ~target_range.mask(tokens)
@@ -156,7 +156,7 @@ class StateReader:
         hidden_ND = torch.empty(len(chosen_N), decoder.config.width, device=device)
         sequences_N = self._sequences_N[chosen_N]
         members = np.unique(sequences_N)
-        starts = np.zeros(len(self._histories), dtype=np.int64)
+        starts = np.empty(len(self._histories), dtype=np.int64)  # written where a place is wanted
         for first, last in split_spans([self._histories[row] for row in members], ENCODER_POSITIONS):
             rows = members[first:last]
             packed = pack([self._histories[row] for row in rows], decoder.config.max_length, device)

@@ -65,8 +65,13 @@ SQL_FAULTS = ((" + ", " - "), ("= 0", "<> 0"), (" AND ", " OR "), ("SUM(", "MAX(
 
 @dataclass(frozen=True)
 class Change:
-    """Bytes *start* to *end* of a module's text become *after*; on *line* it then says otherwise than *before*."""
+    """
+    Bytes *start* to *end* of a module's text become *after*; on *line* it then says otherwise than *before*.
 
+    *scope* names the function or class around it, ``Batcher.close``, and is empty at the module's top.
+    """
+
+    scope: str
     line: int
     start: int
     end: int
@@ -107,6 +112,7 @@ class _Walk:
     def __init__(self, source: bytes) -> None:
         self.source = source
         self.tree = ast.parse(source)
+        self.scope: list[str] = []
         self.line_starts = [0]
         for line in source.splitlines(keepends=True):
             self.line_starts.append(self.line_starts[-1] + len(line))
@@ -118,8 +124,12 @@ class _Walk:
         yield from self._faults(node, returns)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             returns = "" if node.returns is None else ast.unparse(node.returns)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            self.scope.append(node.name)
         for child in _children(node):
             yield from self._visit(child, returns=returns)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            self.scope.pop()
 
     def _faults(self, node: ast.AST, returns: str | None) -> Iterator[Change]:
         match node:
@@ -222,13 +232,13 @@ class _Walk:
         at, to = start + found.start(), start + found.end()
         whole_start, whole_end = self._start(node), self._end(node)
         after = self.source[whole_start:at].decode() + pair[1] + self.source[to:whole_end].decode()
-        yield Change(node.lineno, whole_start, whole_end, self._text(node), after)  # type: ignore[attr-defined]
+        yield self._edit(node.lineno, whole_start, whole_end, after)  # type: ignore[attr-defined]
 
     def _replace(self, node: ast.AST, after: str) -> Change:
         return self._edit(node.lineno, self._start(node), self._end(node), after)  # type: ignore[attr-defined]
 
     def _edit(self, line: int, start: int, end: int, after: str) -> Change:
-        return Change(line, start, end, self.source[start:end].decode(), after)
+        return Change(".".join(self.scope), line, start, end, self.source[start:end].decode(), after)
 
     def _start(self, node: ast.AST) -> int:
         return self.line_starts[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]

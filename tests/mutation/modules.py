@@ -14,12 +14,10 @@ class Module:
     Args:
         path: of the module, from the repository's root.
         tests: files, from the repository's root; the examples in the module's own docstrings are among them.
-        without: tests whose id holds this word stay out: PostgreSQL's half of a test repeats SQLite's, slowly.
     """
 
     path: str
     tests: tuple[str, ...]
-    without: str | None = None
 
     @property
     def shared_tests(self) -> tuple[str, ...]:
@@ -43,21 +41,25 @@ _TABLE = (
     Module("models/ranking_metrics.py", ("tests/models/test_ranking_metrics.py",)),
     Module("models/data/preparation.py", ("tests/models/data/test_preparation.py",)),
     Module("models/decoding/*.py", _DECODING),
+    Module(
+        "models/network/two_readings.py",
+        ("tests/models/network/test_two_readings.py", "tests/models/decoding/test_tuning_kept.py"),
+    ),
     Module("app/serving/batching.py", ("tests/app/serving/test_batching.py",)),
-    Module("app/mappings/mapping_store.py", ("tests/app/jobs/test_mappings.py",), without="postgresql"),
-    Module("app/jobs/job_store.py", _STORES, without="postgresql"),
-    Module("app/jobs/records.py", _STORES, without="postgresql"),
-    Module("app/jobs/chunks.py", _STORES, without="postgresql"),
-    Module("app/jobs/retries.py", _STORES, without="postgresql"),
-    Module("app/jobs/turns.py", _STORES, without="postgresql"),
-    Module("app/jobs/runner.py", _JOBS, without="postgresql"),
+    Module("app/mappings/mapping_store.py", ("tests/app/jobs/test_mappings.py",)),
+    Module("app/jobs/job_store.py", _STORES),
+    Module("app/jobs/records.py", _STORES),
+    Module("app/jobs/chunks.py", _STORES),
+    Module("app/jobs/retries.py", _STORES),
+    Module("app/jobs/turns.py", _STORES),
+    Module("app/jobs/runner.py", _JOBS),
 )
 
 
 def chosen(root: Path, words: list[str]) -> list[Module]:
     """The table's modules whose path holds one of *words*; all of them without any. Folders are spelled out."""
     single = [
-        Module(name, (name, *entry.tests), entry.without)
+        Module(name, (name, *entry.tests))
         for entry in _TABLE
         for path in sorted(root.glob(entry.path))
         if path.read_text(encoding="utf-8").strip()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
+import pkgutil
 import shutil
 import signal
 import sys
@@ -14,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +25,14 @@ import pytest
 from tests.mutation.modules import Module
 from tests.mutation.observed import SHARED, Observer
 
-# Imported once, before any fork: without it each run would begin with seconds of imports.
-_SLOW_IMPORTS = (
-    "torch",
-    "numpy",
-    "polars",
-    "pyarrow.parquet",
-    "sqlalchemy",
-    "psycopg",
-    "alembic.command",
-    "fastapi",
-    "httpx",
-    "dramatiq",
-    "hypothesis.extra.pytestplugin",
-    "schemathesis",
-)
+# Ours, imported anew in each process: a fault may lie in any of it.
+_OURS = ("app", "models", "tests")
 _COPIED = ("app", "models", "migrations", "tests", "benchmarks", "examples", "pyproject.toml")
-# Imported before pytest looks: it cannot rewrite their assertions any more, which nobody needs.
-_ALLOWED = "ignore::pytest.PytestAssertRewriteWarning"
-_OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-W", _ALLOWED, "--hypothesis-seed=0")
+# Plain assertions fail as well as rewritten ones, and the collections of garbage are for warnings that no fault causes.
+_OPTIONS = (
+    *("-x", "-q", "--assert=plain", "--hypothesis-seed=0"),
+    *("-p", "no:cacheprovider", "-p", "no:unraisableexception", "-p", "no:xdist"),
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +67,31 @@ class Workbench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def import_what_is_not_ours(self) -> None:
+        """Import once, before any fork, the libraries that our modules and pytest need: seconds of each run."""
+
+        def list_modules(report: Path) -> int:
+            for found in pkgutil.walk_packages([str(self.folder)]):
+                if found.name.split(".")[0] in ("app", "models"):
+                    importlib.import_module(found.name)
+            report.write_text(json.dumps([name for name in sys.modules if name.split(".")[0] not in _OURS]))
+            return 0
+
+        code, names = self._fork(list_modules, limit_seconds=600)
+        if code != 0:
+            raise RuntimeError(f"the imports fail:\n{self._output()}")
+        for plugin in entry_points(group="pytest11"):
+            plugin.load()
+        for name in names:
+            if not name.startswith("triton"):  # the tests say first how it is to run (tests/conftest.py)
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
+
+    def _output(self) -> str:
+        return (self.folder / "output.txt").read_text(encoding="utf-8", errors="replace")[-4000:]
+
     @contextlib.contextmanager
     def holding(self, module: Module, source: bytes) -> Iterator[None]:
         """The module says *source* inside the block."""
@@ -102,19 +119,17 @@ class Workbench:
         places = [str(self.folder / module.path) for module in modules]
         observer = Observer(places)
         tests = list(dict.fromkeys(test for module in modules for test in module.tests))
-        words = " and ".join(f"not {word}" for word in {module.without for module in modules} if word)
 
         def watched(report: Path) -> int:
             observer.start()
-            code = pytest.main([*_OPTIONS, "-k", words, *tests], plugins=[observer])
+            code = pytest.main([*_OPTIONS, *tests], plugins=[observer])
             lines = [{test: sorted(found) for test, found in observer.lines[place].items()} for place in places]
             report.write_text(json.dumps({"seconds": observer.seconds, "lines": lines, "failed": observer.failed}))
             return int(code)
 
         code, report = self._fork(watched, limit_seconds=1800)
         if code != 0 or report is None:
-            output = (self.folder / "output.txt").read_text(encoding="utf-8", errors="replace")
-            raise RuntimeError(f"{tests} fail as they are:\n{output[-4000:]}")
+            raise RuntimeError(f"{tests} fail as they are:\n{self._output()}")
         return [CleanRun(report["seconds"], lines) for lines in report["lines"]]
 
     def first_failure(self, tests: list[str], *, limit_seconds: float) -> str | None:
@@ -163,7 +178,7 @@ class Workbench:
             silence = os.open(self.folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(silence, 1)
             os.dup2(silence, 2)
-            for name in [name for name in sys.modules if name.split(".")[0] in ("app", "models", "tests")]:
+            for name in [name for name in sys.modules if name.split(".")[0] in _OURS]:
                 del sys.modules[name]
             code = work(report)
         except BaseException:
@@ -197,11 +212,11 @@ def workbench(root: Path) -> Iterator[Workbench]:
             shutil.rmtree(cache)
         os.environ |= {"PYTHONPATH": name, "OMP_NUM_THREADS": "1"}
         sys.path[:] = [name, *(path for path in sys.path if Path(path or ".").resolve() != root)]
-        for slow in _SLOW_IMPORTS:
-            importlib.import_module(slow)
         os.chdir(folder)
+        bench = Workbench(folder)
         try:
-            yield Workbench(folder)
+            bench.import_what_is_not_ours()
+            yield bench
         finally:
             os.chdir(before)
 

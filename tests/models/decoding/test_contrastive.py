@@ -232,6 +232,23 @@ def test_no_positions_give_no_decisions(rule: Rule) -> None:
     assert len(decisions.token_ids_N) == 0
 
 
+def test_what_no_compiled_code_reads_is_decided_by_the_definition() -> None:
+    """Numbers of double precision, for one."""
+    generator = torch.Generator().manual_seed(2)
+    hidden, table = (torch.randn(rows, 8, generator=generator, dtype=torch.float64) for rows in (40, 31))
+    views = [View(hidden + shift, table) for shift in range(3)]
+    decisions = decide(
+        contrastive("paper"),
+        target_expert=views[0],
+        base=views[1],
+        source_experts=views[2:],
+        target_range=TokenRange(11, 20),
+    )
+
+    assert decisions.score_N.dtype == torch.float64
+    assert len(set(decisions.token_ids_N.tolist())) > 1
+
+
 @pytest.mark.parametrize("rule", CONTRASTIVE_RULES)
 @settings(max_examples=25, deadline=None)
 @given(
