@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-# How the reasons begin that may be: hardware that a machine has or has not, data that cannot be passed on, and what a
-# command of its own runs.
-ALLOWED = ("no GPU:", "no real tables", "no image:")
+# How the reasons begin that may be: hardware or a kernel that a machine has or has not, data that cannot be passed on,
+# and what a command of its own runs.
+ALLOWED = ("no GPU:", "no Landlock:", "no real tables", "no image:")
 
 _refused = pytest.StashKey[list[str]]()
 

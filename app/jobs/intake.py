@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from app.errors import IdempotencyConflictError, QueueFullError
 from app.jobs.destinations import format_of_result
-from app.jobs.formats import SourceFormat, check_format, format_of
+from app.jobs.formats import SourceFormat, format_of
 from app.jobs.job_bodies import JobOptions, JobRequest
 from app.jobs.job_input import JobInput, describe_input, with_domain
 from app.jobs.parts import UPLOAD, JobParts
@@ -18,8 +18,6 @@ from app.jobs.reading_process import check_in_process
 from app.jobs.records import Job, NewJob, new_job_id, printable
 from app.jobs.sources import check_size
 from app.jobs.tasks import Task, TaskKind
-from models.data.reading.input_formats import format_by_content, format_by_name
-from models.data.reading.layouts import Layout
 from models.data.reading.places import InputFile
 from models.data.reading.rows import FileFacts
 
@@ -74,7 +72,7 @@ class JobIntake:
         places, layout = request.places(), request.layout()
         files = self._parts.roots.files(places, self._parts.limits)
         format_of(files[0].facts.name, request.format)
-        source_format = self._check(with_domain(files[0], request.domain), layout)
+        source_format = check_in_process(with_domain(files[0], request.domain), layout, self._parts.limits)
         name = places[0].rsplit("/", 1)[-1]
         described = describe_input(JobInput(tuple(places), name, request.domain, layout))
         given = _Recorded(" ".join(places), name, source_format, digest, described)
@@ -98,7 +96,8 @@ class JobIntake:
         file.seek(0)
         shown_name = printable(name)[:255]
         facts = FileFacts(shown_name, options.domain)
-        source_format = self._check(InputFile(facts, lambda: _another(file), num_bytes), options.layout())
+        given_file = InputFile(facts, lambda: _another(file), num_bytes)
+        source_format = check_in_process(given_file, options.layout(), self._parts.limits)
         file.seek(0)
         content = hashlib.sha256()
         while block := file.read(DIGEST_BYTES):
@@ -124,14 +123,6 @@ class JobIntake:
         if options.result_uri is not None:
             self._parts.destinations.check(options.result_uri)
             format_of_result(options.result_uri, options.result_format, options.result_view)
-
-    def _check(self, file: InputFile, layout: Layout) -> SourceFormat:
-        """Look at the beginning of *file*: of Parquet, whose footer can end the process that reads it, in another."""
-        with file.open() as content:
-            known = format_by_name(file.facts.name, layout.input_format) or format_by_content(content)
-            if known != "parquet":
-                return check_format(content, file.facts, layout, self._parts.limits)
-        return check_in_process(file, layout, self._parts.limits)
 
     def _record(self, job_id: str, new: NewJob) -> Accepted:
         job, is_new = self._parts.jobs.record(job_id, new)

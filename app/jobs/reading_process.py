@@ -5,43 +5,43 @@ A native library may end the process that it is in (Arrow does over some damaged
 more memory or time than it is worth. So inputs are read in a process of their own, which has limits: when it ends
 without a word, the input is refused, and nothing else has happened.
 
-The process opens nothing itself: it asks for a file by its number, and gets it as an open descriptor over the socket
-that carries everything else, as lines of JSON. The parent thus opens and checks every file in one place (``sources``),
-and holds the credentials of object stores. Nothing that comes back is ever executed.
+The process opens nothing itself: it asks for a file by its number, and gets an open descriptor (``reading_task``). This
+side thus opens and checks every file in one place (``sources``), and holds the credentials of object stores. Nothing
+that comes back is ever executed. Processes are forked by a program that was started for it (``reading_server``), with
+none of this one's environment and descriptors.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import json
 import os
-import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
-from pathlib import Path
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from app.errors import RequestTooLargeError, ServiceError, UnsupportedFormatError
-from app.jobs.formats import BadRow, SequenceRow, SourceLimits, check_format, read_rows
-from models.data.reading.layouts import Layout, layout_fields, layout_of
+from app.errors import RequestTooLargeError, UnsupportedFormatError
+from app.jobs import reading_server
+from app.jobs.formats import BadRow, SequenceRow, SourceLimits
+from app.jobs.reading_task import CHECK_CPU_SECONDS, ROW_FIELDS
+from models.data.reading.layouts import Layout, layout_fields
 from models.data.reading.places import InputFile
-from models.data.reading.rows import FileFacts
-from models.errors import InputFormatError, ModelError
+from models.errors import InputFormatError
 
-# Private memory of the process: far above what bounded reading takes, so that only a hostile file meets it.
-MAX_MEMORY_BYTES = 6 << 30
-# A check looks at the beginning of a file, or at a footer; a client waits for it.
-CHECK_CPU_SECONDS, CHECK_SECONDS = 10, 30.0
-ROWS_A_MESSAGE = 256
-MESSAGE_BYTES = 1 << 16
+CHECK_SECONDS = 30.0
+END_SECONDS = 5.0
 COPY_BYTES = 1 << 20
-_ROW_FIELDS = tuple(field.name for field in dataclasses.fields(SequenceRow))
+# All that the program is told of this process's environment: where libraries lie. What else it needs is set here.
+KEPT_VARIABLES = frozenset({"LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"})
+SET_VARIABLES = {"LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
 _ERRORS: dict[str, type[Exception]] = {"format": InputFormatError, "unsupported": UnsupportedFormatError}
 
 
@@ -73,7 +73,62 @@ def read_in_process(
     with _Reading(files, layout, limits, only_check=False) as reading:
         for message in reading.messages():
             for row in message.get("rows", ()):
-                yield _row(row) if len(row) == len(_ROW_FIELDS) else BadRow(*row)
+                yield _row(row) if len(row) == len(ROW_FIELDS) else BadRow(*row)
+
+
+class _Server:
+    """The program that reading processes are forked from: started at the first of them, and again when it has died."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._requests: socket.socket | None = None
+
+    def begin(self) -> tuple[socket.socket, socket.socket]:
+        """A new process: its channel, and the socket that tells its exit status; closing the latter ends it."""
+        (channel, their_channel), (report, their_report) = socket.socketpair(), socket.socketpair()
+        with their_channel, their_report, self._lock:
+            descriptors = [their_channel.fileno(), their_report.fileno()]
+            if self._requests is not None:
+                with contextlib.suppress(OSError):
+                    socket.send_fds(self._requests, [b"\n"], descriptors)
+                    return channel, report
+            socket.send_fds(self._started(), [b"\n"], descriptors)
+        return channel, report
+
+    def close(self) -> None:
+        """End the program and every process of it."""
+        if self._process is not None and self._requests is not None:
+            self._requests.close()
+            self._requests = None
+            self._process.wait()
+
+    def _started(self) -> socket.socket:
+        self.close()
+        requests, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", reading_server.__name__, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env=bare_environment(os.environ),
+            )
+        self._requests = requests
+        return requests
+
+
+def bare_environment(ours: Mapping[str, str]) -> dict[str, str]:
+    """What a process that reads foreign files may know of the environment *ours*, which holds keys and addresses."""
+    kept = {name: ours[name] for name in sorted(KEPT_VARIABLES & ours.keys())}
+    places = [os.path.abspath(place) for place in sys.path if place]  # noqa: PTH100
+    return {**kept, **SET_VARIABLES, "PYTHONPATH": os.pathsep.join(places)}
+
+
+_SERVER = _Server()
+atexit.register(_SERVER.close)
 
 
 class _Reading:
@@ -90,25 +145,21 @@ class _Reading:
 
     def __enter__(self) -> _Reading:
         self._scratch = tempfile.mkdtemp(prefix="taesar-reading-")
-        ours, theirs = socket.socketpair()
-        self._socket = ours
+        try:
+            self._socket, self._report = _SERVER.begin()
+        except BaseException:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            raise
         if self._only_check:
-            ours.settimeout(CHECK_SECONDS)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno()), self._scratch],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )
-        self._lines = ours.makefile("rb")
+            self._socket.settimeout(CHECK_SECONDS)
+        self._lines = self._socket.makefile("rb")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()  # it has ended, or is not needed any more
-        self._process.wait()
+        with contextlib.suppress(OSError):
+            self._report.shutdown(socket.SHUT_WR)  # it has ended, or is not needed any more
+        self._exit_code()
+        self._report.close()
         self._lines.close()
         self._socket.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
@@ -117,7 +168,7 @@ class _Reading:
         """What the process says until its end; raises the error that it met, or that it died."""
         current = ", ".join(file.facts.name for file in self._files[:1])
         try:
-            self._socket.sendall(json.dumps(self._task).encode() + b"\n")
+            self._socket.sendall(json.dumps({**self._task, "scratch": self._scratch}).encode() + b"\n")
             for line in self._lines:
                 message = json.loads(line)
                 if "open" in message:
@@ -152,12 +203,19 @@ class _Reading:
             socket.send_fds(self._socket, [b"\n"], [descriptor])
 
     def _ending(self) -> str:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            code = self._process.wait(timeout=5)
-            if code == -signal.SIGXCPU:
-                return f"it took more than {CHECK_CPU_SECONDS} s"
-            return signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        return "no answer"
+        code = self._exit_code()
+        if code is None:
+            return "no answer"
+        if code == -signal.SIGXCPU:
+            return f"it took more than {CHECK_CPU_SECONDS} s"
+        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+
+    def _exit_code(self) -> int | None:
+        """Waits for the end of the process."""
+        self._report.settimeout(END_SECONDS)
+        with contextlib.suppress(OSError, ValueError):
+            return int(self._report.recv(100))
+        return None
 
 
 def _row(values: Sequence[Any]) -> SequenceRow:
@@ -178,92 +236,3 @@ def _error(message: dict[str, Any]) -> Exception:
     if message["error"] == "outage":
         return OSError(message["errno"], message["what"])
     return _ERRORS[message["error"]](message["what"])
-
-
-class _Asked:
-    """The child's side: what it is asked, and how it asks for files."""
-
-    def __init__(self, channel: socket.socket, scratch: Path) -> None:
-        self._channel, self._scratch = channel, scratch
-        self._lines = channel.makefile("wb")
-
-    def run(self) -> None:
-        task = json.loads(self._task())
-        layout = layout_of(task["layout"])
-        limits = SourceLimits(**task["limits"])
-        files = [
-            InputFile(_facts(facts), lambda index=index: self._open(index), num_bytes=0)  # type: ignore[misc]
-            for index, facts in enumerate(task["facts"])
-        ]
-        if task["only_check"]:
-            resource.setrlimit(resource.RLIMIT_CPU, (CHECK_CPU_SECONDS, CHECK_CPU_SECONDS + 1))
-        try:
-            if task["only_check"]:
-                with files[0].open() as file:
-                    self._say({"format": check_format(file, files[0].facts, layout, limits)})
-            else:
-                self._read(files, layout, limits)
-            self._say({"end": True})
-        except RequestTooLargeError as error:
-            self._say({"error": "large", "what": error.what, "limit": error.limit})
-        except UnsupportedFormatError as error:
-            self._say({"error": "unsupported", "what": str(error)})
-        except (ModelError, ServiceError) as error:
-            self._say({"error": "format", "what": str(error)})
-        except OSError as error:  # of the scratch folder: the machine's fault, not the file's
-            self._say({"error": "outage", "what": f"{error.strerror or error}", "errno": error.errno})
-        except MemoryError:
-            self._say({"error": "format", "what": "reading it takes more memory than it may"})
-
-    def _read(self, files: list[InputFile], layout: Layout, limits: SourceLimits) -> None:
-        rows: list[tuple[object, ...]] = []
-        num_items = 0
-        for row in read_rows(files, layout, limits, scratch=self._scratch):
-            if isinstance(row, SequenceRow):
-                rows.append(tuple(getattr(row, name) for name in _ROW_FIELDS))
-                num_items += len(row.item_ids)
-            else:
-                rows.append((row.line, row.reason, row.num_rows))
-            if len(rows) + num_items // 64 >= ROWS_A_MESSAGE:
-                self._say({"rows": rows})
-                rows, num_items = [], 0
-        self._say({"rows": rows})
-
-    def _task(self) -> bytes:
-        content = bytearray()
-        while not content.endswith(b"\n"):
-            part = self._channel.recv(MESSAGE_BYTES)
-            if not part:
-                raise EOFError
-            content += part
-        return bytes(content)
-
-    def _open(self, index: int) -> BinaryIO:
-        self._say({"open": index})
-        content, descriptors, _, _ = socket.recv_fds(self._channel, 1, 1)
-        if not content or not descriptors:
-            raise EOFError  # the parent could not open it, and ends this process
-        return os.fdopen(descriptors[0], "rb")
-
-    def _say(self, message: dict[str, object]) -> None:
-        self._lines.write(json.dumps(message).encode() + b"\n")
-        self._lines.flush()
-
-
-def _facts(fields: dict[str, Any]) -> FileFacts:
-    partitions = tuple((name, value) for name, value in fields.pop("partitions"))
-    return FileFacts(partitions=partitions, **fields)
-
-
-def main() -> None:
-    """Read what is asked over the socket whose descriptor is the first argument; the second is a folder for files."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the parent ends this process, or its own end closes the socket
-    with socket.socket(fileno=int(sys.argv[1])) as channel, contextlib.suppress(BrokenPipeError, EOFError):
-        _Asked(channel, Path(sys.argv[2])).run()
-
-
-if __name__ == "__main__":
-    main()

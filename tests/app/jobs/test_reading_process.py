@@ -6,6 +6,10 @@ import io
 import itertools
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -18,7 +22,13 @@ import pytest
 from app.errors import RequestTooLargeError, SourceNotAllowedError, SourceNotFoundError
 from app.jobs import reading_process
 from app.jobs.formats import BadRow, SequenceRow, SourceLimits, read_rows
-from app.jobs.reading_process import check_in_process, read_in_process
+from app.jobs.reading_process import (
+    KEPT_VARIABLES,
+    SET_VARIABLES,
+    bare_environment,
+    check_in_process,
+    read_in_process,
+)
 from app.jobs.sources import SourceRoots
 from models.data.reading.compression import expanded
 from models.data.reading.layouts import Layout, parse_condition
@@ -77,19 +87,28 @@ def test_an_input_that_is_not_read_to_its_end_leaves_neither_process_nor_files(t
     text = "user_id,item_id,domain\n" + "".join(f"u{n},x,d\n" for n in range(5000))
     with contextlib.closing(read_in_process([stored(text.encode())], Layout(), LIMITS)) as rows:
         next(rows)
-        children = _children()
-    assert len(children) == 1
-    assert _children() == []
+        readers = _readers()
+    assert len(readers) == 1
+    assert _readers() == []
     assert list(tmp_path.iterdir()) == []
 
 
-def _children():
-    tasks = f"/proc/{os.getpid()}/task"
+def _readers():
+    """The processes that read, forked from the one program that this process started for it."""
+    return [reader for program in _programs() for reader in _children(program)]
+
+
+def _programs():
+    return _children(os.getpid(), b"reading_server")
+
+
+def _children(parent, command=b""):
+    tasks = f"/proc/{parent}/task"
     return [
-        pid
+        int(pid)
         for task in os.listdir(tasks)  # noqa: PTH208
         for pid in _read(f"{tasks}/{task}/children").split()
-        if b"reading_process" in _read(f"/proc/{pid}/cmdline").encode()
+        if command in _read(f"/proc/{pid}/cmdline").encode()
     ]
 
 
@@ -99,8 +118,111 @@ def _read(path):
     return ""
 
 
+def test_a_process_that_reads_has_neither_this_ones_environment_nor_its_descriptors(tmp_path, monkeypatch):
+    """And the program that they come from, once killed, is there again for the next file."""
+    secrets = {"TAESAR_API_KEYS": "key-1", "TAESAR_DATABASE_URL": "postgresql://u:key-2@h/d", "AWS_SECRET_KEY": "key-3"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    for program in _programs():
+        os.kill(program, signal.SIGKILL)
+    text = "user_id,item_id,domain\n" + "".join(f"u{n},x,d\n" for n in range(5000))
+    with (
+        (tmp_path / "open").open("w") as ours,
+        contextlib.closing(read_in_process([stored(text.encode())], Layout(), LIMITS)) as rows,
+    ):
+        os.set_inheritable(ours.fileno(), True)
+        next(rows)
+        found = [
+            (_read(f"/proc/{process}/environ"), [link.readlink() for link in Path(f"/proc/{process}/fd").iterdir()])
+            for process in (*_programs(), *_readers())
+        ]
+
+    assert len(found) == 2
+    for environment, links in found:
+        names = {variable.partition("=")[0] for variable in environment.split("\0") if variable}
+        assert names == {*SET_VARIABLES, "PYTHONPATH"} | (KEPT_VARIABLES & os.environ.keys())
+        assert not any(value in environment for value in secrets.values())
+        assert Path(ours.name) not in links
+
+
+PROBE = """
+import json, os, signal, socket, sys, tempfile
+from pathlib import Path
+from app.jobs.confinement import confine
+from app.jobs.reading_task import program_folders
+
+scratch, foreign, port = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+acts = {
+    "read a file": lambda: open(foreign).read(),
+    "read the secrets of another process": lambda: open(f"/proc/{os.getppid()}/environ").read(),
+    "list a folder": lambda: os.listdir("/"),
+    "write a file": lambda: open(foreign, "a"),
+    "connect": lambda: socket.create_connection(("127.0.0.1", port)).close(),
+    "signal": lambda: os.kill(os.getppid(), 0),
+    "start a program": lambda: os.posix_spawn("/bin/sh", ["sh", "-c", "exit"], {}),
+    "use the scratch folder": lambda: tempfile.TemporaryFile(dir=scratch).write(b"x"),
+    "import": lambda: __import__("wave"),
+}
+found = {"confined": confine(readable=program_folders(), writable=[scratch])}
+for name, act in acts.items():
+    try:
+        act()
+        found[name] = True
+    except OSError:
+        found[name] = False
+print(json.dumps(found))
+"""
+
+
+def test_a_process_that_reads_reaches_nothing_but_its_scratch_folder(tmp_path):
+    """Should a file ever make it do what it likes: what that can be."""
+    (tmp_path / "foreign").write_text("secret")
+    (tmp_path / "scratch").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        arguments = [tmp_path / "scratch", tmp_path / "foreign", str(listener.getsockname()[1])]
+        command = [sys.executable, "-P", "-c", PROBE, *arguments]
+        environment = bare_environment(os.environ)
+        found = json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+    if not found.pop("confined"):
+        pytest.skip("no Landlock: this kernel cannot confine a process")
+
+    assert {name for name, was_done in found.items() if was_done} <= {"use the scratch folder", "import", "signal"}
+    assert found["use the scratch folder"]
+    assert found["import"]
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        pytest.param({b"ARROW:schema": b"not a schema"}, id="an Arrow schema that is none"),
+        pytest.param({b"pandas": b'{"index_columns": [{"kind": "x"}], "columns": 7}'}, id="pandas' metadata"),
+    ],
+)
+def test_what_parquet_says_of_itself_is_not_believed(metadata):
+    sink = io.BytesIO()
+    table = pa.table({"user_id": ["u"], "item_id": ["x"], "domain": ["d"]})
+    pq.write_table(table.replace_schema_metadata(metadata), sink, store_schema=False)
+
+    assert check_in_process(stored(sink.getvalue(), "a.parquet"), Layout(), LIMITS) == "parquet"
+
+
+def test_a_parquet_file_that_points_to_another_file_reads_nothing_of_it(tmp_path):
+    """A column's place may name another file: nothing but what was opened is read."""
+    sink = io.BytesIO()
+    metadata: list[pq.FileMetaData] = []
+    table = pa.table({"user_id": ["u"], "item_id": ["secret"], "domain": ["d"]})
+    pq.write_table(table, tmp_path / "foreign.parquet", metadata_collector=metadata)
+    metadata[0].set_file_path(str(tmp_path / "foreign.parquet"))
+    metadata[0].write_metadata_file(sink)
+    found: list[object] = []
+    with contextlib.suppress(InputFormatError):
+        found = list(read_in_process([stored(sink.getvalue(), "a.parquet")], Layout(), LIMITS))
+
+    assert "secret" not in repr(found)
+
+
 def test_a_check_that_takes_too_long_is_given_up(monkeypatch):
-    monkeypatch.setattr(reading_process, "CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(reading_process, "CHECK_SECONDS", 0.0001)
     with pytest.raises(InputFormatError, match="its beginning takes longer than"):
         check_in_process(stored(b"user,item,domain\n"), Layout(), LIMITS)
 
