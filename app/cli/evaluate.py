@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import typer
 
 from app.cli.console import console, say, set_result
 from app.cli.options import DialOption, JobsOption, choices
-from models.decoding.rules import DEFAULT_DIAL, DEFAULT_RULE, RULES_VERSION, Dial, Rule
+from models.decoding.rules import DEFAULT_DIAL, DEFAULT_RULE, Dial, Rule
 from models.recommenders.registry import MULTI_DOMAIN, RECOMMENDERS
 
 if TYPE_CHECKING:
@@ -146,23 +145,11 @@ def evaluate(
 def _regenerated(dataset: Dataset, bundle: Bundle, target: str, rule: Rule, dial: Dial, out: Path) -> Path:
     """The composite of *bundle* in *out*, made unless it is already there."""
     from app.cli.progress import StageProgress
-    from models.composite.folder import SUMMARY, write_composite
+    from models.composite.folder import ensure_composite
 
     folder = out / f"composite-{rule}"
-    made_of = {
-        "target": target,
-        "rule": rule,
-        "dial": dial,
-        "bundle_version": bundle.version,
-        "dataset_fingerprint": dataset.fingerprint,
-        "rules_version": RULES_VERSION,
-    }
-    if (folder / SUMMARY).is_file():
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        if made_of.items() <= summary.items():
-            return folder
     with StageProgress(console) as progress:
-        write_composite(
+        ensure_composite(
             dataset,
             bundle,
             target=target,

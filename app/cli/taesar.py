@@ -22,6 +22,7 @@ from app.cli.prepare import prepare
 from app.cli.probe import probe
 from app.cli.prune import prune
 from app.cli.regenerate import regenerate
+from app.cli.reproduce import reproduce
 from app.cli.serve import serve
 from app.cli.settings import settings
 from app.cli.train import train
@@ -38,7 +39,7 @@ cli = typer.Typer(
 )
 
 # The order is that of `taesar --help`: first the way from a log to a service, then what keeps it running.
-for command in (prepare, train, regenerate, evaluate, worker, migrate, prune, probe, serve, settings):
+for command in (prepare, train, regenerate, evaluate, reproduce, worker, migrate, prune, probe, serve, settings):
     cli.command()(with_output_options(command))
 
 

@@ -187,6 +187,34 @@ def write_composite(
     return summary
 
 
+def ensure_composite(
+    dataset: Dataset,
+    bundle: Bundle,
+    *,
+    target: str,
+    rule: Rule,
+    dial: Dial = DEFAULT_DIAL,
+    out: Path,
+    on_users: Callable[[int, int], None] | None = None,
+) -> None:
+    """``write_composite`` of the training interactions, unless *out* already holds what it would write."""
+    made_of = {
+        "target": target,
+        "rule": rule,
+        "dial": dial,
+        "bundle_version": bundle.version,
+        "dataset_fingerprint": dataset.fingerprint,
+        "rules_version": RULES_VERSION,
+        "interactions": "training",
+    }
+    try:
+        there = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        there = {}
+    if not made_of.items() <= there.items():
+        write_composite(dataset, bundle, target=target, rule=rule, dial=dial, out=out, on_users=on_users)
+
+
 def check_trained_on(bundle: Bundle, dataset: Dataset) -> None:
     """
     Whether *bundle* was trained on the training interactions of this very dataset and split, and on no others.

@@ -51,7 +51,7 @@ from models.evaluation.statistics import (
     project_items,
 )
 from models.evaluation.summary import Results, summarise
-from models.recommenders.registry import CONFIGURATIONS, COUNTED
+from models.recommenders.registry import CONFIGURATIONS, COUNTED, MULTI_DOMAIN
 from models.training.loop import Progress
 
 # Seed of bootstrap, samples and projections, so that the same cells give the same report.
@@ -81,6 +81,8 @@ class Study:
         cells: folder of finished cells.
         device: where to train.
         processes: how many cells train at once.
+        on_mixed: of the recommenders that can run on other arms as well, those that also run on arm ``mixed``; None for
+            all of them.
     """
 
     target: str
@@ -94,6 +96,12 @@ class Study:
     cells: Path
     device: torch.device
     processes: int = 1
+    on_mixed: tuple[str, ...] | None = None
+
+    def runs(self, recommender: str, arm: ArmName) -> bool:
+        """Whether the study has such a cell."""
+        chosen = arm != "mixed" or self.on_mixed is None or recommender in self.on_mixed
+        return runs_on(recommender, arm) and (chosen or recommender in MULTI_DOMAIN)
 
 
 @dataclass(frozen=True)
@@ -166,7 +174,7 @@ def run_study(
         raise ConfigurationError(
             f"arms {', '.join(COMPOSITE_ARMS)} need --composite, or --bundle to make one; --arms original needs neither"
         )
-    idle = [name for name in study.recommenders if not any(runs_on(name, arm) for arm in wanted)]
+    idle = [name for name in study.recommenders if not any(study.runs(name, arm) for arm in wanted)]
     if idle:
         raise ConfigurationError(f"{', '.join(idle)} can only train on mixed rows: add arm mixed")
     arms = tuple(build_arm(dataset, study.target, name, composite) for name in wanted)
@@ -222,7 +230,7 @@ def _tasks(arms: tuple[Arm, ...], study: Study) -> list[CellTask]:
         CellTask(recommender, number, seed)
         for recommender in study.recommenders
         for number, arm in enumerate(arms)
-        if runs_on(recommender, arm.name)
+        if study.runs(recommender, arm.name)
         for seed in (study.seeds[:1] if recommender in COUNTED else study.seeds)
     ]
 

@@ -72,7 +72,8 @@ class Score:
 class Comparison:
     """
     Paired difference in one metric: of two lines of one recommender, of a trained recommender and a counted one on the
-    original rows, or, for users with few target items, of line ``served`` and any other.
+    original rows, of line ``served`` and whoever else reads mixed histories, or, for users with few target items, of
+    line ``served`` and any other.
 
     Args:
         group: population, by target items in the history.
@@ -166,6 +167,7 @@ def summarise(
         comparisons=(
             *_floor_comparisons(values, queries, seed),
             *_arm_comparisons(values, queries, leak_hits, seed),
+            *_rival_comparisons(values, queries, seed),
             *_cold_comparisons(values, queries, seed),
         ),
         # Lines without a run of their own say nothing about training.
@@ -198,6 +200,24 @@ def _arm_comparisons(
                 )
 
 
+def _rival_comparisons(values: _MetricValues, queries: Queries, seed: int) -> Iterator[Comparison]:
+    """Regenerated histories against whoever else reads the mixed history: models of mixed rows and the decoders."""
+    main_N = MAIN.members(queries.num_target_items)
+    for (recommender, arm), per_seed in values.items():
+        for (other, line), other_values in values.items():
+            if arm != "served" or recommender in COUNTED or line != "mixed" or other in COUNTED:
+                continue
+            pair = _Pair(recommender, arm, other, line)
+            yield from _compare(pair, per_seed, _repeated(other_values, per_seed), main_N, seed=seed)
+
+
+def _repeated(
+    values: Mapping[int, npt.NDArray[np.float64]], seeds: Iterable[int]
+) -> Mapping[int, npt.NDArray[np.float64]]:
+    """A line of one seed takes none, so it is the same under every seed."""
+    return dict.fromkeys(seeds, *values.values()) if len(values) == 1 else values
+
+
 def _cold_comparisons(values: _MetricValues, queries: Queries, seed: int) -> Iterator[Comparison]:
     """For users with at most two target items: regenerated histories against every other way to serve them."""
     cold_N = COLD.members(queries.num_target_items)
@@ -209,11 +229,9 @@ def _cold_comparisons(values: _MetricValues, queries: Queries, seed: int) -> Ite
                 other in COUNTED and line != "original"
             ):
                 continue
-            # A recommender that takes no seed is the same under every seed.
-            baseline = dict.fromkeys(per_seed, *other_values.values()) if len(other_values) == 1 else other_values
-            yield from _compare(
-                _Pair(recommender, arm, other, line), per_seed, baseline, cold_N, group=COLD.name, seed=seed
-            )
+            pair = _Pair(recommender, arm, other, line)
+            baseline = _repeated(other_values, per_seed)
+            yield from _compare(pair, per_seed, baseline, cold_N, group=COLD.name, seed=seed)
 
 
 def _floor_comparisons(values: _MetricValues, queries: Queries, seed: int) -> Iterator[Comparison]:

@@ -133,10 +133,11 @@ def drawings(report: Report) -> list[str]:
         if compared:
             title = f"Difference in {metric}, 95 % interval"
             parts.append(charts.interval_chart(title, compared, x_label=f"difference in {metric}"))
-    return parts + _figure_5(report.statistics) + _figure_4(report.projections, report.provenance.target)
+    return parts + draw_rows(report.statistics) + draw_correspondence(report.projections, report.provenance.target)
 
 
-def _figure_5(statistics: Sequence[RowStatistics]) -> list[str]:
+def draw_rows(statistics: Sequence[RowStatistics]) -> list[str]:
+    """Figure 5: item frequency, popularity segments and row lengths, before and after; nothing without rows."""
     if not statistics:
         return []
     frequencies = [charts.Series(view.name, view.frequencies) for view in statistics]
@@ -149,7 +150,8 @@ def _figure_5(statistics: Sequence[RowStatistics]) -> list[str]:
     ]
 
 
-def _figure_4(projections: Sequence[ProjectedItems], target: str) -> list[str]:
+def draw_correspondence(projections: Sequence[ProjectedItems], target: str) -> list[str]:
+    """Figure 4: one chart a source domain and projection."""
     return [
         charts.scatter(
             f"{plane.source_domain} → {target}, base item vectors ({plane.method})",

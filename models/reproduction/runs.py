@@ -1,0 +1,209 @@
+"""
+Train what a reproduction needs and evaluate it, resumable at every epoch.
+
+    OUT/bundles/EXPERTS/                one bundle for each way that experts come to be; table 2 needs the adapted ones
+    OUT/composites/EXPERTS-RULE/TARGET/ the composite of one of those bundles by one rule
+    OUT/cells/                          every trained recommender; all reports share them
+    OUT/reports/EXPERTS-RULE/TARGET/... the report of one evaluation, as ``taesar evaluate`` writes it
+
+What lies there from an earlier run is read back where it was made of the same data by the same configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from models.bundle import Bundle, load_bundle
+from models.composite.folder import ensure_composite
+from models.composite.regenerated_rows import SHORTEST_ROW
+from models.data.dataset import Dataset
+from models.decoding.rules import Dial, Rule
+from models.errors import BundleError
+from models.evaluation.arms import ArmName
+from models.evaluation.cells import EvaluationConfig
+from models.evaluation.ranking import RankingName
+from models.evaluation.scheduling import CellReport
+from models.evaluation.study import HistoryName, Report, Study, run_study
+from models.report.pages import write_report
+from models.reproduction.rows import OF_MIXED_ROWS, SINGLE_DOMAIN, Variant
+from models.training.experts import Experts
+from models.training.loop import RESUME_SUFFIX, Progress
+from models.training.pipeline import PipelineConfig, enough_epochs, forget_run, train_bundle
+
+# The paper replaces whatever its rule says; a guard that leaves rows alone would reproduce nothing.
+DIAL: Dial = "all"
+ADAPTED: Experts = "adapted"
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """
+    What all evaluations of one reproduction share.
+
+    Args:
+        dataset: the prepared dataset.
+        out: where everything is kept.
+        command: how the run was started, for the reports.
+        pipeline: of base and adapted experts; the ablations differ from it in their experts alone.
+        config: of the recommenders.
+        seeds: of the recommenders; bundles have one.
+        ranking: which candidates are ranked.
+        device: where to train.
+        processes: how many recommenders train at once.
+        progress: receiver of training reports.
+        on_cell: called before and after every cell.
+        on_stage: called with the name of a stage between trainings and the share of it that is done.
+    """
+
+    dataset: Dataset
+    out: Path
+    command: str
+    pipeline: PipelineConfig
+    config: EvaluationConfig
+    seeds: tuple[int, ...]
+    ranking: RankingName
+    device: torch.device
+    processes: int = 1
+    progress: Progress | None = None
+    on_cell: Callable[[CellReport], None] | None = None
+    on_stage: Callable[[str, float], None] | None = None
+
+
+def prepare_bundle(run: Reproduction, experts: Experts) -> Bundle:
+    """
+    The bundle whose experts come to be so; trained where it is not there.
+
+    All ways have the same base: it is trained once, and the others take its finished run over.
+    """
+    folder = run.out / "bundles" / experts
+    config = with_experts(run.pipeline, experts, run.dataset)
+    there = _bundle_of(folder, run.dataset, config, run.device)
+    if there is not None:
+        return there
+    own_run, base_run = (run.out / "bundles" / f"{name}.run" for name in (experts, ADAPTED))
+    base_file = f"base{RESUME_SUFFIX}"
+    if experts != ADAPTED and (base_run / base_file).is_file() and not (own_run / base_file).exists():
+        own_run.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(base_run / base_file, own_run / base_file)
+    bundle = train_bundle(
+        run.dataset,
+        folder,
+        config,
+        device=run.device,
+        run_directory=own_run,
+        keep_run=experts == ADAPTED,
+        progress=run.progress,
+    )
+    return load_bundle(bundle.directory, device=run.device)
+
+
+def forget_runs(run: Reproduction) -> None:
+    """Delete what only an interrupted training of bundles needs."""
+    forget_run(run.out / "bundles" / f"{ADAPTED}.run")
+
+
+def with_experts(config: PipelineConfig, experts: Experts, dataset: Dataset) -> PipelineConfig:
+    """*config* with experts that come to be so; from scratch they learn as much as the base, by the base's schedule."""
+    base = enough_epochs(config.base, int((dataset.train.lengths >= SHORTEST_ROW).sum()))
+    expert = base if experts == "from-scratch" else config.expert
+    return dataclasses.replace(config, base=base, expert=expert, experts=experts)
+
+
+def evaluate_rows(run: Reproduction, bundle: Bundle, target: str, rule: Rule) -> Report:
+    """Every row of table 2 for *target*: all recommenders, and what reads mixed histories beside them."""
+    return _evaluate(
+        run,
+        bundle,
+        Variant("", ADAPTED, rule),
+        target,
+        recommenders=tuple({**SINGLE_DOMAIN, **OF_MIXED_ROWS}),
+        arms=("original", "duplicated", "regenerated", "mixed"),
+        histories=("target", "regenerated"),
+    )
+
+
+def evaluate_variant(run: Reproduction, bundle: Bundle, target: str, variant: Variant) -> Report:
+    """SASRec after one row of table 3; of the rule of table 2 by the same cells."""
+    return _evaluate(
+        run,
+        bundle,
+        variant,
+        target,
+        recommenders=("sasrec",),
+        arms=("original", "regenerated"),
+        histories=("target", "regenerated"),
+    )
+
+
+def describe_composite_of(run: Reproduction, bundle: Bundle, target: str, rule: Rule) -> Report:
+    """Figures 4 and 5 for *target*, with a recommender that is counted, not trained."""
+    return _evaluate(
+        run,
+        bundle,
+        Variant("", ADAPTED, rule),
+        target,
+        recommenders=("popularity",),
+        arms=("original", "duplicated", "regenerated"),
+        histories=("target",),
+    )
+
+
+def _evaluate(
+    run: Reproduction,
+    bundle: Bundle,
+    variant: Variant,
+    target: str,
+    *,
+    recommenders: tuple[str, ...],
+    arms: tuple[ArmName, ...],
+    histories: tuple[HistoryName, ...],
+) -> Report:
+    name = f"{variant.experts}-{variant.rule}"
+    composite = run.out / "composites" / name / target
+    stage = f"regenerating for {target} by {name}"
+    ensure_composite(
+        run.dataset,
+        bundle,
+        target=target,
+        rule=variant.rule,
+        dial=DIAL,
+        out=composite,
+        on_users=lambda done, total: None if run.on_stage is None else run.on_stage(stage, done / total),
+    )
+    study = Study(
+        target=target,
+        recommenders=recommenders,
+        arms=arms,
+        seeds=run.seeds,
+        composite=composite,
+        histories=histories,
+        ranking=run.ranking,
+        config=run.config,
+        cells=run.out / "cells",
+        device=run.device,
+        processes=run.processes,
+        on_mixed=tuple(OF_MIXED_ROWS),
+    )
+    report = run_study(
+        run.dataset, study, command=run.command, bundle=bundle, progress=run.progress, on_cell=run.on_cell
+    )
+    write_report(report, run.out / "reports" / name / target / "-".join(recommenders))
+    return report
+
+
+def _bundle_of(folder: Path, dataset: Dataset, config: PipelineConfig, device: torch.device) -> Bundle | None:
+    """What *folder* holds, if it was trained on *dataset* by *config*."""
+    try:
+        bundle = load_bundle(folder, device=device)
+    except BundleError:
+        return None
+    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
+    same = bundle.provenance.get("config") == wanted
+    return bundle if same and bundle.provenance.get("dataset_fingerprint") == dataset.fingerprint else None

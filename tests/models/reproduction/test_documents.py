@@ -1,0 +1,201 @@
+"""The paper's tables and figures from a small dataset, end to end; a second run trains nothing."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.bundle import load_bundle
+from models.data.dataset import Dataset
+from models.evaluation.cells import EvaluationConfig
+from models.ranking_metrics import METRICS
+from models.recommenders.gru4rec import GRU4RecConfig
+from models.recommenders.recommender import SharedConfig
+from models.reproduction.documents import write_figure, write_table_1, write_table_2, write_table_3
+from models.reproduction.rows import OF_MIXED_ROWS, RIVALS, SINGLE_DOMAIN, TABLE_2, TABLE_3
+from models.reproduction.runs import Reproduction, forget_runs
+from models.reproduction.tables import MEAN
+from models.training.loop import TrainingConfig
+from models.training.pipeline import NetworkConfig, PipelineConfig
+
+SHORT = TrainingConfig(learning_rate=3e-3, batch_size=32, max_epochs=1)
+
+
+class Epochs:
+    """Counts what trains."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def on_step(self, report):
+        pass
+
+    def on_epoch(self, report):
+        self.stages.append(report.stage)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def reproduction(dataset: Dataset, out: Path, progress: Epochs) -> Reproduction:
+    return Reproduction(
+        dataset=dataset,
+        out=out,
+        command="taesar reproduce",
+        pipeline=PipelineConfig(NetworkConfig(width=16, inner_width=16), SHORT, SHORT),
+        config=EvaluationConfig(
+            training=SHORT,
+            shared=SharedConfig(width=16, inner_width=16),
+            recommenders={"gru4rec": GRU4RecConfig(width=16, hidden_width=16)},
+        ),
+        seeds=(1,),
+        ranking="all",
+        device=torch.device("cpu"),
+        progress=progress,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory) -> Reproduction:
+    return reproduction(dataset, tmp_path_factory.mktemp("reproduction"), Epochs())
+
+
+@pytest.fixture(scope="module")
+def table_2(run, dataset) -> list[dict[str, str]]:
+    write_table_2(run, dataset.vocabulary.domains[:2], "anticipate")
+    return read_csv(run.out / "table-2.csv")
+
+
+def test_table_2_has_every_row_of_the_paper_and_ours_for_every_target_metric_and_their_mean(table_2, dataset):
+    """With the paper's gain beside ours where the paper has the row."""
+    targets = [*dataset.vocabulary.domains[:2], MEAN]
+    of = {(value["row"], value["target"], value["metric"]): value for value in table_2}
+
+    assert set(of) == {(row.name, target, metric) for row in TABLE_2 for target in targets for metric in METRICS}
+    for row in TABLE_2:
+        values = [of[row.name, target, "NDCG@10"] for target in targets]
+        assert float(values[2]["mean"]) == pytest.approx(
+            (float(values[0]["mean"]) + float(values[1]["mean"])) / 2, rel=1e-4
+        )
+        assert bool(values[0]["paper"]) == (row.paper is not None)
+        assert bool(values[0]["paper_gain"]) == (row.paper is not None and row.base is not None)
+    assert int(of["SASRec", MEAN, "HR@10"]["users"]) == sum(
+        int(of["SASRec", target, "HR@10"]["users"]) for target in targets[:2]
+    )
+
+
+def test_gains_are_over_the_row_that_the_table_names(table_2):
+    """The mean gain is the ratio of the two rows' means."""
+    of = {(value["row"], value["target"], value["metric"]): value for value in table_2}
+    compared = [value for value in table_2 if value["gain"] and value["target"] != MEAN]
+
+    assert compared
+    for value in compared:
+        base = float(of[value["base"], value["target"], value["metric"]]["mean"])
+        assert float(value["gain"]) == pytest.approx(float(value["mean"]) / base - 1, abs=1e-4)
+        assert float(value["gain_low"]) <= float(value["gain"]) <= float(value["gain_high"])
+
+
+def test_served_recommenders_are_compared_with_everyone_who_reads_the_mixed_history(table_2, run):
+    """Each of the four with the target expert and the four models of mixed rows."""
+    pairs = {(row["served"], row["rival"]) for row in read_csv(run.out / "rivals.csv")}
+
+    assert pairs == {(served, rival.name) for served in SINGLE_DOMAIN.values() for rival in RIVALS}
+    assert {rival.name for rival in RIVALS} == {"target expert alone", *OF_MIXED_ROWS.values()}
+
+
+def test_markdown_and_chart_stand_beside_the_csv(table_2, run):
+    """The mean first; one line a row; a picture that opens by itself."""
+    text = (run.out / "table-2.md").read_text()
+
+    assert text.index(f"## {MEAN}") < text.index("## food")
+    assert all(text.count(f"| {row.name} |") == 3 for row in TABLE_2)
+    assert "NOT CONVERGED" in text  # one epoch is the last
+    assert (run.out / "table-2.svg").read_text().startswith("<svg")
+
+
+def test_table_3_takes_what_table_2_trained_and_has_one_base_for_all_ways(table_2, run, dataset):
+    """Seven composites; experts adapted, from scratch and of single-domain rows, over the very same base."""
+    target = dataset.vocabulary.domains[0]
+    trained = len(run.progress.stages)
+    write_table_3(run, (target,))
+    rows = read_csv(run.out / "table-3.csv")
+    bases = [load_bundle(run.out / "bundles" / way).base for way in ("adapted", "from-scratch", "single-domain")]
+
+    assert [row["row"] for row in rows if row["metric"] == "HR@10"] == [
+        "SASRec",
+        *(variant.name for variant in TABLE_3),
+    ]
+    for other in bases[1:]:
+        assert torch.equal(other.item_embeddings_VD, bases[0].item_embeddings_VD)
+    # Of table 2's cells SASRec of the original rows and of our rule are there.
+    assert run.progress.stages[trained:].count("sasrec") == 2 * (len(TABLE_3) - 1)
+
+
+def test_a_second_run_trains_nothing_and_writes_the_same(table_2, run, dataset):
+    """Nothing but the wall time changes."""
+    before = (run.out / "table-2.csv").read_bytes()
+    again = dataclasses.replace(run, progress=Epochs())
+    write_table_2(again, dataset.vocabulary.domains[:2], "anticipate")
+
+    assert again.progress.stages == []
+    assert (run.out / "table-2.csv").read_bytes() == before
+
+
+def test_another_configuration_is_trained_anew(table_2, run, dataset, tmp_path):
+    """A bundle that lies there is not taken for one of another schedule."""
+    pipeline = dataclasses.replace(run.pipeline, base=dataclasses.replace(SHORT, seed=7))
+    again = dataclasses.replace(run, progress=Epochs(), pipeline=pipeline, out=tmp_path)
+    shutil.copytree(run.out / "bundles" / "adapted", tmp_path / "bundles" / "adapted")
+    write_figure(again, dataset.vocabulary.domains[:1], "anticipate", 5)
+
+    assert "base" in again.progress.stages
+
+
+@pytest.mark.parametrize("figure", [4, 5])
+def test_figures_come_with_their_numbers_and_those_of_a_control(figure, table_2, run, dataset):
+    """Random pairs beside mapped ones; doubled rows beside the composite."""
+    target = dataset.vocabulary.domains[0]
+    write_figure(run, (target,), "anticipate", figure)
+    numbers = read_csv(run.out / f"figure-{figure}.csv")
+    charts = list((run.out / f"figure-{figure}").glob(f"{target}-*.svg"))
+
+    assert all(number["target"] == target for number in numbers)
+    if figure == 4:
+        assert {number["source"] for number in numbers} <= set(dataset.vocabulary.domains) - {target}
+        assert all(-1 <= float(number["mean_cosine_of_random_pairs"]) <= 1 for number in numbers)
+        assert len(charts) == 2 * len(numbers)
+    else:
+        assert [number["rows_of"] for number in numbers] == ["original", "regenerated rows", "composite", "duplicated"]
+        assert len(charts) == 3
+
+
+def test_table_1_states_users_items_and_sparsity_of_every_domain(run, dataset):
+    """Counted here from the sequences, held-out items included."""
+    (path,) = write_table_1(run)
+    text = path.read_text()
+    sequences = [dataset.complete[user] for user in range(len(dataset.user_ids))]
+    for domain in dataset.vocabulary.domains:
+        tokens = dataset.vocabulary.token_range(domain)
+        own = [sum(int(token) in range(tokens.first, tokens.last + 1) for token in row) for row in sequences]
+        users, interactions = sum(1 for count in own if count), sum(own)
+        sparsity = 100 * (1 - interactions / (users * len(tokens)))
+        counts = f"{users:,} | {len(tokens):,} | {interactions:,} | {interactions / users:.2f}"
+        line = f"| {domain} | {counts} | {sparsity:.2f} % |"
+        assert line in text
+
+
+def test_reports_are_kept_as_evaluate_writes_them_and_runs_can_be_forgotten(table_2, run, dataset):
+    """For whoever wants more than the table."""
+    (report,) = (run.out / "reports").glob(f"adapted-anticipate/{dataset.vocabulary.domains[0]}/sasrec-*/report.json")
+    forget_runs(run)
+
+    assert json.loads(report.read_text())["provenance"]["command"] == "taesar reproduce"
+    assert not (run.out / "bundles" / "adapted.run").exists()
