@@ -74,18 +74,20 @@ def reproduce(
         raise typer.BadParameter("name at least one --table or --figure")
     say(f"reading {dataset}")
     from app.cli.progress import TrainingProgress
+    from models.composite.regenerated_rows import SHORTEST_ROW
     from models.data.dataset import load_dataset
     from models.evaluation.cells import EvaluationConfig
     from models.evaluation.configuration import load_config
     from models.reproduction.documents import write_figure
     from models.reproduction.runs import Reproduction, forget_runs
     from models.training.devices import resolve_device
-    from models.training.pipeline import PipelineConfig
+    from models.training.pipeline import PipelineConfig, enough_epochs
 
     prepared = load_dataset(dataset)
     domains = choices("--targets", targets, prepared.vocabulary.domains) if targets else prepared.vocabulary.domains
     evaluation = EvaluationConfig() if config is None else load_config(config)
-    pipeline = PipelineConfig()
+    rows = int((prepared.train.lengths >= SHORTEST_ROW).sum())
+    pipeline = PipelineConfig(base=enough_epochs(PipelineConfig().base, rows))
     say(_cost(wanted_tables, len(domains), seeds))
     patience_of = patience_in(evaluation)
     stages = {"base": pipeline.base.patience, **{f"expert {domain}": pipeline.expert.patience for domain in domains}}

@@ -4,7 +4,7 @@ Train what a reproduction needs and evaluate it, resumable at every epoch.
     OUT/bundles/EXPERTS/                one bundle for each way that experts come to be; table 2 needs the adapted ones
     OUT/composites/EXPERTS-RULE/TARGET/ the composite of one of those bundles by one rule
     OUT/cells/                          every trained recommender; all reports share them
-    OUT/reports/EXPERTS-RULE/TARGET/... the report of one evaluation, as ``taesar evaluate`` writes it
+    OUT/reports/EXPERTS-RULE/*.json     the report of each evaluation, as ``taesar evaluate`` writes it
 
 What lies there from an earlier run is read back where it was made of the same data by the same configuration.
 """
@@ -22,7 +22,6 @@ import torch
 
 from models.bundle import Bundle, load_bundle
 from models.composite.folder import ensure_composite
-from models.composite.regenerated_rows import SHORTEST_ROW
 from models.data.dataset import Dataset
 from models.decoding.rules import Dial, Rule
 from models.errors import BundleError
@@ -31,11 +30,11 @@ from models.evaluation.cells import EvaluationConfig
 from models.evaluation.ranking import RankingName
 from models.evaluation.scheduling import CellReport
 from models.evaluation.study import HistoryName, Report, Study, run_study
-from models.report.pages import write_report
+from models.files import replace_file
 from models.reproduction.rows import OF_MIXED_ROWS, SINGLE_DOMAIN, Variant
 from models.training.experts import Experts
 from models.training.loop import RESUME_SUFFIX, Progress
-from models.training.pipeline import PipelineConfig, enough_epochs, forget_run, train_bundle
+from models.training.pipeline import PipelineConfig, forget_run, train_bundle
 
 # The paper replaces whatever its rule says; a guard that leaves rows alone would reproduce nothing.
 DIAL: Dial = "all"
@@ -83,7 +82,7 @@ def prepare_bundle(run: Reproduction, experts: Experts) -> Bundle:
     All ways have the same base: it is trained once, and the others take its finished run over.
     """
     folder = run.out / "bundles" / experts
-    config = with_experts(run.pipeline, experts, run.dataset)
+    config = with_experts(run.pipeline, experts)
     there = _bundle_of(folder, run.dataset, config, run.device)
     if there is not None:
         return there
@@ -109,11 +108,11 @@ def forget_runs(run: Reproduction) -> None:
     forget_run(run.out / "bundles" / f"{ADAPTED}.run")
 
 
-def with_experts(config: PipelineConfig, experts: Experts, dataset: Dataset) -> PipelineConfig:
+def with_experts(config: PipelineConfig, experts: Experts) -> PipelineConfig:
     """*config* with experts that come to be so; from scratch they learn as much as the base, by the base's schedule."""
-    base = enough_epochs(config.base, int((dataset.train.lengths >= SHORTEST_ROW).sum()))
-    expert = base if experts == "from-scratch" else config.expert
-    return dataclasses.replace(config, base=base, expert=expert, experts=experts)
+    return dataclasses.replace(
+        config, experts=experts, expert=config.base if experts == "from-scratch" else config.expert
+    )
 
 
 def evaluate_rows(run: Reproduction, bundle: Bundle, target: str, rule: Rule) -> Report:
@@ -194,7 +193,10 @@ def _evaluate(
     report = run_study(
         run.dataset, study, command=run.command, bundle=bundle, progress=run.progress, on_cell=run.on_cell
     )
-    write_report(report, run.out / "reports" / name / target / "-".join(recommenders))
+    reports = run.out / "reports" / name
+    reports.mkdir(parents=True, exist_ok=True)
+    with replace_file(reports / f"{target}-{'-'.join(recommenders)}.json") as partial:
+        partial.write_text(json.dumps(dataclasses.asdict(report), indent=1), encoding="utf-8")
     return report
 
 
