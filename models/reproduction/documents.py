@@ -27,8 +27,7 @@ from models.reproduction.runs import (
     evaluate_variant,
     prepare_bundle,
 )
-from models.reproduction.sizes import measure_domains, sizes_as_markdown
-from models.reproduction.tables import (
+from models.reproduction.side_by_side import (
     MEAN,
     STATED,
     Value,
@@ -41,6 +40,7 @@ from models.reproduction.tables import (
     table_2,
     table_3,
 )
+from models.reproduction.sizes import measure_domains, sizes_as_markdown
 
 
 def write_table_1(run: Reproduction) -> list[Path]:
