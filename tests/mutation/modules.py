@@ -34,7 +34,13 @@ _DECODING = (
     "tests/models/decoding/test_rules.py",
     "tests/models/decoding/test_windows.py",
 )
-_STORES = ("tests/app/jobs/test_stores.py", "tests/app/jobs/test_retries.py", "tests/app/jobs/test_turns.py")
+_STORES = (
+    "tests/app/jobs/test_attempts.py",
+    "tests/app/jobs/test_retries.py",
+    "tests/app/jobs/test_row_locks.py",
+    "tests/app/jobs/test_stores.py",
+    "tests/app/jobs/test_turns.py",
+)
 _JOBS = ("tests/app/jobs/test_jobs.py", "tests/app/jobs/test_retries.py")
 
 _TABLE = (

@@ -12,6 +12,7 @@ from app.storage import schema
 from app.storage.database import open_engine
 from tests.job_harness import Harness
 from tests.job_inputs import sequences, write_ndjson
+from tests.job_stores import Clock, Stores
 from tests.services import PostgresServer, RedisServer, ServiceMissingError, reachable_folder, require
 
 NUMBERS = itertools.count()
@@ -112,6 +113,20 @@ def parts(job_settings, database):
     parts = job_parts(job_settings(database_url=database))
     yield parts
     parts.close()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The instant that the stores take for the present one; it stands still."""
+    clock = Clock()
+    for module in ("chunks", "job_store", "records", "retries", "turns"):
+        monkeypatch.setattr(f"app.jobs.{module}.now_ms", clock)
+    return clock
+
+
+@pytest.fixture
+def stores(parts, clock):
+    return Stores(parts)
 
 
 @pytest.fixture
