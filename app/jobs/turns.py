@@ -49,7 +49,7 @@ class Turns:
             room = CHUNKS_AHEAD - connection.execute(in_queue).scalar_one()
             following = (
                 select(chunks.c.chunk_index)
-                .where(*is_later, chunks.c.job_id.in_(select(jobs.c.job_id).where(jobs.c.state == JobState.RUNNING)))
+                .where(*is_later)  # an ended job has no chunk that waits
                 .order_by(chunks.c.chunk_index)
                 .limit(max(0, room))
                 .with_for_update(skip_locked=True, of=chunks)

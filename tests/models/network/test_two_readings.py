@@ -83,3 +83,17 @@ def test_both_readings_see_the_same_stretch_of_a_long_history(expert: Decoder) -
     long = arrays([[11 + i % 10 if i % 3 else 1 + i % 9 for i in range(80)]])
 
     assert torch.equal(read(expert, long, DOMAIN).own_ND, read(expert, [long[0][-32:]], DOMAIN).own_ND)
+
+
+def test_histories_are_encoded_a_few_at_a_time_each_once(expert: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that memory does not grow with their number; those of like length together, each answered in its place."""
+    histories = arrays([[3, 12, 25], [4], [12, 14, 9, 28], [7, 11], [30]])
+    alone = torch.cat([encode_last(expert, [history]) for history in histories])
+    monkeypatch.setattr("models.network.two_readings.READING_ROWS", 2)
+    shapes: list[tuple[int, ...]] = []
+    watching = expert.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    together = encode_last(expert, histories)
+    watching.remove()
+
+    assert shapes == [(2, 1), (2, 3), (1, 4)]
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
