@@ -9,6 +9,7 @@
 # make mutants  small faults in decoding, metrics, preparation, jobs, mappings, batcher: does a test notice each?
 # make fuzz-reader  100,000 mutated files through both callers of the reader
 # make chaos   a job of 10,000 sequences, twenty times, while workers, API, Redis and PostgreSQL are killed
+# make chaos-activations  a hundred activations under load over two replicas of the API: no failed and no mixed answer
 # make attack  what once took the service down, against a running one: a line each, right or wrong
 # make fuzz    100,000 mutated bodies, uploads, URIs and headers; ARGS='--cases 2000' for less
 # make soak    half an hour of mixed load while everything is killed; ARGS='--minutes 3' for less
@@ -35,7 +36,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install demo test check docs interop bench bench-recbole chaos mutants image-test clean charts map
+.PHONY: help install demo test check docs interop bench bench-recbole chaos chaos-activations mutants image-test clean charts map
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -110,6 +111,9 @@ fuzz-reader: $(INSTALLED)
 
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+chaos-activations: $(INSTALLED)
+	$(BIN)/python -m tests.chaos.activations $(ARGS)
 
 attack: $(INSTALLED)
 	$(BIN)/python -m tests.attack $(ARGS)

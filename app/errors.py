@@ -14,6 +14,7 @@ ServiceError
 |- QueueFullError                the batcher's queue has no room
 |- ClientLeftError               the client closed the connection before its answer was ready
 |- ModelUnavailableError         no bundle is active
+|- ActivationConflictError       what serves does not allow that change of what serves
 |- ModelProcessDiedError         the process that holds the networks ended over a call, twice
 |  `- ModelNotRunningError       it is not there, whatever it would be asked
 |- ModelThreadDiedError          the thread that runs the model ended
@@ -145,6 +146,10 @@ class ClientLeftError(ServiceError):
 
 class ModelUnavailableError(ServiceError):
     """No bundle is active."""
+
+
+class ActivationConflictError(ServiceError):
+    """What serves does not allow that change: no version to roll back to, a canary that is active already."""
 
 
 class ModelProcessDiedError(ServiceError):

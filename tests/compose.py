@@ -40,7 +40,8 @@ DONE_SECONDS = 600
 STOP_SECONDS = 40
 
 # ${NAME}, ${NAME:-default}, ${NAME-default}, ${NAME:+replacement}; $$ is a dollar sign
-_VARIABLE = re.compile(r"\$(?:(\$)|\{(\w+)(?:(:?[-+])([^}]*))?\})")
+# A default may hold another variable, as Compose allows, but not one that holds a third.
+_VARIABLE = re.compile(r"\$(?:(\$)|\{(\w+)(?:(:?[-+])((?:[^{}]|\{[^{}]*\})*))?\})")
 
 
 def interpolate(text: str, variables: Mapping[str, str]) -> str:
@@ -53,7 +54,7 @@ def interpolate(text: str, variables: Mapping[str, str]) -> str:
         given = variables.get(name)
         if operator in (":-", "-"):
             use_given = bool(given) if operator == ":-" else given is not None
-            return str(given) if use_given else other
+            return str(given) if use_given else interpolate(other, variables)
         if operator == ":+":
             return other if given else ""
         return given or ""
@@ -63,7 +64,9 @@ def interpolate(text: str, variables: Mapping[str, str]) -> str:
 
 def variables_of(text: str) -> set[str]:
     """Names of the variables that *text* asks for."""
-    return {match[2] for match in _VARIABLE.finditer(text) if match[2]}
+    found = list(_VARIABLE.finditer(text))
+    inside = {name for match in found for name in variables_of(match[4] or "")}
+    return {match[2] for match in found if match[2]} | inside
 
 
 @dataclass(frozen=True)
@@ -335,7 +338,8 @@ class Topology:
     def _server_command(self, name: str, arguments: Sequence[str]) -> Run:
         if shutil.which(arguments[0], path=_server_path()) is None:
             raise ServiceMissingError(f"{arguments[0]} is not installed")
-        environment = {"PATH": _server_path(), "PGPORT": str(self.ports["postgres"])}
+        environment = {**self.services[name].environment, "PATH": _server_path()}
+        environment["PGPORT"] = str(self.ports["postgres"])
         program, *rest = arguments
         port = str(self.ports["redis"])
         if program == "redis-server":
@@ -347,6 +351,8 @@ class Topology:
     def _address(self, value: str) -> str:
         for host, port in (("redis", 6379), ("postgres", 5432)):
             value = re.sub(rf"\b{host}:{port}\b", f"127.0.0.1:{self.ports[host]}", value)
+        if value == "9000":  # of every worker: 0 lets the system choose
+            return "0"
         return str(self.ports["api"]) if value == "8000" else value
 
     def _place(self, source: str) -> Path:

@@ -45,12 +45,17 @@ from app.http.spools import Spools
 from app.runtime.metrics import Metrics
 from app.runtime.readiness import Probe
 from app.runtime.shutdown import Shutdown
+from app.serving.activations import ActivationStore
 from app.serving.batching import Batcher, BatchingConfig
 from app.serving.model_process import CLOSE_SECONDS
 from app.serving.model_registry import ModelRegistry
 from app.serving.regeneration import Inference, RegenerationBatcher, run_batch
 from app.serving.regeneration_bodies import RegenerateRequest
+from app.serving.registry_follower import RegistryFollower
 from app.settings import Settings
+from app.storage import schema
+from app.storage.database import open_engine
+from app.storage.private import make_private_folder
 from models.training.devices import resolve_device
 
 
@@ -88,6 +93,7 @@ def inference_part(settings: Settings, metrics: Metrics) -> ServicePart:
         ),
         on_batch=metrics.observe_batch,
     )
+    engine = open_engine(settings.database(), pool_size=1)
     registry = ModelRegistry(
         bundle=settings.bundle,
         root=settings.bundle_root,
@@ -95,25 +101,37 @@ def inference_part(settings: Settings, metrics: Metrics) -> ServicePart:
         device=resolve_device(settings.device),
         capacity=settings.max_loaded_bundles,
         metrics=metrics,
+        activations=ActivationStore(engine),
     )
     inference = Inference(registry, batcher, settings=settings, metrics=metrics)
     metrics.watch_queue(lambda: batcher.num_queued)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await registry.load_first()
+        if engine.dialect.name == "sqlite":  # nobody else could have made and migrated it
+            make_private_folder(settings.data)
+            await asyncio.to_thread(schema.upgrade, engine)
+        await registry.start()
         batcher.start()
         app.state.inference = inference
+        follower = RegistryFollower(registry, asyncio.get_running_loop())
+        follower.start()
         try:
             yield
         finally:
+            follower.stop()
             # Requests have been answered or given up by now: what is under way is a call that nobody waits for
             await batcher.close(timeout_seconds=CLOSE_SECONDS)
             await asyncio.to_thread(registry.close)
+            engine.dispose()
 
     return ServicePart(
         routers=(regenerate.router, models.router),
-        probes=(Probe("model", registry.unreadiness), Probe("model_thread", inference.unreadiness, restart_mends=True)),
+        probes=(
+            Probe("model", registry.unreadiness),
+            Probe("activation", registry.lag),
+            Probe("model_thread", inference.unreadiness, restart_mends=True),
+        ),
         lifespan=lifespan,
     )
 

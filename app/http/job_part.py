@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Callable
 import redis
 from fastapi import FastAPI
 
-from app.errors import FilesUnavailableError, ModelUnavailableError, StoreUnavailableError
+from app.errors import FilesUnavailableError, StoreUnavailableError
 from app.jobs.job_models import BundleModels, Regenerates
 from app.jobs.parts import JobParts, SchemaOutdatedError, check_schema, job_parts
 from app.jobs.worker import WorkerThreads
 from app.runtime.logs import logger
 from app.runtime.readiness import BlockingCheck, Probe
-from app.serving.model_registry import LoadedModel
+from app.serving.model_registry import LoadedModel, ModelRegistry
 from app.settings import Settings
 from app.storage import schema
 
@@ -26,24 +26,25 @@ IDLE_THREADS_SECONDS = 1.0
 
 class SharedModels:
     """
-    The model that serves, where it is the one asked for: embedded jobs hold no second copy of it.
+    The service's own models: embedded jobs hold no second copy of them.
 
     Args:
-        active: the model that serves; raises ModelUnavailableError.
-        others: where other models come from.
+        registry: gives the service's models, once it has started.
+        others: where models under another rule than the service's come from.
     """
 
-    def __init__(self, active: Callable[[], LoadedModel], others: BundleModels) -> None:
-        self._active = active
+    def __init__(self, registry: Callable[[], ModelRegistry], others: BundleModels) -> None:
+        self._registry = registry
         self._others = others
+        self._last: LoadedModel | None = None  # a job has many chunks: its model is not loaded anew for each
 
     def regenerator(self, version: str, rule: str) -> Regenerates:
         """See ``job_models.ModelSource``."""
-        with contextlib.suppress(ModelUnavailableError):
-            model = self._active()
-            if (model.bundle.version, model.rule) == (version, rule):
-                return model.job_regenerator
-        return self._others.regenerator(version, rule)
+        registry = self._registry()
+        if rule != registry.rule:
+            return self._others.regenerator(version, rule)
+        self._last = model = registry.model(version)
+        return model.job_regenerator
 
 
 class JobService:
@@ -74,7 +75,7 @@ class JobService:
             if parts.engine.dialect.name == "sqlite":  # nobody else could have migrated it
                 await asyncio.to_thread(schema.upgrade, parts.engine)
             if parts.embedded:
-                models = SharedModels(lambda: app.state.inference.registry.active(), BundleModels(self._settings))
+                models = SharedModels(lambda: app.state.inference.registry, BundleModels(self._settings))
                 threads = WorkerThreads(parts, self._settings, models)
             await asyncio.to_thread(self._resume, parts)
             if threads is not None:

@@ -25,6 +25,7 @@ from starlette.types import Scope
 
 from app.errors import (
     MAX_LISTED_PARTS,
+    ActivationConflictError,
     ClientLeftError,
     ContentTypeError,
     DestinationNotAllowedError,
@@ -84,6 +85,7 @@ STATUS: Mapping[type[Exception], int] = {
     NotAcceptableError: 406,
     IdempotencyConflictError: 409,
     JobStateError: 409,
+    ActivationConflictError: 409,
     ResultGoneError: 410,
     UnsupportedFormatError: 415,
     InvalidSourceError: 422,

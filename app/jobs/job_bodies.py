@@ -79,6 +79,11 @@ class JobOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     target_domain: Name = Field(description="The domain whose items the result holds.")
+    model_version: Name | None = Field(
+        None,
+        description="The version that does all of the job, one of those that GET /models lists; without it the active "
+        "one of now, never the canary.",
+    )
     on_unknown: OnUnknown = Field(
         "skip",
         description="Items (or their domains) that the model does not know: 'skip' leaves those of the target domain "
@@ -247,7 +252,9 @@ class JobBody(BaseModel):
     job_id: str
     state: JobState
     target_domain: str
-    model_version: str = Field(description="The bundle that was active when the job was submitted; it does all of it.")
+    model_version: str = Field(
+        description="The bundle that the job named, or that was active when it came; it does all of it."
+    )
     rule: str
     on_unknown: str
     purpose: str

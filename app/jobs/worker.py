@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
 
 from dramatiq.worker import Worker
 
-from app.errors import StoreUnavailableError
+from app.errors import ServiceError
 from app.jobs.job_models import BundleModels, ModelSource
 from app.jobs.parts import JobParts, check_schema, job_parts
 from app.jobs.queue import declare_actors
 from app.jobs.runner import JobRunner
 from app.runtime.logs import configure_logging, logger
+from app.runtime.repeating import Repeating
 from app.runtime.shutdown import SPARE_SECONDS, end_within
+from app.serving.activations import FOLLOW_SECONDS, ActivationStore, Serving
 from app.settings import Settings
+from models.errors import ModelError
 
 log = logger(__name__)
 
@@ -59,7 +61,7 @@ class WorkerThreads:
         self._worker = Worker(parts.queue.broker, worker_threads=num_threads, worker_timeout=timeout_ms)
         # As many tasks as threads: a chunk held in reserve would wait here while another worker is idle.
         self._worker.queue_prefetch = num_threads
-        self._sweeper = _Repeating(self._sweep, min(SWEEP_SECONDS, settings.requeue_seconds / 4))
+        self._sweeper = Repeating("lost-tasks", self._sweep, min(SWEEP_SECONDS, settings.requeue_seconds / 4))
 
     def start(self) -> None:
         """Begin to work."""
@@ -78,34 +80,33 @@ class WorkerThreads:
         self._parts.queue_lost_tasks()
 
 
-class _Repeating:
-    """Calls a function every so many seconds in a thread of its own; a database that is down only delays it."""
+class ServingFollower:
+    """
+    Loads what is activated as soon as it is, so that the first job that needs it does not wait.
 
-    def __init__(self, call: Callable[[], object], seconds: float) -> None:
-        self._call = call
-        self._seconds = seconds
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="lost-tasks", daemon=True)
+    Args:
+        activations: say what serves.
+        models: where it is loaded and kept.
+        rule: that jobs of now are recorded with.
+    """
 
-    def start(self) -> None:
-        self._thread.start()
+    def __init__(self, activations: ActivationStore, models: BundleModels, rule: str) -> None:
+        self._activations = activations
+        self._models = models
+        self._rule = rule
+        self._seen: Serving | None = None
 
-    def stop(self) -> None:
-        """Call no more."""
-        self._stopped.set()
-
-    def join(self, seconds: float) -> None:
-        """Wait for a call that was begun, but not for ever: it may be stuck in the database."""
-        self._thread.join(seconds)
-
-    def _run(self) -> None:
-        while not self._stopped.wait(self._seconds):
+    def follow(self) -> None:
+        """Load what serves, if that has changed; raises StoreUnavailableError."""
+        serving = self._activations.latest()
+        if serving is None or serving == self._seen:
+            return
+        self._seen = serving
+        for version in reversed(serving.versions):  # the active one last: it is forgotten last
             try:
-                self._call()
-            except StoreUnavailableError as error:
-                log.warning("lost_tasks_unknown", reason=str(error))
-            except Exception:  # jobs may hang without this thread; nothing may end it
-                log.exception("lost_tasks_failed")
+                self._models.regenerator(version, self._rule)
+            except (ServiceError, ModelError) as error:  # a job that asks for it will say so, too
+                log.warning("activated_model_not_loaded", version=version, reason=str(error))
 
 
 def run_worker(settings: Settings) -> None:
@@ -123,14 +124,19 @@ def run_worker(settings: Settings) -> None:
     configure_logging(settings.log_level)
     parts = job_parts(settings)
     check_schema(parts.engine)
-    threads = WorkerThreads(parts, settings, BundleModels(settings))
+    models = BundleModels(settings)
+    threads = WorkerThreads(parts, settings, models)
+    follower = ServingFollower(ActivationStore(parts.engine), models, settings.rule)
+    following = Repeating("activations", follower.follow, FOLLOW_SECONDS)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     threads.start()
+    following.start()
     log.info("worker_started", threads=settings.worker_threads)
     stopping.wait()
     end_within(settings.shutdown_seconds + SPARE_SECONDS)
+    following.stop()
     threads.stop(timeout_seconds=settings.shutdown_seconds)
     parts.close()
     log.info("worker_stopped")

@@ -74,6 +74,11 @@ def request_context(request_id: str) -> Iterator[None]:
         yield
 
 
+def current_request_id() -> str:
+    """The id of the request that is being answered; empty outside of one."""
+    return str(structlog.contextvars.get_contextvars().get("request_id", ""))
+
+
 def stopwatch() -> Callable[[], float]:
     """Start timing; the returned function says the seconds since."""
     started = time.perf_counter()

@@ -53,7 +53,10 @@ class Metrics:
             "taesar_queued_sequences", "Sequences admitted and not yet computed.", registry=registry
         )
         self.sequences = Counter(
-            "taesar_sequences_regenerated_total", "Sequences answered by POST /regenerate.", registry=registry
+            "taesar_sequences_regenerated_total",
+            "Sequences answered by POST /regenerate, by the model's version.",
+            ["version"],
+            registry=registry,
         )
         self.decisions = Counter(
             "taesar_decisions_total",
@@ -63,6 +66,12 @@ class Metrics:
         )
         self.active_model = Gauge(
             "taesar_active_model", "1 for the version that serves.", ["version"], registry=registry
+        )
+        self.canary_share = Gauge(
+            "taesar_canary_share",
+            "Share of the requests that a canary answers, by its version.",
+            ["version"],
+            registry=registry,
         )
 
     def watch_queue(self, num_queued: Callable[[], int]) -> None:
@@ -74,16 +83,20 @@ class Metrics:
         self.batch_rows.observe(rows)
         self.batch_seconds.observe(seconds)
 
-    def observe_sequence(self, counts: ItemCounts) -> None:
-        """Record what became of one sequence's items."""
-        self.sequences.inc()
+    def observe_sequence(self, version: str, counts: ItemCounts) -> None:
+        """Record what became of one sequence's items under the model of *version*."""
+        self.sequences.labels(version).inc()
         for action, count in asdict(counts).items():
             self.decisions.labels(action).inc(count)
 
-    def set_active_model(self, version: str) -> None:
-        """Record which model serves."""
+    def set_serving(self, *, active: str | None, canary: str | None, canary_share: float) -> None:
+        """Record which models serve."""
         self.active_model.clear()
-        self.active_model.labels(version).set(1)
+        if active is not None:
+            self.active_model.labels(active).set(1)
+        self.canary_share.clear()
+        if canary is not None:
+            self.canary_share.labels(canary).set(canary_share)
 
     def observe_request(self, *, method: str, route: str, status: int, seconds: float) -> None:
         """Record one answered request; *route* is the template, never the path."""

@@ -87,9 +87,34 @@ class Model(BaseModel):
     provenance: dict[str, Any] = Field(description="How it was trained.")
 
 
+class Share(BaseModel):
+    """How much a canary answers."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"share": 0.05}]})
+
+    share: float = Field(
+        gt=0,
+        le=1,
+        strict=True,
+        description="Share of the requests that the canary answers; which, is decided by the first sequence's user_id, "
+        "or without one by X-Request-ID: a user always meets the same version, on every replica.",
+    )
+
+
+class Canary(BaseModel):
+    """A version that answers a share of the requests."""
+
+    version: str
+    share: float = Field(description="In (0, 1].")
+
+
 class Models(BaseModel):
-    """What can serve."""
+    """What serves and what can; active, previous and canary are the same on every replica."""
 
     active: str | None = Field(description="The version that serves; null when none is.")
-    loaded: list[Model] = Field(description="In memory, most recently active first.")
+    previous: str | None = Field(description="The version that a roll back would activate; null when there is none.")
+    canary: Canary | None = Field(description="The version that answers a share of the requests; null without one.")
+    loaded: list[Model] = Field(
+        description="In the memory of the process that answers, most recently active first; a request may name any."
+    )
     available: list[str] = Field(description="Versions in the bundle folder that activation would load.")

@@ -80,20 +80,24 @@ class Inference:
         self._settings = settings
         self._metrics = metrics
 
-    async def regenerate(self, request: RegenerateRequest) -> RegenerateResponse:
+    async def regenerate(self, request: RegenerateRequest, *, request_id: str) -> RegenerateResponse:
         """
         Rewrite every sequence of *request*; a sequence's answer does not depend on its company.
+
+        One model does all of it. Whether that is a canary hangs on the first sequence's user, or without one on
+        *request_id*, which a client that tries again sends again.
 
         Raises:
             RequestTooLargeError: more sequences or items, in one or in all, than the settings permit.
             ModelUnavailableError: no model is active.
+            UnknownModelError: the model that the request names is not in memory.
             UnknownDomainError: the target is none of the model's domains.
             UnknownSequenceItemsError: ``on_unknown`` is "error" and there are some.
             ModelProcessDiedError: the model's process ended over this request's batch, twice.
             QueueFullError, ShuttingDownError, ModelThreadDiedError: from the batcher.
         """
         self._check_limits(request)
-        model = self.registry.active()
+        model = self.registry.choose(request.model_version, key=request.sequences[0].user_id or request_id)
         vocabulary = model.bundle.vocabulary
         vocabulary.domain_index(request.target_domain)
         # Beside the event loop: a request at its limits must not hold up the others
@@ -104,7 +108,9 @@ class Inference:
         else:
             answers = answer_all(request, encoded, results, vocabulary)
         for answer in answers:
-            self._metrics.observe_sequence(ItemCounts(**{name: getattr(answer, name) for name in ITEM_COUNTS}))
+            self._metrics.observe_sequence(
+                model.bundle.version, ItemCounts(**{name: getattr(answer, name) for name in ITEM_COUNTS})
+            )
         return RegenerateResponse(
             target_domain=request.target_domain, model_version=model.bundle.version, sequences=answers
         )

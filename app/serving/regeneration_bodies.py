@@ -67,6 +67,11 @@ class RegenerateRequest(_Body):
     model_config = ConfigDict(json_schema_extra={"examples": [_REQUEST_EXAMPLE]})
 
     target_domain: Name = Field(description="The domain whose items the answer holds.")
+    model_version: Name | None = Field(
+        default=None,
+        description="The version that answers, one of those that GET /models lists as loaded; without it the active "
+        "one, or for its share of the users the canary.",
+    )
     explain: bool = Field(default=False, description="Also return every decision with its numbers.")
     likely_items: Annotated[int, BeforeValidator(_whole)] = Field(
         default=0,

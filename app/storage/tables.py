@@ -14,6 +14,7 @@ from __future__ import annotations
 from sqlalchemy import (
     BigInteger,
     Column,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -114,6 +115,18 @@ dictionaries = Table(
     Column("revision", BigInteger, nullable=False),  # one more at every change: the ETag
     UniqueConstraint("target_domain", "model_version", "rule", "job_id"),
     Index(None, "job_id"),
+)
+
+# Appended to, never changed: the row with the highest number says which versions serve.
+activations = Table(
+    "activations",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("active", _Text, nullable=False),
+    Column("previous", _Text, nullable=True),  # what a roll back would serve
+    Column("canary", _Text, nullable=True),
+    Column("canary_share", Float, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
 )
 
 # No foreign key to ``dictionaries``: it would be checked for every merged row; both sides change in one transaction.

@@ -39,6 +39,7 @@ class Cluster:
         bundle: the model.
         inputs: folder that jobs may read.
         num_workers: worker processes; with 0 the API works by itself, on SQLite (embedded mode).
+        num_apis: replicas of the API, each with a client of its own; ``client`` is the first one's.
         settings: further TAESAR_ settings.
     """
 
@@ -46,15 +47,18 @@ class Cluster:
     bundle: Path
     inputs: Path
     num_workers: int = 3
+    num_apis: int = 1
     settings: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.port = free_port()
+        self.ports = [free_port() for _ in range(self.num_apis)]
+        self.port = self.ports[0]
         self.redis = RedisServer(self.folder / "redis")
         self.postgres = PostgresServer(self.folder / "postgres")
-        self.api: subprocess.Popen[bytes] | None = None
+        self.apis: dict[int, subprocess.Popen[bytes]] = {}
         self.workers: list[subprocess.Popen[bytes]] = []
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
+        self.clients = [httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) for port in self.ports]
+        self.client = self.clients[0]
 
     def __enter__(self) -> Cluster:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +67,8 @@ class Cluster:
                 self.redis.start()
                 self.postgres.start()
                 self._taesar("migrate").wait()
-            self.start_api()
+            for index in range(self.num_apis):
+                self.start_api(index)
             self.workers = [self._taesar("worker") for _ in range(self.num_workers)]
         except BaseException:
             self.__exit__()
@@ -71,28 +76,28 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in [*self.workers, *([self.api] if self.api else [])]:
+        for process in [*self.workers, *self.apis.values()]:
             process.kill()
             process.wait()
         self.redis.stop()
         self.postgres.stop()
-        self.client.close()
+        for client in self.clients:
+            client.close()
 
-    def start_api(self) -> None:
-        """Start the API; returns when it is alive."""
-        self.api = self._taesar("serve")
-        self._until_answered("/healthz")
+    def start_api(self, index: int = 0) -> None:
+        """Start a replica of the API; returns when it is alive."""
+        self.apis[index] = self._taesar("serve", TAESAR_PORT=str(self.ports[index]))
+        self._until_answered("/healthz", index)
 
-    def kill_api(self) -> None:
+    def kill_api(self, index: int = 0) -> None:
         """kill -9."""
-        assert self.api is not None
-        self.api.kill()
-        self.api.wait()
+        self.apis[index].kill()
+        self.apis[index].wait()
 
-    def restart_api(self) -> None:
+    def restart_api(self, index: int = 0) -> None:
         """kill -9, and start again."""
-        self.kill_api()
-        self.start_api()
+        self.kill_api(index)
+        self.start_api(index)
 
     def restart_worker(self, index: int) -> None:
         """kill -9, and start again."""
@@ -152,28 +157,26 @@ class Cluster:
         """The end of what the processes wrote."""
         return (self.folder / "taesar.log").read_text(errors="replace")[-4000:]
 
-    def _taesar(self, command: str) -> subprocess.Popen[bytes]:
+    def _taesar(self, command: str, **variables: str) -> subprocess.Popen[bytes]:
         environment = dict(os.environ) | {
             "TAESAR_BUNDLE": str(self.bundle),
             "TAESAR_DEVICE": "cpu",
             "TAESAR_DATA": str(self.folder / "data"),
             "TAESAR_INPUT_ROOTS": f"file://{self.inputs}",
-            "TAESAR_PORT": str(self.port),
             "OMP_NUM_THREADS": "1",
         }
         if self.num_workers:
             environment |= {"TAESAR_DATABASE_URL": self.postgres.url(), "TAESAR_REDIS_URL": self.redis.url}
         with (self.folder / "taesar.log").open("ab") as log:
             program = [sys.executable, "-c", "from app.cli.taesar import main; main()", command]
-            return subprocess.Popen(program, env=environment | self.settings, stdout=log, stderr=log)
+            return subprocess.Popen(program, env=environment | self.settings | variables, stdout=log, stderr=log)
 
-    def _until_answered(self, path: str) -> None:
+    def _until_answered(self, path: str, index: int) -> None:
         deadline = time.monotonic() + START_SECONDS
         while True:
             with contextlib.suppress(httpx.TransportError):
-                if self.client.get(path).status_code == 200:
+                if self.clients[index].get(path).status_code == 200:
                     return
-            assert self.api is not None
-            assert self.api.poll() is None, self.log_tail()
+            assert self.apis[index].poll() is None, self.log_tail()
             assert time.monotonic() < deadline, "the API does not start"
             time.sleep(0.1)

@@ -37,10 +37,11 @@ def food_kitchen(folder: Path, *, num_sequences: int, width: int = 32) -> tuple[
     with path.open("w", encoding="utf-8") as out:
         for number, sequence in zip(range(num_sequences), itertools.cycle(sequences)):
             out.write(json.dumps({"user_id": f"user-{number}", "items": sequence}) + "\n")
-    return _random_bundle(folder / "bundle", Vocabulary(domains, items), width), path
+    return random_bundle(folder / "bundle", Vocabulary(domains, items), width), path
 
 
-def _random_bundle(directory: Path, vocabulary: Vocabulary, width: int) -> Path:
+def random_bundle(directory: Path, vocabulary: Vocabulary, width: int, *, seed: int = 1) -> Path:
+    """A bundle of random networks; another seed gives another version with other answers."""
     config = DecoderConfig(
         num_items=vocabulary.num_items,
         width=width,
@@ -51,7 +52,7 @@ def _random_bundle(directory: Path, vocabulary: Vocabulary, width: int) -> Path:
         init_std=0.3,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         networks = [Decoder(config).eval().requires_grad_(False) for _ in range(1 + len(vocabulary.domains))]
     save_bundle(directory, vocabulary=vocabulary, base=networks[0], experts=networks[1:], provenance={"random": True})
     return directory

@@ -32,6 +32,7 @@ from app.errors import (
     SourceNotFoundError,
     StoreUnavailableError,
     UnknownJobError,
+    UnknownModelError,
     UnsupportedFormatError,
 )
 from app.http.bodies import JSON, MAX_OPTIONS_BYTES, bodies_of, media_type, validated
@@ -47,8 +48,8 @@ from app.jobs.parts import JobParts
 from app.jobs.records import TERMINAL, Job, JobState
 from app.jobs.results import MEDIA_TYPES, encode_results, read_output_file
 from app.runtime.shutdown import Shutdown
-from app.serving.model_registry import LoadedModel
-from models.errors import InputFormatError, UnknownDomainError
+from app.serving.model_registry import ModelRegistry
+from models.errors import BundleError, InputFormatError, UnknownDomainError
 from models.exports.encoding import ResultView
 from models.exports.export_formats import FILE_FORMATS, FileFormatName, describe_formats
 
@@ -122,6 +123,8 @@ JobPartsOf = Annotated[JobParts, Depends(parts_of)]
         DestinationNotAllowedError,
         SourceNotFoundError,
         UnknownDomainError,
+        UnknownModelError,
+        BundleError,
         IdempotencyConflictError,
         RequestTooLargeError,
         UnsupportedFormatError,
@@ -153,19 +156,20 @@ async def submit_job(
     """
     Rewrite a whole dataset, given as a URI (JSON) or as an upload (multipart form with the fields of JobOptions).
 
-    The bundle that is active now does all of the job. 202: the job is recorded, and will be done whatever is
-    restarted. The header Idempotent-Replayed says whether the key came before.
+    The version that it names, or else the active one of now, does all of the job. 202: the job is recorded, and will be
+    done whatever is restarted. The header Idempotent-Replayed says whether the key came before.
     """
-    model = inference_of(request).registry.active()
+    registry = inference_of(request).registry
     intake = JobIntake(parts)
     kind = media_type(request)
     if kind == FORM:
-        accepted = await _accept_form(request, intake, model, idempotency_key)
+        accepted = await _accept_form(request, intake, registry, idempotency_key)
     elif kind == JSON:
         body = await bodies_of(request).options(JobRequest, request)
-        model.bundle.vocabulary.domain_index(body.target_domain)
+        bundle = await registry.description(body.model_version)
+        bundle.vocabulary.domain_index(body.target_domain)
         accepted = await run_in_threadpool(
-            intake.accept_uri, body, model_version=model.bundle.version, rule=model.rule, key=idempotency_key
+            intake.accept_uri, body, model_version=bundle.version, rule=registry.rule, key=idempotency_key
         )
     else:
         raise ContentTypeError(JSON, FORM)
@@ -352,7 +356,7 @@ def _error_lines(parts: JobParts, job_id: str, rows: list[BadRow]) -> Iterator[b
         rows = parts.jobs.bad_rows(job_id, after=rows[-1].line)
 
 
-async def _accept_form(request: Request, intake: JobIntake, model: LoadedModel, key: str | None) -> Accepted:
+async def _accept_form(request: Request, intake: JobIntake, registry: ModelRegistry, key: str | None) -> Accepted:
     form = await _form_of(request)
     try:
         file = form.get("file")
@@ -361,14 +365,15 @@ async def _accept_form(request: Request, intake: JobIntake, model: LoadedModel, 
             missing = {"type": "missing", "loc": ("body", "file"), "msg": "a file is required", "input": None}
             raise RequestValidationError([missing])
         options = validated(JobOptions, json.dumps(fields, default=str))
-        model.bundle.vocabulary.domain_index(options.target_domain)
+        bundle = await registry.description(options.model_version)
+        bundle.vocabulary.domain_index(options.target_domain)
         return await run_in_threadpool(
             intake.accept_upload,
             options,
             file.file,
             _name_of(file),
-            model_version=model.bundle.version,
-            rule=model.rule,
+            model_version=bundle.version,
+            rule=registry.rule,
             key=key,
         )
     finally:

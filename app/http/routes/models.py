@@ -7,9 +7,15 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.exceptions import RequestValidationError
 
-from app.errors import UnknownModelError
+from app.errors import (
+    ActivationConflictError,
+    ModelProcessDiedError,
+    ModelUnavailableError,
+    StoreUnavailableError,
+    UnknownModelError,
+)
 from app.http.problems import problem_responses
-from app.serving.model_bodies import Model, Models
+from app.serving.model_bodies import Model, Models, Share
 from app.serving.regeneration import Inference
 from models.errors import BundleError
 
@@ -22,25 +28,65 @@ def inference_of(request: Request) -> Inference:
     return inference
 
 
-@router.get("/models", summary="Loaded and loadable models")
-async def list_models(inference: Annotated[Inference, Depends(inference_of)]) -> Models:
-    """Models in memory with their domains, rule and provenance, and the versions that activation would load."""
+InferenceOf = Annotated[Inference, Depends(inference_of)]
+Version = Annotated[str, Path(examples=["4f0c2a9be1d7"], description="As GET /models lists it.")]
+
+
+@router.get("/models", summary="What serves, and loaded and loadable models")
+async def list_models(inference: InferenceOf) -> Models:
+    """What serves; models in memory with domains, rule and provenance; the versions that activation would load."""
     return await inference.registry.describe()
 
 
 @router.post(
     "/models/{version}/activate",
     summary="Switch to a model",
-    responses=problem_responses(UnknownModelError, BundleError, RequestValidationError),
+    responses=problem_responses(
+        UnknownModelError, BundleError, RequestValidationError, ModelProcessDiedError, StoreUnavailableError
+    ),
 )
-async def activate_model(
-    version: Annotated[str, Path(examples=["4f0c2a9be1d7"], description="As GET /models lists it.")],
-    inference: Annotated[Inference, Depends(inference_of)],
-) -> Model:
+async def activate_model(version: Version, inference: InferenceOf) -> Model:
     """
-    Serve this version from the next request on, loading it when it is not in memory.
+    Serve this version from the next request on, loading it when it is not in memory; a canary ends.
 
-    Requests already accepted are answered by the model they met. A bundle that cannot be loaded is a 409 that names
-    the file and the reason, and the model that serves goes on serving.
+    The database keeps the choice: it survives restarts, and every replica and worker follows within seconds. Requests
+    already accepted are answered by the model they met. A bundle that cannot be loaded is a 409 that names the file and
+    the reason, and the model that serves goes on serving.
     """
     return await inference.registry.activate(version)
+
+
+@router.post(
+    "/models/{version}/canary",
+    summary="Let a model answer a share of the requests",
+    responses=problem_responses(
+        UnknownModelError,
+        BundleError,
+        ActivationConflictError,
+        RequestValidationError,
+        ModelUnavailableError,
+        ModelProcessDiedError,
+        StoreUnavailableError,
+    ),
+)
+async def start_canary(version: Version, wanted: Share, inference: InferenceOf) -> Models:
+    """
+    Beside the active version, on every replica; again with another share changes it. Jobs are never a canary's.
+
+    Activating the canary makes it the one that serves, POST /models/roll-back ends it.
+    """
+    await inference.registry.start_canary(version, wanted.share)
+    return await inference.registry.describe()
+
+
+@router.post(
+    "/models/roll-back",
+    summary="Take back the last switch",
+    responses=problem_responses(
+        UnknownModelError, BundleError, ActivationConflictError, ModelProcessDiedError, StoreUnavailableError
+    ),
+)
+async def roll_back(inference: InferenceOf) -> Models:
+    """On every replica: end the canary, or without one serve what was active before. Again: the other way round."""
+    await inference.registry.roll_back()
+    return await inference.registry.describe()

@@ -19,11 +19,13 @@ from app.errors import (
     QueueFullError,
     RequestTooLargeError,
     ShuttingDownError,
+    UnknownModelError,
     UnknownSequenceItemsError,
 )
 from app.http.bodies import bodies_of, json_body
 from app.http.problems import problem_responses
 from app.http.routes.models import inference_of
+from app.runtime.logs import current_request_id
 from app.serving.regeneration_bodies import RegenerateRequest, RegenerateResponse
 from models.errors import UnknownDomainError
 
@@ -39,6 +41,7 @@ ResultT = TypeVar("ResultT")
     openapi_extra=json_body(RegenerateRequest),
     responses=problem_responses(
         UnknownDomainError,
+        UnknownModelError,
         ContentTypeError,
         InvalidBodyError,
         RequestTooLargeError,
@@ -61,7 +64,7 @@ async def regenerate(request: Request) -> Response:
     # Not a dependency: FastAPI runs one that is no coroutine in a thread, for every request
     inference = inference_of(request)
     body = await bodies_of(request).regenerate_request(request)
-    answer = await while_connected(request, inference.regenerate(body))
+    answer = await while_connected(request, inference.regenerate(body, request_id=current_request_id()))
     # Written here: FastAPI would validate the answer, copy it into dictionaries and write those, three times the work
     return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
 

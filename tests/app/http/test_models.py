@@ -1,5 +1,6 @@
 """GET /models and activation: switching serves no mistake and drops no request."""
 
+import concurrent.futures
 import json
 import shutil
 import threading
@@ -10,6 +11,7 @@ import pytest
 from models.bundle import with_tunings
 from models.errors import BundleCorruptError, BundleMissingFileError
 from models.tuning import Guard, OwnShares, TargetTuning
+from tests.services import eventually
 
 
 @pytest.fixture
@@ -28,6 +30,8 @@ def answer_of(client, payload):
 def test_models_are_listed_with_what_they_know(client, bundle):
     assert client.get("/models").json() == {
         "active": bundle.version,
+        "previous": None,
+        "canary": None,
         "available": [],
         "loaded": [
             {
@@ -82,7 +86,9 @@ def test_a_model_says_what_validation_chose_for_every_target(serving, payload, m
 
 
 def test_without_a_bundle_the_list_is_empty(serving):
-    assert serving(bundle=None).get("/models").json() == {"active": None, "available": [], "loaded": []}
+    empty = {"active": None, "previous": None, "canary": None, "available": [], "loaded": []}
+
+    assert serving(bundle=None).get("/models").json() == empty
 
 
 def test_activation_switches_and_back(serving, payload, root):
@@ -292,3 +298,147 @@ def test_a_folder_of_bundles_with_a_hostile_manifest_lists_the_others(serving, r
     listed = serving(bundle=folder / "a", bundle_root=folder).get("/models").json()["available"]
 
     assert listed == [versions[{"b": 2, "c": 1}[name]]]
+
+
+def test_what_was_activated_serves_after_a_restart_and_so_does_what_a_roll_back_gives(serving, payload, root):
+    """The bundle of the start serves until the first activation only; without a restart it is no different."""
+    folder, (first, second, _) = root
+    places = {"bundle": folder / "a", "bundle_root": folder}
+    client = serving(**places)
+    client.post(f"/models/{second}/activate")
+    restarted = serving(**places)
+    found = restarted.get("/models").json()
+
+    assert (found["active"], found["previous"]) == (second, first)
+    assert [model["version"] for model in found["loaded"]] == [second, first]
+    assert answer_of(restarted, payload)["model_version"] == second
+    assert restarted.post("/models/roll-back").json()["active"] == first
+    assert serving(**places).get("/models").json()["active"] == first
+
+
+def test_a_roll_back_ends_a_canary_first_then_goes_back_and_again_forth(serving, root):
+    folder, (first, second, third) = root
+    client = serving(bundle=folder / "a", bundle_root=folder, max_loaded_bundles=3)
+    client.post(f"/models/{second}/activate")
+    started = client.post(f"/models/{third}/canary", json={"share": 0.5}).json()
+    ended, back, forth = (client.post("/models/roll-back").json() for _ in range(3))
+
+    assert started["canary"] == {"version": third, "share": 0.5}
+    assert [(found["active"], found["canary"]) for found in (ended, back, forth)] == [
+        (second, None),
+        (first, None),
+        (second, None),
+    ]
+
+
+def test_with_nothing_before_it_a_roll_back_is_409(client):
+    answer = client.post("/models/roll-back")
+
+    assert (answer.status_code, answer.json()["type"]) == (409, "urn:taesar:problem:activation-conflict")
+
+
+def test_a_canary_answers_its_share_of_the_users_and_a_user_meets_one_version(serving, payload, root):
+    folder, (first, second, _) = root
+    client = serving(bundle=folder / "a", bundle_root=folder)
+    client.post(f"/models/{second}/canary", json={"share": 0.3})
+    bodies = [payload("b01 f02 k03") for _ in range(60)]
+    for number, body in enumerate(bodies):
+        body["sequences"][0]["user_id"] = f"user-{number}"
+    met, again = ([answer.json()["model_version"] for answer in client.together(*bodies)] for _ in range(2))
+
+    assert met == again
+    assert 6 <= met.count(second) <= 30  # 18 of 60 are meant; which, is fixed by the bundles
+    assert met.count(first) + met.count(second) == 60
+
+
+def test_without_a_user_the_request_id_decides_so_trying_again_meets_the_same_version(serving, payload, root):
+    folder, (first, second, _) = root
+    client = serving(bundle=folder / "a", bundle_root=folder)
+    client.post(f"/models/{second}/canary", json={"share": 0.5})
+    body = payload("b01 f02 k03")
+    del body["sequences"][0]["user_id"]
+    met = [
+        client.post("/regenerate", json=body, headers={"X-Request-ID": f"request-{number}"}).json()["model_version"]
+        for number in (*range(20), *range(20))
+    ]
+
+    assert met[:20] == met[20:]
+    assert set(met) == {first, second}
+
+
+def test_activating_the_canary_ends_it(serving, root):
+    folder, (first, second, _) = root
+    client = serving(bundle=folder / "a", bundle_root=folder)
+    client.post(f"/models/{second}/canary", json={"share": 1.0})
+    client.post(f"/models/{second}/activate")
+    found = client.get("/models").json()
+
+    assert (found["active"], found["previous"], found["canary"]) == (second, first, None)
+
+
+@pytest.mark.parametrize("share", [0, 1.01, -0.1, "0.1", None])
+def test_a_share_is_a_number_above_0_and_at_most_1(serving, root, share):
+    folder, (_, second, _) = root
+    client = serving(bundle=folder / "a", bundle_root=folder)
+
+    assert client.post(f"/models/{second}/canary", json={"share": share}).status_code == 422
+    assert client.get("/models").json()["canary"] is None
+
+
+def test_the_active_version_is_no_canary_and_neither_is_any_where_nothing_is_active(serving, root):
+    folder, (first, second, _) = root
+    client = serving(bundle=folder / "a", bundle_root=folder)
+
+    assert client.post(f"/models/{first}/canary", json={"share": 0.1}).status_code == 409
+    assert serving(bundle=None, bundle_root=folder, data=folder / "other").post(
+        f"/models/{second}/canary", json={"share": 0.1}
+    ).json()["type"] == ("urn:taesar:problem:model-unavailable")
+
+
+def test_a_request_may_name_any_loaded_version_and_no_other(serving, payload, root):
+    folder, (first, second, third) = root
+    client = serving(bundle=folder / "a", bundle_root=folder)
+    expected = answer_of(client, payload)
+    client.post(f"/models/{second}/activate")
+    body = payload("b01 f02 k03 b04 f05 b06 k07 f08 b09")
+    named = client.post("/regenerate", json={**body, "model_version": first})
+    refused = client.post("/regenerate", json={**body, "model_version": third})
+
+    assert named.json() == expected
+    assert (refused.status_code, refused.json()["type"]) == (404, "urn:taesar:problem:unknown-model")
+
+
+def test_what_was_activated_and_cannot_be_loaded_after_a_restart_makes_the_service_unready(serving, payload, root):
+    """It serves what it was started with: whoever reads /readyz sends nobody there."""
+    folder, (first, second, _) = root
+    serving(bundle=folder / "a", bundle_root=folder).post(f"/models/{second}/activate")
+    (folder / "b" / "expert-01.safetensors").unlink()
+    restarted = serving(bundle=folder / "a", bundle_root=folder)
+    ready = restarted.get("/readyz")
+
+    assert answer_of(restarted, payload)["model_version"] == first
+    assert ready.status_code == 503
+    assert "b/expert-01.safetensors" in ready.json()["checks"]["activation"]
+
+
+def test_two_replicas_of_one_database_agree_and_the_second_loads_what_the_first_activated(serving, payload, root):
+    folder, (first, second, third) = root
+    one, other = (serving(bundle=folder / "a", bundle_root=folder, max_loaded_bundles=3) for _ in range(2))
+    one.post(f"/models/{second}/activate")
+    eventually(lambda: other.get("/models").json()["active"] == second)
+    other.post(f"/models/{third}/canary", json={"share": 1.0})
+    eventually(lambda: one.get("/models").json()["canary"] is not None)
+
+    assert answer_of(one, payload) == answer_of(other, payload)
+    assert answer_of(one, payload)["model_version"] == third
+    assert other.get("/models").json()["previous"] == first
+
+
+def test_a_bundle_is_loaded_once_however_many_ask_for_it_and_also_while_its_last_answer_is_out(serving, root):
+    folder, (first, second, _) = root
+    registry = serving(bundle=folder / "a", bundle_root=folder, max_loaded_bundles=1).app.state.inference.registry
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(registry.model, [second] * 4))
+
+    assert len(set(map(id, models))) == 1
+    assert registry.model(first) is registry.active()
