@@ -140,7 +140,7 @@ class _SeldomLines:
 
 def _cost(tables: Sequence[str], num_targets: int, seeds: int) -> str:
     """What is to be trained where nothing is there yet."""
-    from models.reproduction.rows import OF_MIXED_ROWS, SINGLE_DOMAIN, TABLE_3
+    from models.reproduction.paper_rows import OF_MIXED_ROWS, SINGLE_DOMAIN, TABLE_3
 
     bundles = max(1 if tables != ("1",) else 0, len({row.experts for row in TABLE_3}) if "3" in tables else 0)
     cells = 0

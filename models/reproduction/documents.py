@@ -18,7 +18,7 @@ from models.decoding.rules import Rule
 from models.files import replace_file
 from models.report.charts import IntervalRow, interval_chart
 from models.reproduction.figures import Figure, draw_figure, number_figure
-from models.reproduction.rows import TABLE_3
+from models.reproduction.paper_rows import TABLE_3
 from models.reproduction.runs import (
     ADAPTED,
     Reproduction,

@@ -31,7 +31,7 @@ from models.evaluation.ranking import RankingName
 from models.evaluation.scheduling import CellReport
 from models.evaluation.study import HistoryName, Report, Study, run_study
 from models.files import replace_file
-from models.reproduction.rows import OF_MIXED_ROWS, SINGLE_DOMAIN, Variant
+from models.reproduction.paper_rows import OF_MIXED_ROWS, SINGLE_DOMAIN, Variant
 from models.training.experts import Experts
 from models.training.loop import RESUME_SUFFIX, Progress
 from models.training.pipeline import PipelineConfig, forget_run, train_bundle

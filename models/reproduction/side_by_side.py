@@ -17,7 +17,7 @@ from models.evaluation.study import Report
 from models.evaluation.summary import MAIN, Comparison, Score
 from models.ranking_metrics import METRICS
 from models.reproduction.paper_numbers import OF_NO_RANKING, mean_gain, mean_score
-from models.reproduction.rows import PAPER_ROWS, RIVALS, SINGLE_DOMAIN, TABLE_2, TABLE_3, TableRow
+from models.reproduction.paper_rows import PAPER_ROWS, RIVALS, SINGLE_DOMAIN, TABLE_2, TABLE_3, TableRow
 
 STATED = "NDCG@10"
 MEAN = "mean over targets"

@@ -18,7 +18,7 @@ from models.ranking_metrics import METRICS
 from models.recommenders.gru4rec import GRU4RecConfig
 from models.recommenders.recommender import SharedConfig
 from models.reproduction.documents import write_figure, write_table_1, write_table_2, write_table_3
-from models.reproduction.rows import OF_MIXED_ROWS, RIVALS, SINGLE_DOMAIN, TABLE_2, TABLE_3
+from models.reproduction.paper_rows import OF_MIXED_ROWS, RIVALS, SINGLE_DOMAIN, TABLE_2, TABLE_3
 from models.reproduction.runs import Reproduction, forget_runs
 from models.reproduction.side_by_side import MEAN
 from models.training.loop import TrainingConfig

@@ -9,7 +9,7 @@ from scipy.optimize import linprog
 
 from models.ranking_metrics import METRICS, per_row_metrics
 from models.reproduction.paper_numbers import OF_NO_RANKING, mean_gain, mean_score, read_scores, read_sizes
-from models.reproduction.rows import PAPER_ROWS, TABLE_3
+from models.reproduction.paper_rows import PAPER_ROWS, TABLE_3
 
 ROUNDING = 0.5e-4
 RANKS = 20
