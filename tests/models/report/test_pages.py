@@ -233,10 +233,12 @@ def test_the_json_form_holds_everything(report, tmp_path):
     assert written["provenance"]["command"] == "taesar evaluate <X> | & more"
     assert {audit["split"] for audit in written["audits"]} == {"validation", "test"}
     in_main = [c for c in written["results"]["comparisons"] if c["group"] == MAIN.name]
-    assert {c["baseline"] for c in in_main} == {"original", "duplicated", "with expert"}
+    assert {c["baseline"] for c in in_main} == {"original", "duplicated", "with expert", "mixed"}
     assert {c["arm"] for c in in_main} >= {"regenerated", "served", "with expert", "served with expert"}
-    # What regenerated histories add is asked of them alone.
+    # What regenerated histories add is asked of them alone, and so is whether others make more of mixed histories.
     assert {c["arm"] for c in in_main if c["baseline"] == "with expert"} == {"served", "served with expert"}
+    against = {(c["arm"], c["baseline_recommender"]) for c in in_main if c["baseline"] == "mixed"}
+    assert against == {("served", name) for name in ("sasrec", "base decoder", "target expert")}
     assert written["projections"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
 
