@@ -41,11 +41,21 @@ _STORES = (
     "tests/app/jobs/test_stores.py",
     "tests/app/jobs/test_turns.py",
 )
-_JOBS = ("tests/app/jobs/test_jobs.py", "tests/app/jobs/test_retries.py")
+_JOBS = (
+    "tests/app/jobs/test_interrupted_jobs.py",
+    "tests/app/jobs/test_jobs.py",
+    "tests/app/jobs/test_retries.py",
+)
+_PREPARATION = (
+    "tests/models/data/test_preparation.py",
+    "tests/models/data/test_preparation_inputs.py",
+    "tests/models/data/test_preparation_properties.py",
+    "tests/models/data/test_prepared_folders.py",
+)
 
 _TABLE = (
     Module("models/ranking_metrics.py", ("tests/models/test_ranking_metrics.py",)),
-    Module("models/data/preparation.py", ("tests/models/data/test_preparation.py",)),
+    Module("models/data/preparation.py", _PREPARATION),
     Module("models/decoding/*.py", _DECODING),
     Module(
         "models/network/two_readings.py",

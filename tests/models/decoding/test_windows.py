@@ -146,3 +146,15 @@ def test_likely_items_are_the_best_of_the_target_after_each_history_and_none_aft
 
     assert [[item.token_id for item in row.likely] for row in found] == [best[0].tolist(), [], best[1].tolist()]
     assert all(row.likely == () for row in unasked)
+
+
+def test_likely_items_are_told_after_as_many_items_as_decoders_have_positions(bundle: Bundle) -> None:
+    """A contrastive rule decides one item more, which no decoder could read beside."""
+    row = np.asarray([1 + 7 * n % 60 for n in range(40)], dtype=np.int32)
+    regenerator = Regenerator(bundle, "paper")
+    long, read = regenerator.regenerate([row, row[-bundle.config.max_length :]], "food", num_likely=4)
+    (nothing,) = regenerator.regenerate([row[:0]], "food", num_likely=4)
+
+    assert (long.num_read, len(long.likely)) == (33, 4)
+    assert long.likely == read.likely
+    assert nothing.likely == ()
