@@ -43,6 +43,7 @@ _STORES = (
 )
 _JOBS = (
     "tests/app/jobs/test_interrupted_jobs.py",
+    "tests/app/jobs/test_job_files.py",
     "tests/app/jobs/test_jobs.py",
     "tests/app/jobs/test_retries.py",
 )

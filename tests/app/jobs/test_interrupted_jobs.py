@@ -4,12 +4,16 @@ import threading
 import time
 
 import pytest
+from sqlalchemy import select
 
+from app.errors import DestinationNotAllowedError
+from app.jobs.destinations import DestinationRoots
 from app.jobs.reading_process import read_in_process
 from app.jobs.records import JobState
 from app.jobs.retries import InputChangedError
 from app.jobs.tasks import Task, TaskKind
-from app.storage.database import now_ms
+from app.storage.database import now_ms, reading
+from app.storage.tables import jobs
 
 # -- Work that is repeated, interrupted or given up
 
@@ -306,6 +310,59 @@ def test_an_input_that_is_long_in_being_cut_is_not_lost_while_its_worker_says_so
 
     assert seen == []
     assert harness.tasks == [Task(TaskKind.CHUNK, job.job_id, index) for index in range(len(harness.tasks))] != []
+
+
+def test_what_is_no_longer_in_hand_is_renewed_no_more(harness, mixed, monkeypatch):
+    job = harness.submit(mixed)
+    harness.runner.run(harness.tasks.pop(0))
+    in_an_hour = now_ms() + 3_600_000
+    monkeypatch.setattr("app.jobs.retries.now_ms", lambda: in_an_hour)
+    harness.runner.renew()
+    with reading(harness.parts.engine) as connection:
+        claimed_at_ms = connection.execute(select(jobs.c.claimed_at_ms)).scalar_one()
+
+    assert job.job_id == harness.tasks[0].job_id
+    assert claimed_at_ms < in_an_hour
+
+
+# -- Results that are to be written somewhere
+
+
+@pytest.fixture
+def delivering(harness_with, tmp_path):
+    """A harness whose jobs may write below ``out``, and that folder."""
+    (tmp_path / "out").mkdir()
+    return harness_with(output_roots=(f"file://{tmp_path / 'out'}",)), tmp_path / "out"
+
+
+def test_a_result_that_could_not_be_written_is_written_by_the_next_attempt(delivering, mixed, monkeypatch):
+    harness, out = delivering
+    job = harness.submit(mixed, result_uri=f"file://{out}/result.ndjson")
+    with monkeypatch.context() as broken:
+        broken.setattr(DestinationRoots, "write", _raise_os_error)
+        with pytest.raises(OSError, match="gone"):  # so that the queue delivers the task again
+            harness.drain()
+    waiting = harness.parts.jobs.get(job.job_id)
+    harness.runner.run(Task(TaskKind.FINISH, job.job_id))
+
+    assert (waiting.state, waiting.finished_at_ms) == (JobState.RUNNING, None)
+    assert harness.tasks == []
+    assert harness.parts.jobs.get(job.job_id).state == JobState.SUCCEEDED
+    assert (out / "result.ndjson").read_bytes() == harness.result(job)
+
+
+def test_a_result_that_may_not_be_written_fails_its_job(delivering, mixed, monkeypatch):
+    harness, out = delivering
+    job = harness.submit(mixed, result_uri=f"file://{out}/result.ndjson")
+
+    def refuse(*_):
+        raise DestinationNotAllowedError("not there")
+
+    monkeypatch.setattr(DestinationRoots, "write", refuse)
+    harness.drain()
+
+    assert harness.parts.jobs.get(job.job_id).state == JobState.FAILED
+    assert harness.parts.storage.names(f"{job.job_id}/output") == []
 
 
 def test_an_input_of_nothing_but_bad_rows_ends_its_job_before_it_fills_the_memory(harness, inputs, monkeypatch):
