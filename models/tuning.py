@@ -51,14 +51,17 @@ class Guard:
             0 replaces nothing, and the composite is the original.
         serving_hints: likewise in a live history; 0 passes its target items through.
         finding: the reason in a sentence with its numbers.
+        expert_weight: w in [0, 1] of the target expert's log-probabilities beside the recommender's, (1 - w) and w, for
+            whoever ranks by both: of a recommender that learned and is served as said above. 0: it adds nothing.
 
     Raises:
-        ValueError: a number of hints is no whole number from 0 on, or finding no text.
+        ValueError: a number of hints is no whole number from 0 on, finding no text, or the weight not in [0, 1].
     """
 
     training_hints: int
     serving_hints: int
     finding: str
+    expert_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for hints in (self.training_hints, self.serving_hints):
@@ -66,6 +69,8 @@ class Guard:
                 raise ValueError(f"{hints!r} hints are no whole number from 0 on")
         if not isinstance(self.finding, str):
             raise ValueError("a finding that is no text")
+        if not (_is_number(self.expert_weight) and 0 <= self.expert_weight <= 1):
+            raise ValueError(f"an expert's weight of {self.expert_weight!r} is not in [0, 1]")
 
 
 @dataclass(frozen=True)

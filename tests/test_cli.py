@@ -21,7 +21,7 @@ from app.settings import Settings
 from models.bundle import load_bundle
 from models.data.dataset import Dataset
 from models.data.preparation import PreparationConfig
-from models.evaluation.cells import EvaluationConfig
+from models.evaluation.objective import EvaluationConfig
 from models.recommenders.recommender import SharedConfig
 from models.training.loop import TrainingConfig
 from models.training.pipeline import PipelineConfig
@@ -76,6 +76,7 @@ DEFAULTS = [
     ("train", "schedule", PIPELINE.expert.schedule),
     ("train", "epochs", PIPELINE.base.max_epochs),
     ("train", "patience", PIPELINE.base.patience),
+    ("train", "own_rows", PIPELINE.own_rows),
     ("train", "expert_epochs", PIPELINE.expert.max_epochs),
     ("train", "expert_patience", PIPELINE.expert.patience),
     ("train", "width", PIPELINE.network.width),
@@ -240,7 +241,7 @@ def test_training_tries_regeneration_for_every_target_and_says_what_it_found(
     run, tmp_path, dataset, monkeypatch
 ) -> None:
     """The finding stands in the bundle, too; an expert behind the original recommender is named; no state is left."""
-    monkeypatch.setattr("models.evaluation.regeneration_trial.TRIAL_CONFIG", BRIEF_TRIAL)
+    monkeypatch.setattr("models.evaluation.configuration.tuned_config", lambda: BRIEF_TRIAL)
     options = (*TINY, "--epochs", "1", "--expert-epochs", "1")
     code, out, err = run("train", dataset.directory, "--out", tmp_path / "bundle", *options, "--trial")
     bundle = load_bundle(tmp_path / "bundle")

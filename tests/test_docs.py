@@ -362,7 +362,8 @@ def test_every_chart_is_made_by_the_command() -> None:
 
 
 def test_the_table_of_the_results_is_what_the_raw_numbers_say() -> None:
-    assert script("draw_charts").gain_table() in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert [name for name, write in script("draw_charts").TABLES.items() if write() not in page] == []
 
 
 EXPERIMENTS = sorted(set((ROOT / "docs" / "experiments").glob("*.md")) - {ROOT / "docs" / "experiments" / "README.md"})

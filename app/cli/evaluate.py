@@ -18,7 +18,7 @@ from models.recommenders.registry import MULTI_DOMAIN, RECOMMENDERS
 if TYPE_CHECKING:
     from models.bundle import Bundle
     from models.data.dataset import Dataset
-    from models.evaluation.cells import EvaluationConfig
+    from models.evaluation.objective import EvaluationConfig
     from models.evaluation.scheduling import CellReport
 
 ARMS = ("original", "duplicated", "regenerated", "mixed")
@@ -77,7 +77,20 @@ def evaluate(
     dial: DialOption = DEFAULT_DIAL,
     config: Annotated[
         Path | None,
-        typer.Option(help="TOML file of hyper-parameters; those it leaves out are the paper's.", show_default="none"),
+        typer.Option(
+            help="TOML file of hyper-parameters, such as `taesar tune` writes; those it leaves out are as validation "
+            "chose them on the first tables, with schedules that end by themselves (examples/tuned.toml).",
+            show_default="none",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Most epochs of every recommender, in place of the config's. A row that was best at its last epoch "
+            "goes on from there when it is given more.",
+            show_default="those of the config",
+        ),
     ] = None,
     cells: Annotated[
         Path | None,
@@ -100,8 +113,7 @@ def evaluate(
     from app.cli.progress import TrainingProgress
     from models.bundle import load_bundle
     from models.data.dataset import load_dataset
-    from models.evaluation.cells import EvaluationConfig
-    from models.evaluation.configuration import load_config
+    from models.evaluation.configuration import load_config, tuned_config, with_epochs
     from models.evaluation.study import Study, run_study
     from models.report.pages import write_report
     from models.training.devices import resolve_device
@@ -109,7 +121,9 @@ def evaluate(
     names = choices("--recommender", recommender, tuple(RECOMMENDERS))
     arm_names = choices("--arms", arms, ARMS)
     histories = choices("--history", history, HISTORIES)
-    evaluation = EvaluationConfig() if config is None else load_config(config)
+    evaluation = tuned_config() if config is None else load_config(config)
+    if epochs is not None:
+        evaluation = with_epochs(evaluation, epochs)
     place = resolve_device(device)
     prepared = load_dataset(dataset)
     loaded = None if bundle is None else load_bundle(bundle, device=str(place))
@@ -179,5 +193,6 @@ def print_cell(report: CellReport) -> None:
             "" if validation is None else f", validation NDCG@10 {validation:.4f} at epoch {report.cell.best_epoch}"
         )
         if report.cell.is_cut_short:
-            metric += ", the last: not converged, give it more epochs"
+            more = 2 * report.cell.epochs
+            metric += f", the last: not converged; the same command with --epochs {more} goes on from there"
         say(f"{name}: done in {report.cell.seconds:.1f} s{metric}")

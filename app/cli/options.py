@@ -35,8 +35,8 @@ RuleOption = Annotated[
 DialOption = Annotated[
     Dial,
     typer.Option(
-        help="auto: leave undone what the bundle's trial on validation found to be of no use for the target (rule "
-        "anticipate); all: replace everything."
+        help="auto: leave undone what the bundle's trial on validation found to be of no use for the target, which was "
+        "made with rule anticipate and is kept to by no other; all: replace everything."
     ),
 ]
 

@@ -9,7 +9,7 @@ import typer
 
 from app.cli.console import console, say, set_result
 from app.cli.options import DeviceOption, DialOption, RuleOption, choices
-from models.decoding.rules import DEFAULT_DIAL, DEFAULT_RULE
+from models.decoding.rules import DEFAULT_DIAL, DEFAULT_RULE, GUARDED_RULE
 from models.exports.export_formats import FORMATS, describe_formats
 
 
@@ -85,8 +85,8 @@ def regenerate(
     unknown += f", {summary.unknown:,} unknown ones skipped" if summary.unknown else ""
     unknown += f", {summary.truncated:,} too old to be read" if summary.truncated else ""
     guard = loaded.tuning(target).guard
-    if guard is not None and dial == "auto" and rule == DEFAULT_RULE:
-        say(guard.finding)
+    if guard is not None and dial == "auto":
+        say(guard.finding if rule == GUARDED_RULE else f"not kept to by rule {rule}: {guard.finding}")
     say(
         f"{summary.kept:,} interactions kept, {summary.replaced:,} replaced, {summary.deleted:,} deleted{unknown}; "
         f"{summary.original_rows:,} original and {summary.regenerated_rows:,} regenerated sequences written to {out}",

@@ -76,8 +76,7 @@ def reproduce(
     from app.cli.progress import TrainingProgress
     from models.composite.regenerated_rows import SHORTEST_ROW
     from models.data.dataset import load_dataset
-    from models.evaluation.cells import EvaluationConfig
-    from models.evaluation.configuration import load_config
+    from models.evaluation.configuration import load_config, tuned_config
     from models.reproduction.documents import write_figure
     from models.reproduction.runs import Reproduction, forget_runs
     from models.training.devices import resolve_device
@@ -85,7 +84,7 @@ def reproduce(
 
     prepared = load_dataset(dataset)
     domains = choices("--targets", targets, prepared.vocabulary.domains) if targets else prepared.vocabulary.domains
-    evaluation = EvaluationConfig() if config is None else load_config(config)
+    evaluation = tuned_config() if config is None else load_config(config)
     rows = int((prepared.train.lengths >= SHORTEST_ROW).sum())
     pipeline = PipelineConfig(base=enough_epochs(PipelineConfig().base, rows))
     say(_cost(wanted_tables, len(domains), seeds))

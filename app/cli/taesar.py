@@ -26,6 +26,7 @@ from app.cli.reproduce import reproduce
 from app.cli.serve import serve
 from app.cli.settings import settings
 from app.cli.train import train
+from app.cli.tune import tune
 from app.cli.worker import worker
 from app.errors import ServiceError
 from models.errors import ModelError
@@ -39,7 +40,7 @@ cli = typer.Typer(
 )
 
 # The order is that of `taesar --help`: first the way from a log to a service, then what keeps it running.
-for command in (prepare, train, regenerate, evaluate, reproduce, worker, migrate, prune, probe, serve, settings):
+for command in (prepare, train, regenerate, evaluate, tune, reproduce, worker, migrate, prune, probe, serve, settings):
     cli.command()(with_output_options(command))
 
 

@@ -29,7 +29,7 @@ def train(
         typer.Option(
             help="Where the options below have their defaults from: what validation chose, or the released code's "
             "--epochs 300 --expert-epochs 20 --learning-rate 0.0003 --expert-learning-rate 0.0003 --batch-size 128 "
-            "--dropout 0.2 --schedule constant.",
+            "--dropout 0.2 --schedule constant --own-rows 0.",
         ),
     ] = "tuned",
     seed: Annotated[
@@ -63,6 +63,16 @@ def train(
             "adapt the base on single-domain sequences by next-item prediction.",
         ),
     ] = "adapted",
+    own_rows: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Of the experts' batches, the share without other domains' items: an expert reads a history with and "
+            "without them, and learns both.",
+            show_default="0.5",
+        ),
+    ] = None,
     expert_epochs: Annotated[
         int | None,
         typer.Option(
@@ -159,6 +169,14 @@ def train(
             show_default="--trial; --no-trial with --recipe released",
         ),
     ] = None,
+    cells: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to keep the trial's recommenders in, such as the --cells of `taesar evaluate`: what was "
+            "trained there is read back, and the other way round.",
+            show_default="none is kept",
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget a run that was interrupted; start anew.")] = False,
     refit: Annotated[
         bool,
@@ -185,7 +203,8 @@ def train(
     from models.bundle import check_destination
     from models.composite.regenerated_rows import SHORTEST_ROW
     from models.data.dataset import load_dataset
-    from models.evaluation.regeneration_trial import TRIAL_CONFIG, try_targets, with_guards
+    from models.evaluation.configuration import tuned_config, with_precision
+    from models.evaluation.regeneration_trial import try_targets, with_guards
     from models.training import distributed
     from models.training.devices import resolve_device
     from models.training.pipeline import RELEASED, PipelineConfig, enough_epochs, forget_run, train_bundle
@@ -212,6 +231,7 @@ def train(
         )
     expert = override(expert, max_epochs=expert_epochs, patience=expert_patience, learning_rate=expert_learning_rate)
     config = PipelineConfig(network, base, expert, experts, sampled_softmax, refit, defaults.two_readings)
+    config = override(config, own_rows=defaults.own_rows if own_rows is None else own_rows)
     wants_trial = recipe == "tuned" if trial is None else trial
     tried: tuple[RegenerationTrial, ...] = ()
     run_directory = out.parent / f"{out.name}.run"
@@ -242,7 +262,14 @@ def train(
             bundle = train_all(dataclasses.replace(config, refit=refit and not tries))
             if tries:
                 tried = try_targets(
-                    prepared, bundle, config=TRIAL_CONFIG, device=place, run_directory=run_directory, progress=progress
+                    prepared,
+                    bundle,
+                    config=with_precision(tuned_config(), config.base.precision),
+                    device=place,
+                    run_directory=run_directory,
+                    recommenders=cells,
+                    seed=config.base.seed,
+                    progress=progress,
                 )
                 bundle = with_guards(train_all(config) if refit else bundle, tried)
                 forget_run(run_directory)

@@ -21,9 +21,14 @@ class Domain(BaseModel):
     own_share_after_source: float = Field(description="The same after a history that ends with another domain's item.")
     training_hints: int | None = Field(
         description="Most items that a run of other domains' items leaves behind in a training row; 0 replaces none. "
-        "Null: this was not tried, and everything is replaced."
+        "Null: this was not tried with the model's rule, which replaces everything that it chooses to."
     )
     serving_hints: int | None = Field(description="The same in a live history: 0 passes its target items through.")
+    expert_weight: float | None = Field(
+        description="The share w, chosen on validation, for whoever ranks by both: (1 - w) times the recommender's "
+        "log-probability of an item plus w times that of its likely_items entry. 0: the expert adds nothing; null: "
+        "not tried."
+    )
     finding: str | None = Field(description="What validation said of regenerating for this target, with its numbers.")
 
 
@@ -63,6 +68,7 @@ class Model(BaseModel):
                             "own_share_after_source": 0.5,
                             "training_hints": 3,
                             "serving_hints": 3,
+                            "expert_weight": 0.4,
                             "finding": "Training rows with at most 3 hints a run and regenerated live histories were "
                             "best (NDCG@10 of SASRec among unseen items, 3,532 validation users of kitchen: 0.0310 "
                             "instead of 0.0270, +14.8 % ± 4.1).",

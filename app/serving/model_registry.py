@@ -22,7 +22,7 @@ from app.serving.bundle_folders import BundleFolders
 from app.serving.model_bodies import Canary, DataPeriod, Domain, Model, Models
 from app.serving.model_process import JOBS, REQUESTS, ModelProcess, RemoteRegenerator
 from models.bundle import BundleDescription, describe_bundle
-from models.decoding.rules import Rule
+from models.decoding.rules import GUARDED_RULE, Rule
 from models.errors import ModelError
 from models.tuning import TargetTuning
 
@@ -349,7 +349,7 @@ class ModelRegistry:
             active=model.bundle.version == self._state.serving.active,
             rule=model.rule,
             max_items=model.regenerator.max_items,
-            domains=[_domain(name, len(tokens), model.bundle.tuning(name)) for name, tokens in ranges],
+            domains=[_domain(name, len(tokens), model.bundle.tuning(name), model.rule) for name, tokens in ranges],
             provenance=dict(model.bundle.provenance),
         )
 
@@ -364,8 +364,8 @@ def _facts_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _domain(name: str, num_items: int, tuning: TargetTuning) -> Domain:
-    guard = tuning.guard
+def _domain(name: str, num_items: int, tuning: TargetTuning, rule: Rule) -> Domain:
+    guard = tuning.guard if rule == GUARDED_RULE else None
     return Domain(
         name=name,
         num_items=num_items,
@@ -374,4 +374,5 @@ def _domain(name: str, num_items: int, tuning: TargetTuning) -> Domain:
         training_hints=None if guard is None else guard.training_hints,
         serving_hints=None if guard is None else guard.serving_hints,
         finding=None if guard is None else guard.finding,
+        expert_weight=None if guard is None else guard.expert_weight,
     )

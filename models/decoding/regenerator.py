@@ -100,7 +100,7 @@ class Regenerator:
         bundle: base and experts, and what validation chose for each target.
         rule: how to decide.
         dial: ``auto`` leaves undone what the bundle's guard of a target found to be of no use, under rule
-            ``anticipate``, which it was tried with; ``all`` does everything.
+            ``anticipate``, which it was tried with; other rules do everything, and so does ``all``.
     """
 
     def __init__(self, bundle: Bundle, rule: Rule, *, dial: Dial = DEFAULT_DIAL) -> None:

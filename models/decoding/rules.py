@@ -72,6 +72,8 @@ DEFAULT_DIAL: Dial = "auto"
 RULES_VERSION = 1
 # The one that helped recommenders most on the validation items of the first tables (docs/decisions/0007-anticipate.md).
 DEFAULT_RULE: Rule = "anticipate"
+# The rule that a bundle's guards were found with and are kept to by; the others replace whatever they choose to.
+GUARDED_RULE: Rule = "anticipate"
 
 
 def load_rule(name: Rule) -> DecodingRule:

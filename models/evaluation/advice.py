@@ -88,12 +88,25 @@ def rank_advised(scorer: Scorer, advice: Advice, arm: Arm, device: torch.device)
     Raises:
         ValueError: a score is NaN.
     """
-    with_history = np.flatnonzero(advice.validation.queries.num_target_items > 0)
-    tried = _ranks(scorer, _at(advice.validation, with_history), advice.table_XD, arm, device, WEIGHTS)
-    means = [float(ndcg_at_k(torch.tensor(ranks.unseen), 10).sum()) for ranks in tried]
-    weight = WEIGHTS[int(np.argmax(means))]
+    weight, _ = choose_weight(scorer, advice.validation, advice.table_XD, arm, device)
     (ranks,) = _ranks(scorer, advice.test, advice.table_XD, arm, device, [weight])
     return AdvisedRanks(ranks, weight)
+
+
+def choose_weight(
+    scorer: Scorer, advised: Advised, table_XD: Tensor, arm: Arm, device: torch.device
+) -> tuple[float, Ranks]:
+    """
+    The w of ``WEIGHTS`` that ranks the rows with a target item in their history best, and their ranks with it.
+
+    Raises:
+        ValueError: a score is NaN.
+    """
+    with_history = np.flatnonzero(advised.queries.num_target_items > 0)
+    tried = _ranks(scorer, _at(advised, with_history), table_XD, arm, device, WEIGHTS)
+    means = [float(ndcg_at_k(torch.tensor(ranks.unseen), 10).sum()) for ranks in tried]
+    best = int(np.argmax(means))
+    return WEIGHTS[best], tried[best]
 
 
 def added(scores_BX: Tensor, expert_logits_BX: Tensor, weight: float) -> Tensor:

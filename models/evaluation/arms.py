@@ -124,6 +124,16 @@ class Arm:
             digest.update(targets.astype(TOKENS).tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def training_fingerprint(self) -> str:
+        """SHA-256 of everything that a recommender's weights depend on, unless it is told the domains."""
+        digest = hashlib.sha256(json.dumps([self.num_items, self.candidates.first, self.candidates.last]).encode())
+        for sequences in (self.rows, self.validation.histories):
+            digest.update(sequences.offsets.astype(np.int64).tobytes())
+            digest.update(sequences.token_ids.astype(TOKENS).tobytes())
+        digest.update(self.validation.targets.astype(TOKENS).tobytes())
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class Composite:

@@ -5,7 +5,8 @@ A SASRec learns the target's original rows, and another the composite at each se
 budgets (``evaluation.cells``). Each ranks the validation items after the target-only and after the regenerated
 history. Of these ways, the original rows after target-only histories among them, the guard takes the one whose gain
 over that is largest after its standard error is taken off; so where no gain stands out from the noise, nothing is
-replaced.
+replaced. Each way is measured with the target expert's log-probabilities added, too (``evaluation.advice``): what a
+service that asks both has, and what regeneration must add to.
 
 What is chosen on few users may still harm others: the standard error knows of users, not of seeds, and the best of
 several ways looks better than it is (docs/experiments/two-readings.md).
@@ -20,6 +21,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,24 +34,22 @@ from models.composite.regenerated_rows import composite_rows
 from models.data.dataset import Dataset, Sequences
 from models.decoding.anticipate import RUN_ITEMS
 from models.decoding.regenerator import Regenerator
+from models.decoding.rules import GUARDED_RULE
+from models.evaluation.advice import Advised, choose_weight
 from models.evaluation.arms import Arm, Queries, build_arm, drop_short, keep_domain
-from models.evaluation.cells import EvaluationConfig, RowObjective, build_seeded
-from models.evaluation.ranking import rank_queries
-from models.evaluation.served import DecoderScorer
+from models.evaluation.objective import EvaluationConfig
+from models.evaluation.ranking import Ranks, rank_queries
+from models.evaluation.served import DecoderScorer, advised
+from models.evaluation.trained import Trainings
 from models.ranking_metrics import ndcg_at_k
-from models.recommenders.recommender import Scorer, SharedConfig
-from models.training.loop import RESUME_SUFFIX, Progress, TrainingConfig, fit
+from models.recommenders.recommender import Scorer
+from models.training.loop import Progress
 from models.tuning import Guard
 
 # Where the dial is tried beside "replace nothing", which is always a candidate. At "replace all" alone: every setting
 # costs a training, and one hint a run gave what three give where they were compared.
 HINTS = (RUN_ITEMS,)
-RULE, RECOMMENDER = "anticipate", "sasrec"
-# The recommender's dropout and rate of examples/tuned.toml, with a schedule that finds its own length.
-TRIAL_CONFIG = EvaluationConfig(
-    training=TrainingConfig(learning_rate=1e-3, batch_size=32, max_epochs=100, patience=2, schedule="plateau"),
-    shared=SharedConfig(dropout=0.5),
-)
+RECOMMENDER = "sasrec"
 # Fewer validation users show nothing.
 LEAST_USERS = 2
 
@@ -64,6 +64,7 @@ class Way:
         ndcg_at_10: mean among the items that the user has not had.
         gain: the mean paired difference to the original way.
         standard_error: of that mean, over users.
+        expert_weight: of the target expert's log-probabilities beside the recommender's; 0 is the recommender alone.
     """
 
     training_hints: int
@@ -71,6 +72,7 @@ class Way:
     ndcg_at_10: float
     gain: float = 0.0
     standard_error: float = 0.0
+    expert_weight: float = 0.0
 
     @property
     def sure_gain(self) -> float:
@@ -87,13 +89,15 @@ class RegenerationTrial:
         target: the domain.
         num_rows: validation rows with a target item in their history; the others take no part.
         expert_ndcg_at_10: the target expert alone on the mixed histories, by both its readings.
-        ways: the original way first.
+        ways: of the recommender alone, the original way first.
+        with_expert: each of *ways* with the expert's log-probabilities added, at the best weight.
     """
 
     target: str
     num_rows: int
     expert_ndcg_at_10: float
     ways: tuple[Way, ...]
+    with_expert: tuple[Way, ...] = ()
 
     @property
     def original(self) -> Way:
@@ -113,7 +117,29 @@ class RegenerationTrial:
     @property
     def guard(self) -> Guard:
         """What the bundle keeps of it."""
-        return Guard(self.chosen.training_hints, self.chosen.serving_hints, self._finding())
+        both = self.chosen_with_expert
+        weight = 0.0 if both is None else both.expert_weight
+        finding = f"{self._finding()}{self._finding_with_expert()}"
+        return Guard(self.chosen.training_hints, self.chosen.serving_hints, finding, weight)
+
+    @property
+    def chosen_with_expert(self) -> Way | None:
+        """The chosen way with the expert, where it gains more for sure than without; else None."""
+        if not self.with_expert:
+            return None
+        both = self.with_expert[self.ways.index(self.chosen)]
+        return both if both.sure_gain > self.chosen.sure_gain else None
+
+    def _finding_with_expert(self) -> str:
+        both = self.chosen_with_expert
+        if both is None:
+            return ""
+        plain = self.with_expert[0]
+        without = "" if both is plain else f"; without regeneration {plain.ndcg_at_10:.4f}"
+        return (
+            f" With the expert's log-probabilities added at weight {both.expert_weight:g}: {both.ndcg_at_10:.4f}, "
+            f"{_percent(both, self.original)}{without}."
+        )
 
     def _finding(self) -> str:
         chosen, original = self.chosen, self.original
@@ -146,6 +172,7 @@ def try_regeneration(
     config: EvaluationConfig,
     device: torch.device,
     run_directory: Path,
+    recommenders: Path | None = None,
     seed: int = 2025,
     progress: Progress | None = None,
 ) -> RegenerationTrial:
@@ -156,15 +183,15 @@ def try_regeneration(
 
     Args:
         bundle: trained on this very dataset; its guards are not kept to.
-        config: schedule and hyper-parameters of the recommenders; ``TRIAL_CONFIG`` in use.
-        run_directory: where interrupted trainings are kept (``trial-*``), to go on from.
+        config: schedule and hyper-parameters of the recommenders; ``evaluation.configuration.tuned_config`` in use.
+        run_directory: where recommenders are kept, to go on from, until the bundle is written.
+        recommenders: another folder for them, whose files stay: that of an evaluation's cells, for one.
         seed: of the recommenders.
 
     Raises:
         UnknownDomainError: no such domain.
         ResumeMismatchError: *run_directory* belongs to another run.
     """
-    index = dataset.vocabulary.domain_index(target)
     original = build_arm(dataset, target, "original", None)
     mixed = build_arm(dataset, target, "mixed", None)
     rows = np.flatnonzero(original.validation.num_target_items > 0)
@@ -174,31 +201,39 @@ def try_regeneration(
     expert = DecoderScorer(bundle.expert(target), bundle.tuning(target).own_shares)
     expert_ndcg_N = _ndcg(expert, mixed_queries, mixed, device)
 
-    def trained(arm: Arm, name: str) -> Scorer:
-        module = build_seeded(RECOMMENDER, arm, config, seed).to(device)
-        training = dataclasses.replace(config.training_of(RECOMMENDER), seed=seed)
-        steps = module.num_batches(original.rows, training.batch_size)
-        objective = RowObjective(module, arm, steps_per_epoch=steps, batch_size=training.batch_size, seed=seed)
-        resume_file = run_directory / f"trial-{index:02d}-{name}{RESUME_SUFFIX}"
-        fit(module, objective, training, resume_file=resume_file, progress=progress)
-        return module
+    trainings = Trainings(original, config, run_directory if recommenders is None else recommenders, device)
 
-    def measured(scorer: Scorer, histories: Queries) -> npt.NDArray[np.float64]:
-        return _ndcg(scorer, histories, original, device)
+    def trained(arm: Arm) -> Scorer:
+        return trainings.train(RECOMMENDER, arm, seed, progress).module
 
-    ordinary = trained(original, "original")
-    baseline_N = measured(ordinary, queries)
-    ways = [Way(0, 0, _mean(baseline_N))]
+    states_ND = advised(bundle, target, queries, mixed_queries).states_ND
+    table_XD = bundle.expert(target).item_embeddings_VD[dataset.vocabulary.token_range(target).columns]
+
+    def measured(scorer: Scorer, histories: Queries) -> _Measured:
+        weight, ranks = choose_weight(scorer, Advised(histories, states_ND), table_XD, original, device)
+        return _Measured(_ndcg(scorer, histories, original, device), _ndcg_of(ranks), weight)
+
+    ordinary = trained(original)
+    found = {(0, 0): measured(ordinary, queries)}
     for hints in HINTS:
         served = dataclasses.replace(queries, histories=_served(bundle, target, mixed_queries.histories, hints))
         arm = _composite_arm(original, dataset, bundle, target, hints)
-        composite = trained(arm, f"hints-{hints}")
-        ways += [
-            _way(0, hints, measured(ordinary, served), baseline_N),
-            _way(hints, 0, measured(composite, queries), baseline_N),
-            _way(hints, hints, measured(composite, served), baseline_N),
-        ]
-    return RegenerationTrial(target, len(queries), _mean(expert_ndcg_N), tuple(ways))
+        composite = trained(arm)
+        found[0, hints] = measured(ordinary, served)
+        found[hints, 0] = measured(composite, queries)
+        found[hints, hints] = measured(composite, served)
+    baseline_N = found[0, 0].alone_N
+    ways = [_way(*hints, one.alone_N, baseline_N) for hints, one in found.items()]
+    with_expert = [_way(*hints, one.with_expert_N, baseline_N, one.weight) for hints, one in found.items()]
+    return RegenerationTrial(target, len(queries), _mean(expert_ndcg_N), tuple(ways), tuple(with_expert))
+
+
+class _Measured(NamedTuple):
+    """NDCG@10 of every validation row by a recommender alone, and with the expert at its best weight."""
+
+    alone_N: npt.NDArray[np.float64]
+    with_expert_N: npt.NDArray[np.float64]
+    weight: float
 
 
 def try_targets(
@@ -208,12 +243,22 @@ def try_targets(
     config: EvaluationConfig,
     device: torch.device,
     run_directory: Path,
+    recommenders: Path | None = None,
+    seed: int = 2025,
     progress: Progress | None = None,
 ) -> tuple[RegenerationTrial, ...]:
     """``try_regeneration`` for every domain."""
     return tuple(
         try_regeneration(
-            dataset, bundle, target, config=config, device=device, run_directory=run_directory, progress=progress
+            dataset,
+            bundle,
+            target,
+            config=config,
+            device=device,
+            run_directory=run_directory,
+            recommenders=recommenders,
+            seed=seed,
+            progress=progress,
         )
         for target in dataset.vocabulary.domains
     )
@@ -228,11 +273,15 @@ def with_guards(bundle: Bundle, trials: Sequence[RegenerationTrial]) -> Bundle:
 
 
 def _way(
-    training_hints: int, serving_hints: int, values_N: npt.NDArray[np.float64], baseline_N: npt.NDArray[np.float64]
+    training_hints: int,
+    serving_hints: int,
+    values_N: npt.NDArray[np.float64],
+    baseline_N: npt.NDArray[np.float64],
+    expert_weight: float = 0.0,
 ) -> Way:
     gains_N = values_N - baseline_N
     error = float(gains_N.std(ddof=1)) / math.sqrt(len(gains_N))
-    return Way(training_hints, serving_hints, _mean(values_N), _mean(gains_N), error)
+    return Way(training_hints, serving_hints, _mean(values_N), _mean(gains_N), error, expert_weight)
 
 
 def _mean(values_N: npt.NDArray[np.float64]) -> float:
@@ -247,8 +296,11 @@ def _percent(way: Way, original: Way) -> str:
 
 
 def _ndcg(scorer: Scorer, queries: Queries, arm: Arm, device: torch.device) -> npt.NDArray[np.float64]:
-    ranks = torch.tensor(rank_queries(scorer, queries, arm, device).unseen)
-    values_N: npt.NDArray[np.float64] = ndcg_at_k(ranks, 10).numpy()
+    return _ndcg_of(rank_queries(scorer, queries, arm, device))
+
+
+def _ndcg_of(ranks: Ranks) -> npt.NDArray[np.float64]:
+    values_N: npt.NDArray[np.float64] = ndcg_at_k(torch.tensor(ranks.unseen), 10).numpy()
     return values_N
 
 
@@ -273,4 +325,4 @@ def _regenerator(bundle: Bundle, target: str, hints: int) -> Regenerator:
     tuning = dataclasses.replace(bundle.tuning(target), guard=Guard(hints, hints, "on trial"))
     # Of the other domains' tunings nothing is read when this one is the target.
     tunings = (tuning,) * len(bundle.vocabulary.domains)
-    return Regenerator(dataclasses.replace(bundle, tunings=tunings), RULE)
+    return Regenerator(dataclasses.replace(bundle, tunings=tunings), GUARDED_RULE)

@@ -19,6 +19,7 @@ from models.evaluation.arms import ARM_NAMES, ArmName, Queries, RowName
 from models.evaluation.bootstrap import Interval, bootstrap_gains
 from models.evaluation.cells import Cell
 from models.evaluation.ranking import RankingName
+from models.evaluation.served import TARGET_EXPERT
 from models.ranking_metrics import METRICS, broken_inequalities, per_row_metrics
 from models.recommenders.registry import COUNTED, RECOMMENDERS, TRAINED
 
@@ -27,6 +28,7 @@ BASELINE_ARMS: tuple[ArmName, ...] = ("original", "duplicated")
 # What regenerated histories are compared with as well: the same expert's advice without regeneration.
 SERVED_ROWS: tuple[RowName, ...] = ("served", "served with expert")
 WITHOUT_REGENERATION: RowName = "with expert"
+EXPERT_LINE: tuple[str, RowName] = (TARGET_EXPERT, "mixed")
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ def summarise(
             *_floor_comparisons(values, queries, seed),
             *_arm_comparisons(values, queries, leak_hits, seed),
             *_rival_comparisons(values, queries, seed),
+            *_expert_comparisons(values, queries, seed),
             *_cold_comparisons(values, queries, seed),
         ),
         # Lines without a run of their own say nothing about training.
@@ -216,6 +219,16 @@ def _repeated(
 ) -> Mapping[int, npt.NDArray[np.float64]]:
     """A line of one seed takes none, so it is the same under every seed."""
     return dict.fromkeys(seeds, *values.values()) if len(values) == 1 else values
+
+
+def _expert_comparisons(values: _MetricValues, queries: Queries, seed: int) -> Iterator[Comparison]:
+    """Is the target expert, asked for a ranking itself, ahead of a recommender that knows the target's rows alone?"""
+    main_N = MAIN.members(queries.num_target_items)
+    for (recommender, arm), per_seed in values.items():
+        if arm != "original" or recommender not in TRAINED or EXPERT_LINE not in values:
+            continue
+        pair = _Pair(*EXPERT_LINE, recommender, arm)
+        yield from _compare(pair, _repeated(values[EXPERT_LINE], per_seed), per_seed, main_N, seed=seed)
 
 
 def _cold_comparisons(values: _MetricValues, queries: Queries, seed: int) -> Iterator[Comparison]:

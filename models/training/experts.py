@@ -33,6 +33,7 @@ from models.network.losses import domain_specific_targets, next_item_targets
 from models.training.batches import epoch_generator
 from models.training.loop import Progress, TrainingConfig, TrainingResult, fit
 from models.training.objective import PredictionObjective, choose_held_out, drop_untrainable
+from models.training.own_shares import try_own_shares
 from models.vocabulary import TokenRange
 
 Experts = Literal["adapted", "from-scratch", "single-domain"]
@@ -46,6 +47,8 @@ def train_expert(
     *,
     experts: Experts,
     sampled_softmax: int | None = None,
+    own_rows: float = 0.0,
+    two_readings: bool = False,
     resume_file: Path | None = None,
     progress: Progress | None = None,
     course: Sequence[int] | None = None,
@@ -60,6 +63,9 @@ def train_expert(
     Args:
         experts: ``adapted`` as just said, or an ablation of it; see the top of this file. From scratch only the
             configuration of *base* is used.
+        own_rows: of so many batches the sequences without foreign items, so that both readings of the expert are
+            trained (``network.two_readings``).
+        two_readings: validate by the readings together, with the shares that are best after the epoch.
         sampled_softmax: estimate the softmax from so many of the domain's items, if it has more.
 
     Raises:
@@ -73,6 +79,11 @@ def train_expert(
     fingerprint = f"{dataset.fingerprint} {dataclasses.asdict(base.config)} {_weights_hash(expert)}"
     if sampled_softmax is not None:
         fingerprint += f" sampled {sampled_softmax}"
+    if own_rows:
+        fingerprint += f" own rows {own_rows}"
+    if two_readings:
+        fingerprint += " two readings"
+    held_out = choose_held_out(dataset.train, dataset.validation, candidates)
     objective = PredictionObjective(
         name=name,
         fingerprint=fingerprint if experts == "adapted" else f"{fingerprint} {experts}",
@@ -83,11 +94,13 @@ def train_expert(
             else partial(domain_specific_targets, token_range=candidates)
         ),
         candidates=candidates,
-        validation=choose_held_out(dataset.train, dataset.validation, candidates),
+        validation=held_out,
         max_length=base.config.max_length,
         batch_size=config.batch_size,
         seed=config.seed,
         sampled_softmax=sampled_softmax,
+        own_rows=own_rows,
+        validate_with=(lambda module: try_own_shares(module, held_out, candidates).best) if two_readings else None,
     )
     expert.requires_grad_(True)
     result = fit(expert, objective, config, resume_file=resume_file, progress=progress, course=course)

@@ -82,6 +82,11 @@ class TrainingConfig:
     schedule: Schedule = "constant"
     average_decay: float = 0.0
 
+    @property
+    def may_go_on(self) -> bool:
+        """Whether a run that ended at ``max_epochs`` goes on as it would have with more: its rate knows no end."""
+        return self.schedule != "linear"
+
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
             raise TrainingError(f"learning_rate {self.learning_rate} is not above 0")
@@ -217,7 +222,8 @@ def fit(
         module: already on its device.
         objective: data, loss and validation.
         config: schedule.
-        resume_file: safetensors file to resume from and to write after every epoch.
+        resume_file: safetensors file to resume from and to write after every epoch. A run that ended at its
+            ``max_epochs`` goes on from it with more of them, unless the schedule counts on their number.
         progress: receiver of reports.
         course: of an earlier run whose schedule is to be repeated without validation: as many epochs, each after as
             many falls of the rate (``TrainingResult.course``).
@@ -349,6 +355,8 @@ def _plateau_epochs(config: TrainingConfig, num_steps: int) -> int:
 
 def _identity(objective: Objective[ModuleContraT, BatchT], config: TrainingConfig, device: torch.device) -> str:
     options = {**dataclasses.asdict(config), "precision": product_precision(device, config.precision)}
+    if config.may_go_on:
+        del options["max_epochs"]
     if distributed.num_processes() > 1:
         options["processes"] = distributed.num_processes()
     return json.dumps([objective.name, objective.fingerprint, options, device.type], sort_keys=True)

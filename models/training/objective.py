@@ -83,6 +83,9 @@ class PredictionObjective:
         seed: of the shuffles and of negatives.
         sampled_softmax: how many negatives to draw for each step, all its positions sharing them; None, or as many as
             there are candidates, takes the softmax over all. Validation ranks among all candidates in any case.
+        own_rows: of so many batches, drawn anew in every epoch, the sequences without anything but candidates, in
+            [0, 1]: what a second reading reads (``network.two_readings``) is then trained, too.
+        validate_with: another metric than the NDCG@10 among all candidates after the histories as they are.
     """
 
     name: str
@@ -95,6 +98,8 @@ class PredictionObjective:
     batch_size: int
     seed: int
     sampled_softmax: int | None = None
+    own_rows: float = 0.0
+    validate_with: Callable[[Decoder], float] | None = None
 
     def num_batches(self) -> int:
         """Steps per epoch."""
@@ -109,13 +114,15 @@ class PredictionObjective:
         generator = epoch_generator(self.seed, self.name, epoch)
         # A generator of their own, so that the shuffles are the same with any number of negatives.
         negatives_generator = epoch_generator(self.seed, f"{self.name} negatives", epoch)
+        own_generator = epoch_generator(self.seed, f"{self.name} own rows", epoch)
         num_processes, rank = distributed.num_processes(), distributed.rank()
         for rows in length_bucketed_batches(self._lengths_U, self.batch_size, generator):
             negatives = self._sampler.draw(negatives_generator) if self._sampler else None
-            own_rows = rows[rank::num_processes]
-            if len(own_rows):
-                weight = float(self._num_targets_U[own_rows].sum() / self._mean_targets)
-                yield PredictionBatch(self._padded(own_rows), negatives, weight)
+            share = rows[rank::num_processes]
+            without_foreign = own_generator.random() < self.own_rows
+            if len(share):
+                weight = float(self._num_targets_U[share].sum() / self._mean_targets)
+                yield PredictionBatch(self._padded(share, without_foreign=without_foreign), negatives, weight)
             else:
                 # Fewer rows than processes: this one takes the same steps on some row that counts nothing.
                 yield PredictionBatch(self._padded(rows[:1]), negatives, weight=0.0)
@@ -137,6 +144,8 @@ class PredictionObjective:
         """Mean NDCG@10 over the validation rows; None if there are none."""
         if not len(self.validation.targets):
             return None
+        if self.validate_with is not None:
+            return self.validate_with(module)
         ranks_N = rank_held_out(module, self.validation, self.candidates)
         return float(ndcg_at_k(ranks_N, 10).mean())
 
@@ -146,10 +155,14 @@ class PredictionObjective:
             return None
         return PopularitySampler.of(self.sequences, self.candidates, self.sampled_softmax)
 
-    def _padded(self, rows: npt.NDArray[np.int64]) -> Tensor:
+    def _padded(self, rows: npt.NDArray[np.int64], *, without_foreign: bool = False) -> Tensor:
         """The sequences at *rows*, each with one item more than the decoder's positions: the last is only a target."""
         longest = min(int(self._lengths_U[rows].max()), self.max_length + 1)
-        return pad_right((self.sequences[row] for row in rows), longest)
+        if not without_foreign:
+            return pad_right((self.sequences[row] for row in rows), longest)
+        recent = [self.sequences[row][-longest:] for row in rows]
+        own = [sequence[self.candidates.mask(sequence)] for sequence in recent]
+        return pad_right(own, max(2, *map(len, own), 2))
 
     @cached_property
     def _lengths_U(self) -> npt.NDArray[np.int64]:

@@ -18,11 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.data.dataset import TOKENS, Dataset, TokenArray, pad_right
+from models.data.dataset import TOKENS, TokenArray, pad_right
 from models.network.decoder import Decoder
 from models.network.two_readings import Readings, combined, read
 from models.ranking_metrics import ndcg_at_k, pessimistic_ranks, ranks_without
-from models.training.objective import HeldOut, choose_held_out
+from models.training.objective import HeldOut
 from models.tuning import OwnShares
 from models.vocabulary import PADDING, TokenRange
 
@@ -42,16 +42,17 @@ class ShareTrial:
         shares: the best, which are chosen.
         num_rows: validation rows by what their history ends with, ``target`` or ``source``.
         ndcg_at_10: likewise, the mean among unseen items for each of ``SHARES``; none where there are no rows.
+        best: the mean over all rows under the chosen shares.
     """
 
     shares: OwnShares
     num_rows: Mapping[str, int]
     ndcg_at_10: Mapping[str, tuple[float, ...]]
+    best: float
 
 
-def try_own_shares(expert: Decoder, dataset: Dataset, domain: TokenRange) -> ShareTrial:
-    """Rank the validation items of *domain* by *expert* under every share; equals go to the smaller share."""
-    held_out = choose_held_out(dataset.train, dataset.validation, domain)
+def try_own_shares(expert: Decoder, held_out: HeldOut, domain: TokenRange) -> ShareTrial:
+    """Rank *held_out* items of *domain* by *expert* under every share; equals go to the smaller share."""
     readings = read(expert, held_out.histories, domain)
     values_SN = np.stack([_ndcg(expert, readings, share, held_out, domain) for share in SHARES])
     ends_in_target_N = readings.ends_in_target_N
@@ -64,6 +65,8 @@ def try_own_shares(expert: Decoder, dataset: Dataset, domain: TokenRange) -> Sha
         OwnShares(after_target=best["target"], after_source=best["source"]),
         {name: int(rows_N.sum()) for name, rows_N in groups.items()},
         {name: _means(values_SN[:, rows_N]) for name, rows_N in groups.items() if rows_N.any()},
+        float(sum(values_SN[SHARES.index(best[name]), rows_N].sum() for name, rows_N in groups.items()))
+        / max(1, len(held_out.targets)),
     )
 
 

@@ -20,7 +20,8 @@ from models.training import distributed
 from models.training.base import train_base
 from models.training.experts import Experts, train_expert
 from models.training.loop import RESUME_SUFFIX, Progress, TrainingConfig, TrainingResult
-from models.training.own_shares import try_own_shares
+from models.training.objective import choose_held_out
+from models.training.own_shares import ShareTrial, try_own_shares
 from models.training.refit import RefitProgress, UndividedDataset
 from models.tuning import TargetTuning
 
@@ -59,6 +60,7 @@ class PipelineConfig:
         refit: train all once more, by the same schedule, to the epochs that validation chose, on everything.
         two_readings: choose on validation how far each expert reads its own domain's items alone
             (``models.training.own_shares``); without, experts have the mixed reading.
+        own_rows: share of the experts' batches that hold the domain's own items alone.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -68,6 +70,7 @@ class PipelineConfig:
     sampled_softmax: int | None = None
     refit: bool = False
     two_readings: bool = True
+    own_rows: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ RELEASED = PipelineConfig(
     base=TrainingConfig(),
     expert=TrainingConfig(max_epochs=20, patience=5),
     two_readings=False,
+    own_rows=0.0,
 )
 
 
@@ -136,7 +140,7 @@ def train_bundle(
     results = (trained.base_result, trained.expert_results)
     domains = dataset.vocabulary.domains
     trials = {
-        domain: try_own_shares(expert, dataset, dataset.vocabulary.token_range(domain))
+        domain: _own_shares(expert, dataset, domain)
         for domain, expert in zip(domains, trained.experts, strict=True)
         if config.two_readings
     }
@@ -209,6 +213,8 @@ def _train(
             config.expert,
             experts=config.experts,
             sampled_softmax=config.sampled_softmax,
+            own_rows=config.own_rows,
+            two_readings=config.two_readings,
             resume_file=run_directory / f"{stage}expert-{index:02d}{RESUME_SUFFIX}",
             progress=progress,
             course=None if chosen is None else chosen.expert_results[index].course,
@@ -216,6 +222,11 @@ def _train(
         for index, domain in enumerate(dataset.vocabulary.domains)
     ]
     return Trained(base, tuple(e for e, _ in experts), base_result, tuple(result for _, result in experts))
+
+
+def _own_shares(expert: Decoder, dataset: Dataset, domain: str) -> ShareTrial:
+    token_range = dataset.vocabulary.token_range(domain)
+    return try_own_shares(expert, choose_held_out(dataset.train, dataset.validation, token_range), token_range)
 
 
 def _refit(
@@ -235,7 +246,7 @@ def _refit(
 
 def forget_run(run_directory: Path) -> None:
     """Delete the resume files of an unfinished or finished run, and the folder if nothing else is in it."""
-    for pattern in ("base.*", "expert-*.*", "refit-*.*", "trial-*.*"):
+    for pattern in ("base.*", "expert-*.*", "refit-*.*", "[0-9a-f]*.*"):
         for path in (*run_directory.glob(pattern), *run_directory.glob(f".{pattern}")):
             if path.suffix in {RESUME_SUFFIX, PARTIAL_SUFFIX}:
                 path.unlink()

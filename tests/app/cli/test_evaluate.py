@@ -11,6 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from app.cli.evaluate import ARMS, HISTORIES, evaluate
+from app.cli.tune import tune
 from models.bundle import save_bundle
 from models.data.dataset import Dataset
 from models.errors import ConfigurationError
@@ -22,6 +23,8 @@ CONFIG = "[training]\nmax_epochs = 1\nbatch_size = 16\n[recommender]\nwidth = 16
 
 command = typer.Typer()
 command.command()(evaluate)
+search = typer.Typer()
+search.command()(tune)
 
 
 def run(dataset: Dataset, out: Path, *options: str):
@@ -64,6 +67,34 @@ def test_a_bundle_becomes_a_report_and_a_second_run_reads_its_cells_back(dataset
     assert trained == {"original", "duplicated", "regenerated", "with expert"}
     decoders = {score["arm"] for score in report["results"]["scores"] if score["recommender"] == "target expert"}
     assert decoders == {"mixed"}
+
+
+def test_a_row_that_was_best_at_its_last_epoch_is_named_with_what_to_type(dataset, tmp_path):
+    """And what is said is true: with as many epochs it is trained on, and is no longer cut short or said to be."""
+    (tmp_path / "config.toml").write_text(CONFIG)
+    options = ("--config", str(tmp_path / "config.toml"), "--arms", "original", "--recommender", "sasrec")
+    first = run(dataset, tmp_path / "report", *options, "--seeds", "1", "--epochs", "1")
+    second = run(dataset, tmp_path / "report", *options, "--seeds", "1", "--epochs", "2")
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "report" / "cells").glob("*.json")]
+
+    assert "at epoch 1, the last: not converged; the same command with --epochs 2 goes on from there" in first.output
+    assert second.exit_code == 0, second.output
+    assert sorted(cell["epochs"] for cell in cells) == [1, 2]
+
+
+def test_what_tune_finds_is_what_evaluate_then_trains_no_second_time(dataset, tmp_path):
+    """Five trainings at most, each said with its validation NDCG@10; the file holds the best."""
+    (tmp_path / "config.toml").write_text(CONFIG)
+    cells = ("--cells", str(tmp_path / "cells"))
+    options = ("--config", str(tmp_path / "config.toml"), "--out", str(tmp_path / "tuned.toml"), *cells)
+    found = CliRunner().invoke(search, [str(dataset.directory), "--target", "food", *options])
+    trained = set((tmp_path / "cells").glob("*.weights.safetensors"))
+    options = ("--config", str(tmp_path / "tuned.toml"), "--arms", "original", "--recommender", "sasrec", *cells)
+    done = run(dataset, tmp_path / "report", *options, "--seeds", "1")
+
+    assert (found.exit_code, done.exit_code) == (0, 0), found.output + done.output
+    assert 3 < found.output.count("validation NDCG@10") == len(trained) <= 5
+    assert trained == set((tmp_path / "cells").glob("*.weights.safetensors"))
 
 
 def test_arms_without_regeneration_need_neither_bundle_nor_composite(dataset, tmp_path):

@@ -50,6 +50,7 @@ def test_models_are_listed_with_what_they_know(client, bundle):
                         "own_share_after_source": 0.0,
                         "training_hints": None,
                         "serving_hints": None,
+                        "expert_weight": None,
                         "finding": None,
                     }
                     for name in ("books", "food", "kitchen")
@@ -64,7 +65,10 @@ def test_a_model_says_what_validation_chose_for_every_target(serving, payload, m
     """And keeps to it: nothing is put into live histories of food, and all of books's are regenerated."""
     made = make_bundle(tmp_path / "chosen", seed=4)
     closed = Guard(
-        training_hints=3, serving_hints=0, finding="Live histories of food are best passed through: .02, .03."
+        training_hints=3,
+        serving_hints=0,
+        finding="Live histories of food are best passed through: .02, .03.",
+        expert_weight=0.4,
     )
     with_tunings(made, [TargetTuning(), TargetTuning(OwnShares(0.25, 0.5), closed), TargetTuning()], {})
     client = serving(bundle=made.directory)
@@ -77,12 +81,29 @@ def test_a_model_says_what_validation_chose_for_every_target(serving, payload, m
         "own_share_after_source": 0.5,
         "training_hints": 3,
         "serving_hints": 0,
+        "expert_weight": 0.4,
         "finding": closed.finding,
     }
     for target, items in (("food", ["f02", "f05"]), ("books", None)):
         body = payload("b01 f02 f02 k03 k04 f05 b06", target=target)
         (answer,) = client.post("/regenerate", json=body).json()["sequences"]
         assert (answer["items"] == items, answer["replaced"] > 0) == (target == "food", target == "books")
+
+
+def test_a_rule_that_keeps_to_no_guard_tells_of_none(serving, payload, make_bundle, tmp_path):
+    """The guard was found with another rule, so nothing is left undone; the shares of the readings hold for all."""
+    made = make_bundle(tmp_path / "chosen", seed=4)
+    closed = TargetTuning(OwnShares(0.25, 0.5), Guard(0, 0, "found with anticipate"))
+    with_tunings(made, [closed] * 3, {})
+    client = serving(bundle=made.directory, rule="without-gcs")
+    _, food, _ = client.get("/models").json()["loaded"][0]["domains"]
+    body = payload("b01 f02 f02 k03 k04 f05 b06", target="food")
+    (answer,) = client.post("/regenerate", json=body).json()["sequences"]
+
+    unknown = ("training_hints", "serving_hints", "expert_weight", "finding")
+    assert {name: food[name] for name in unknown} == dict.fromkeys(unknown)
+    assert food["own_share_after_source"] == 0.5
+    assert answer["replaced"] > 0
 
 
 def test_without_a_bundle_the_list_is_empty(serving):

@@ -13,9 +13,11 @@ import torch
 
 from models.data.dataset import Sequences
 from models.errors import DatasetFormatError
+from models.evaluation.advice import Advice, Advised
 from models.evaluation.arms import ARM_NAMES, Arm, build_arm, build_queries, load_composite, pick_rows, with_served
-from models.evaluation.cells import EvaluationConfig, Grid, RowObjective, build_seeded
+from models.evaluation.cells import Grid
 from models.evaluation.configuration import load_config
+from models.evaluation.objective import EvaluationConfig, RowObjective, build_seeded
 from models.evaluation.ranking import rank_queries
 from models.ranking_metrics import per_row_metrics
 from models.recommenders.gru4rec import GRU4RecConfig
@@ -166,7 +168,7 @@ def test_a_finished_cell_is_read_back_and_a_changed_one_is_computed_anew(arms, t
     held_out = dataclasses.replace(arms["original"].test, targets=arms["original"].test.targets[::-1].copy())
     changed = dataclasses.replace(arms["original"], test=held_out)
     assert Grid((changed,), SMALL, tmp_path, CPU).finished("sasrec", changed, 1) is None
-    assert not list(tmp_path.glob("*.safetensors"))
+    assert [path.suffixes for path in tmp_path.glob("*.safetensors")] == [[".weights", ".safetensors"]]
 
 
 @pytest.mark.parametrize(
@@ -184,6 +186,45 @@ def test_a_cell_that_was_interrupted_ends_with_the_same_ranks(name, arm_name, ar
 
     ignored = {"seconds": 0.0}
     assert dataclasses.replace(resumed, **ignored) == dataclasses.replace(whole, **ignored)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "plateau"])
+def test_a_row_that_was_best_at_its_last_epoch_goes_on_when_it_is_given_more(schedule, arms, tmp_path):
+    """Only the epochs that it lacks are trained, and it ends as one that had them from the start."""
+
+    def config(epochs: int) -> EvaluationConfig:
+        return dataclasses.replace(
+            SMALL, training=dataclasses.replace(SMALL.training, max_epochs=epochs, schedule=schedule)
+        )
+
+    arm = arms["original"]
+    cut = grid_of(arms, tmp_path / "cut", config(1)).run("sasrec", arm, 3)
+    more = Epochs()
+    longer = grid_of(arms, tmp_path / "cut", config(4)).run("sasrec", arm, 3, more)
+    whole = grid_of(arms, tmp_path / "whole", config(4)).run("sasrec", arm, 3)
+
+    assert cut.is_cut_short
+    assert more.steps == 3 * whole.steps_per_epoch
+    assert dataclasses.replace(longer, seconds=0.0) == dataclasses.replace(whole, seconds=0.0)
+
+
+def test_the_original_rows_are_learned_once_whichever_bundle_stands_beside_them(arms, tmp_path):
+    """The expert's advice changes what is ranked, not what was learned."""
+    arm = arms["original"]
+    rows = {part: Advised(queries, torch.randn(len(queries), 4)) for part, queries in
+            (("validation", arm.validation), ("test", arm.test))}  # fmt: skip
+    advice = {version: {"original": Advice(version, torch.randn(arm.num_items, 4), **rows)} for version in "ab"}
+    again = Epochs()
+    first, second = (
+        Grid(tuple(arms.values()), SMALL, tmp_path, CPU, advice[version]).run("sasrec", arm, 1, progress)
+        for version, progress in (("a", None), ("b", again))
+    )
+
+    assert again.steps == 0
+    assert first.key != second.key
+    assert first.advised != second.advised
+    dropped = {"key": "", "advised": None, "seconds": 0.0}
+    assert dataclasses.replace(first, **dropped) == dataclasses.replace(second, **dropped)
 
 
 @pytest.mark.parametrize("name", MULTI_DOMAIN)

@@ -12,7 +12,7 @@ import torch
 
 from models.bundle import Bundle
 from models.data.dataset import Dataset, load_dataset, sha256_of
-from models.evaluation.cells import EvaluationConfig
+from models.evaluation.objective import EvaluationConfig
 from models.evaluation.regeneration_trial import RegenerationTrial, Way, try_regeneration
 from models.recommenders.recommender import SharedConfig
 from models.training.loop import EpochReport, Silent, TrainingConfig
@@ -27,6 +27,10 @@ ORIGINAL = Way(0, 0, 0.04)
 
 def trial(*ways: Way, expert: float = 0.05) -> RegenerationTrial:
     return RegenerationTrial("toys", 1234, expert, (ORIGINAL, *ways))
+
+
+def with_expert(found: RegenerationTrial, *both: Way) -> RegenerationTrial:
+    return dataclasses.replace(found, with_expert=both)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +66,26 @@ def test_the_finding_says_what_was_chosen_and_by_how_much() -> None:
     )
 
 
+def test_the_weight_is_that_of_the_chosen_way_where_the_expert_adds_something_for_sure() -> None:
+    """What regeneration adds to recommender and expert stands beside it."""
+    nothing = Way(3, 3, 0.0405, 0.0005, 0.001)
+    gained = Way(3, 3, 0.05, 0.01, 0.002)
+    plain, both = Way(0, 0, 0.045, 0.005, 0.001, 0.4), Way(3, 3, 0.055, 0.015, 0.002, 0.3)
+    unsure = Way(3, 3, 0.0501, 0.0101, 0.0022, 0.1)
+
+    closed = with_expert(trial(nothing), plain, both).guard
+    assert (closed.serving_hints, closed.expert_weight) == (0, 0.4)
+    assert closed.finding.endswith(" With the expert's log-probabilities added at weight 0.4: 0.0450, +12.5 % ± 2.5.")
+    opened = with_expert(trial(gained), plain, both).guard
+    assert (opened.serving_hints, opened.expert_weight) == (3, 0.3)
+    assert opened.finding.endswith(
+        " With the expert's log-probabilities added at weight 0.3: 0.0550, +37.5 % ± 5.0; without regeneration 0.0450."
+    )
+    alone = with_expert(trial(gained), plain, unsure).guard
+    assert (alone.serving_hints, alone.expert_weight) == (3, 0.0)
+    assert "log-probabilities" not in alone.finding
+
+
 @pytest.mark.parametrize(("expert", "behind"), [(0.039, True), (0.04, False), (0.05, False)])
 def test_the_expert_is_behind_where_it_ranks_worse_than_the_original_recommender(
     expert: float, *, behind: bool
@@ -91,6 +115,10 @@ def test_every_way_is_tried_on_the_users_with_a_target_item(found: RegenerationT
     assert [(way.training_hints, way.serving_hints) for way in found.ways] == [(0, 0), (0, 3), (3, 0), (3, 3)]
     assert all(way.gain == pytest.approx(way.ndcg_at_10 - found.original.ndcg_at_10) for way in found.ways)
     assert len({way.ndcg_at_10 for way in found.ways}) > 1
+    for alone, both in zip(found.ways, found.with_expert, strict=True):
+        assert (alone.training_hints, alone.serving_hints) == (both.training_hints, both.serving_hints)
+        # The recommender alone is one of the weights.
+        assert both.ndcg_at_10 >= alone.ndcg_at_10
 
 
 def test_the_bundles_own_guard_does_not_decide_what_is_tried(

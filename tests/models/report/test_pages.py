@@ -19,8 +19,9 @@ from models.data.dataset import Sequences
 from models.errors import BundleMismatchError, ConfigurationError
 from models.evaluation.arms import Queries
 from models.evaluation.bootstrap import Interval
-from models.evaluation.cells import Cell, EvaluationConfig
-from models.evaluation.configuration import load_config
+from models.evaluation.cells import Cell
+from models.evaluation.configuration import load_config, tuned_config
+from models.evaluation.objective import EvaluationConfig
 from models.evaluation.ranking import Ranks
 from models.evaluation.study import Study, run_study
 from models.evaluation.summary import GROUPS, MAIN, summarise
@@ -29,7 +30,7 @@ from models.recommenders.cl4srec import CL4SRecConfig
 from models.recommenders.gcegnn import GCEGNNConfig
 from models.recommenders.gru4rec import GRU4RecConfig
 from models.recommenders.recommender import SharedConfig
-from models.recommenders.registry import CONFIGURATIONS, TRAINED
+from models.recommenders.registry import CONFIGURATIONS
 from models.report import charts
 from models.report.pages import markdown, write_report
 from models.training.loop import TrainingConfig
@@ -381,14 +382,15 @@ def test_a_page_without_t_sne_says_how_to_get_it(report, tmp_path):
     assert "taesar[plots]" not in (tmp_path / "with" / "report.html").read_text()
 
 
-def test_the_documented_configuration_is_the_default(tmp_path):
-    """examples/evaluation.toml names every key with its default value, and nothing else."""
+def test_the_documented_configuration_is_the_released_code_s():
+    """examples/evaluation.toml names every key with the released value, and nothing else."""
     path = Path(__file__).parents[3] / "examples" / "evaluation.toml"
     tables = tomllib.loads(path.read_text())
     defaults, shared = load_config(path), asdict(SharedConfig())
     own = {name: asdict(config()).keys() - shared.keys() for name, config in CONFIGURATIONS.items()}
 
     assert defaults.training == TrainingConfig()
+    assert all(defaults.training_of(name) == TrainingConfig() for name in CONFIGURATIONS)
     assert defaults.shared == SharedConfig()
     assert all(defaults.config_of(name) == config() for name, config in CONFIGURATIONS.items())
     assert tables["training"].keys() == asdict(TrainingConfig()).keys() - {"seed"}
@@ -408,19 +410,28 @@ def test_a_recommender_takes_what_it_has_of_the_shared_hyper_parameters_and_its_
 
     assert config.shared == SharedConfig(width=64, dropout=0, num_heads=4)
     assert config.config_of("gru4rec") == GRU4RecConfig(width=64, dropout=0.1, hidden_width=8)
-    assert config.config_of("gcegnn") == GCEGNNConfig(width=64)
-    assert config.config_of("cl4srec") == CL4SRecConfig(width=64, dropout=0, num_heads=4)
+    assert config.config_of("gcegnn") == GCEGNNConfig(width=64, dropout_local=0.5)
+    assert config.config_of("cl4srec") == CL4SRecConfig(width=64, dropout=0, num_heads=4, temperature=12.0)
 
 
-def test_the_tuned_configuration_can_be_read():
-    """A rate that falls, or an average in place of it."""
+def test_the_tuned_file_says_what_holds_without_a_file():
+    """Every trained recommender's schedule finds its own length, and every key that the file names is the default."""
     config = load_config(Path(__file__).parents[3] / "examples" / "tuned.toml")
 
-    schedules = {name: config.training_of(name) for name in TRAINED}
-    assert {name for name, one in schedules.items() if one.schedule == "constant"} == {"gru4rec"}
-    assert {name for name, one in schedules.items() if one.average_decay > 0} == {"gru4rec"}
-    assert config.shared.dropout == 0.5
+    assert config == tuned_config()
+    schedules = {name: config.training_of(name) for name in CONFIGURATIONS}
+    assert {name for name, one in schedules.items() if one.schedule != "plateau"} == {"gru4rec"}
+    assert schedules["gru4rec"].max_epochs > 10 * schedules["gru4rec"].patience
     assert (config.config_of("cl4srec").temperature, config.config_of("gcegnn").dropout_local) == (12.0, 0.5)
+
+
+def test_what_a_file_says_of_all_recommenders_goes_before_the_default_of_one(tmp_path):
+    """GRU4Rec's own default rate and epochs give way; its own batch size stays."""
+    (tmp_path / "c.toml").write_text("[training]\nmax_epochs = 2\nlearning_rate = 1e-2\n")
+    config = load_config(tmp_path / "c.toml")
+
+    own = config.training_of("gru4rec")
+    assert (own.max_epochs, own.learning_rate, own.batch_size) == (2, 1e-2, 128)
 
 
 def test_a_table_of_a_recommender_overrides_the_schedule_of_that_one_alone(tmp_path):
@@ -430,8 +441,13 @@ def test_a_table_of_a_recommender_overrides_the_schedule_of_that_one_alone(tmp_p
     )
     config = load_config(tmp_path / "c.toml")
 
-    assert config.training_of("gru4rec") == TrainingConfig(learning_rate=1e-3, patience=4, batch_size=32)
-    assert config.training_of("sasrec") == config.training == TrainingConfig(patience=7, batch_size=32)
+    own, others = config.training_of("gru4rec"), config.training_of("sasrec")
+    assert (own.learning_rate, own.patience, own.batch_size) == (1e-3, 4, 32)
+    assert (others.learning_rate, others.patience, others.batch_size) == (
+        tuned_config().training.learning_rate,
+        7,
+        32,
+    )
 
 
 @pytest.mark.parametrize(

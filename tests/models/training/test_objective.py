@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import numpy as np
@@ -63,3 +64,25 @@ def test_an_epochs_loss_is_the_mean_over_its_predicted_positions(objectives: lis
 
         assert len(steps) == objective.num_batches()
         assert np.mean(steps) == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_batches_of_own_rows_hold_no_foreign_item_and_predict_the_same_items(
+    objectives: list[PredictionObjective],
+) -> None:
+    """With a share of half, some batches are as they are and some without foreign items; each weighs the same."""
+    mixed = objectives[1]
+    own, half = dataclasses.replace(mixed, own_rows=1.0), dataclasses.replace(mixed, own_rows=0.5)
+
+    def predicted(objective: PredictionObjective, epoch: int) -> list[int]:
+        targets = (mixed.targets_of(batch.token_ids_BT) for batch in objective.batches(epoch))
+        return sorted(token for targets_BT in targets for token in targets_BT[targets_BT > 0].tolist())
+
+    def foreign(objective: PredictionObjective, epoch: int) -> list[bool]:
+        return [bool((batch.token_ids_BT > DOMAIN.last).any()) for batch in objective.batches(epoch)]
+
+    assert predicted(own, 1) == predicted(half, 1) == predicted(mixed, 1) != []
+    assert [batch.weight for batch in own.batches(1)] == [batch.weight for batch in mixed.batches(1)]
+    assert set(foreign(own, 1)) == {False}
+    assert set(foreign(mixed, 1)) == {True}
+    assert {kind for epoch in range(1, 9) for kind in foreign(half, epoch)} == {False, True}
+    assert len({tuple(foreign(half, epoch)) for epoch in range(1, 9)}) > 1

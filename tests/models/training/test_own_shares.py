@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from models.data.dataset import Dataset, Sequences
+from models.data.dataset import Sequences
 from models.network.decoder import Decoder
 from models.training import own_shares
+from models.training.objective import HeldOut, choose_held_out
 from models.training.own_shares import SHARES, try_own_shares
 from models.tuning import OwnShares
-from models.vocabulary import TokenRange, Vocabulary
+from models.vocabulary import TokenRange
 from tests.conftest import random_decoder
 
 DOMAIN = TokenRange(1, 20)
 NUM_ITEMS = 40
 
 
-class Held(Dataset):
-    """A dataset whose validation items are given, not read from disk."""
-
-    validation = np.zeros(0, dtype=np.int32)  # type: ignore[assignment]
-
-
-def dataset(histories: list[list[int]], validation: list[int]) -> Dataset:
-    vocabulary = Vocabulary(("a", "b"), (tuple(map(str, range(20))), tuple(map(str, range(20)))))
-    users = tuple(map(str, range(len(histories))))
-    held = Held(Path("nowhere"), vocabulary, users, Sequences.from_lists(histories), "f", {})
-    object.__setattr__(held, "validation", np.asarray(validation, dtype=np.int32))
-    return held
+def held_out(histories: list[list[int]], validation: list[int]) -> HeldOut:
+    return choose_held_out(Sequences.from_lists(histories), np.asarray(validation, dtype=np.int32), DOMAIN)
 
 
 @pytest.fixture(scope="module")
@@ -73,35 +62,38 @@ def test_each_end_gets_the_reading_that_ranks_its_items_best(
         rows(expert, ends_in_target=True, reads_own=bool(after_target)),
         rows(expert, ends_in_target=False, reads_own=bool(after_source)),
     )
-    trial = try_own_shares(expert, dataset(first[0] + second[0], first[1] + second[1]), DOMAIN)
+    trial = try_own_shares(expert, held_out(first[0] + second[0], first[1] + second[1]), DOMAIN)
 
     assert trial.shares == OwnShares(after_target, after_source)
     assert trial.num_rows == {"target": 60, "source": 60}
     assert trial.ndcg_at_10["target"][SHARES.index(after_target)] == 1
     assert trial.ndcg_at_10["source"][SHARES.index(after_source)] == 1
     assert min(trial.ndcg_at_10["target"]) < 1
+    assert trial.best == 1
 
 
 def test_too_few_rows_of_one_end_take_what_is_best_for_all(expert: Decoder) -> None:
     """Three rows that would choose the own reading, among two hundred that choose the mixed one."""
     few = rows(expert, ends_in_target=True, reads_own=True)
     many = rows(expert, ends_in_target=False, reads_own=False)
-    trial = try_own_shares(expert, dataset(few[0][:3] + 3 * many[0], few[1][:3] + 3 * many[1]), DOMAIN)
+    trial = try_own_shares(expert, held_out(few[0][:3] + 3 * many[0], few[1][:3] + 3 * many[1]), DOMAIN)
 
     assert trial.ndcg_at_10["target"][-1] == 1
     assert trial.shares == OwnShares(0, 0)
+    assert trial.best == pytest.approx((3 * trial.ndcg_at_10["target"][0] + 180) / 183)
 
 
 def test_items_that_the_user_has_take_no_part(expert: Decoder) -> None:
     """With every other item of the domain in the history, the held-out one is first under any share."""
     history = [*range(2, 21), 30]
-    trial = try_own_shares(expert, dataset([history], [1]), DOMAIN)
+    trial = try_own_shares(expert, held_out([history], [1]), DOMAIN)
 
     assert trial.ndcg_at_10 == {"source": (1.0,) * len(SHARES)}
     assert trial.shares == OwnShares(0, 0)
 
 
 def test_without_validation_rows_the_mixed_reading_stays(expert: Decoder) -> None:
-    trial = try_own_shares(expert, dataset([[1, 30]], [31]), DOMAIN)
+    trial = try_own_shares(expert, held_out([[1, 30]], [31]), DOMAIN)
 
     assert (trial.shares, trial.num_rows, trial.ndcg_at_10) == (OwnShares(0, 0), {"target": 0, "source": 0}, {})
+    assert trial.best == 0

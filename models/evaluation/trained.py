@@ -1,0 +1,135 @@
+"""
+Recommenders trained on an arm, kept by content: whoever asks for the same training again reads it back.
+
+Evaluations of several bundles share the recommenders of the original rows, and the trial that guards a target
+(``evaluation.regeneration_trial``) those of its first seed. A training's key is a hash of all that its weights depend
+on: training rows, validation rows, steps of an epoch, recommender, schedule and hyper-parameters, seed, kind of device
+and version of torch. What is ranked with the weights, and beside whom, is no part of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from models.data.dataset import Sequences
+from models.errors import DatasetFormatError
+from models.evaluation.arms import Arm
+from models.evaluation.objective import EvaluationConfig, RowObjective, build_seeded
+from models.files import replace_file
+from models.recommenders.recommender import Recommender
+from models.recommenders.registry import CONFIGURATIONS, MULTI_DOMAIN
+from models.training.loop import RESUME_SUFFIX, EpochReport, Progress, TrainingResult, fit
+
+# Part of every key: raise it when a change moves weights.
+TRAINING_VERSION = 1
+WEIGHTS_SUFFIX = ".weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A recommender with its best epoch's weights, in evaluation mode, and how it came to them."""
+
+    module: Recommender[Any]
+    result: TrainingResult
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """
+    Trains recommenders, each once.
+
+    Args:
+        original: the arm whose rows make the steps of an epoch of all arms but ``mixed``.
+        config: schedules and hyper-parameters.
+        directory: folder of what was trained; may be shared.
+        device: where to train.
+    """
+
+    original: Arm
+    config: EvaluationConfig
+    directory: Path
+    device: torch.device
+
+    def train(self, recommender: str, arm: Arm, seed: int, progress: Progress | None = None) -> Trained:
+        """
+        From disk where it is there; else trained, going on from an interrupted run, or one that was cut short.
+
+        Raises:
+            DatasetFormatError: the file of a finished training is damaged.
+        """
+        config = dataclasses.replace(self.config.training_of(recommender), seed=seed)
+        module = build_seeded(recommender, arm, self.config, seed).to(self.device)
+        steps = module.num_batches(self._budget_rows(arm), config.batch_size)
+        content = self._content(recommender, arm, seed, steps)
+        kept = self.directory / f"{hash_of(content)}{WEIGHTS_SUFFIX}"
+        if kept.is_file():
+            return Trained(module, _load(module, kept), steps)
+        if config.may_go_on:
+            del content["training"]["max_epochs"]
+        resume_file = self.directory / f"{hash_of(content)}{RESUME_SUFFIX}"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        objective = RowObjective(module, arm, steps_per_epoch=steps, batch_size=config.batch_size, seed=seed)
+        result = fit(module, objective, config, resume_file=resume_file, progress=progress)
+        _save(module, result, kept)
+        if not (result.is_cut_short and config.may_go_on):
+            resume_file.unlink(missing_ok=True)
+        return Trained(module, result, steps)
+
+    def _budget_rows(self, arm: Arm) -> Sequences:
+        """
+        The rows that one pass over makes an epoch.
+
+        Rows of the target's items alone are compared at equal steps, so those of arm ``original`` set the pace. Mixed
+        rows are another data set: three or four times the items, of which a model sees all in a pass of their own.
+        """
+        return arm.rows if arm.name == "mixed" else self.original.rows
+
+    def _content(self, recommender: str, arm: Arm, seed: int, steps: int) -> dict[str, Any]:
+        return {
+            "version": TRAINING_VERSION,
+            "recommender": recommender,
+            "rows": arm.training_fingerprint,
+            "steps": steps,
+            "training": dataclasses.asdict(self.config.training_of(recommender)),
+            "configuration": dataclasses.asdict(self.config.config_of(recommender))
+            if recommender in CONFIGURATIONS
+            else None,
+            "domains": [(d.first, d.last) for d in arm.domains] if recommender in MULTI_DOMAIN else None,
+            "seed": seed,
+            "device": self.device.type,
+            "torch": torch.__version__,
+        }
+
+
+def hash_of(content: Mapping[str, Any]) -> str:
+    """Name of a file of that content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _save(module: Recommender[Any], result: TrainingResult, path: Path) -> None:
+    weights = {key: value.cpu().contiguous() for key, value in module.state_dict().items()}
+    with replace_file(path) as partial:
+        save_file(weights, partial, metadata={"result": json.dumps(dataclasses.asdict(result))})
+
+
+def _load(module: Recommender[Any], path: Path) -> TrainingResult:
+    try:
+        with safe_open(path, framework="pt") as file:
+            content = json.loads(file.metadata()["result"])
+            module.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - not a mapping
+        module.eval()
+        epochs = tuple(EpochReport(**report) for report in content["epochs"])
+        return TrainingResult(**{**content, "epochs": epochs, "course": tuple(content["course"])})
+    except Exception as error:
+        raise DatasetFormatError(f"{path}: damaged weights ({error}); delete them to train anew") from error
