@@ -100,6 +100,23 @@ def test_a_trained_recommender_is_compared_with_the_counted_ones_on_the_original
     assert by_metric["MRR@10"].interval.mean == pytest.approx((1 - 1 / 4) / 4)
 
 
+def test_the_target_expert_is_compared_with_every_trained_recommender_of_the_original_rows():
+    """The one expert against each seed; not with a count, and the base decoder with nobody."""
+    cells = [
+        cell("original", 1, [4, 2]),
+        cell("original", 2, [2, 2]),
+        cell("original", 1, [9, 9], "markov"),
+        cell("mixed", 1, [1, 2], "target expert"),
+        cell("mixed", 1, [1, 1], "base decoder"),
+    ]
+    compared = summarise(cells, queries([1, 1]), ranking="all", leak_hits=(), seed=0).comparisons
+    decoders = {(c.recommender, c.baseline_recommender): c for c in compared if c.metric == "MRR@10"}
+    del decoders["sasrec", "markov"]
+
+    assert decoders.keys() == {("target expert", "sasrec")}
+    assert decoders["target expert", "sasrec"].per_seed == pytest.approx(((1 - 1 / 4) / 2, (1 - 1 / 2) / 2))
+
+
 def test_differences_pair_the_same_seeds_whatever_the_order_of_the_cells():
     """Seed 1 is compared with seed 1; a seed that only one arm has is left out."""
     cells = [
