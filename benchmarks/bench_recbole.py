@@ -35,7 +35,7 @@ import torch
 from models.data.dataset import Sequences, load_dataset
 from models.data.preparation import prepare
 from models.evaluation.arms import Arm, build_arm, pick_rows
-from models.evaluation.objective import EvaluationConfig, RowObjective, build_seeded
+from models.evaluation.budgets import EvaluationConfig, RowObjective, build_seeded
 from models.training.loop import TrainingConfig, fit
 
 SAMPLE = Path(__file__).resolve().parents[1] / "examples" / "food-kitchen-sample.csv.gz"

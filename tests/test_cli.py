@@ -21,7 +21,7 @@ from app.settings import Settings
 from models.bundle import load_bundle
 from models.data.dataset import Dataset
 from models.data.preparation import PreparationConfig
-from models.evaluation.objective import EvaluationConfig
+from models.evaluation.budgets import EvaluationConfig
 from models.recommenders.recommender import SharedConfig
 from models.training.loop import TrainingConfig
 from models.training.pipeline import PipelineConfig

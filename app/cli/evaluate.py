@@ -18,7 +18,7 @@ from models.recommenders.registry import MULTI_DOMAIN, RECOMMENDERS
 if TYPE_CHECKING:
     from models.bundle import Bundle
     from models.data.dataset import Dataset
-    from models.evaluation.objective import EvaluationConfig
+    from models.evaluation.budgets import EvaluationConfig
     from models.evaluation.scheduling import CellReport
 
 ARMS = ("original", "duplicated", "regenerated", "mixed")

@@ -1,7 +1,7 @@
 """
 Train recommenders on the arms and rank the held-out items; every (recommender, arm, seed) is one cached cell.
 
-What each learns, and by which budget, is in ``objective``; the weights are kept apart, by ``trained``. A cell's key is
+What each learns, and by which budget, is in ``budgets``; the weights are kept apart, by ``trained``. A cell's key is
 a hash of everything that its ranks depend on: rows, held-out items, recommender, its schedule and hyper-parameters,
 seed, kind of device and version of torch. A finished cell is read back. An interrupted one goes on from its last
 finished epoch, and so does one that was best at its last epoch when it is given more of them.
@@ -25,7 +25,7 @@ import torch
 from models.errors import DatasetFormatError
 from models.evaluation.advice import Advice, AdvisedRanks, rank_advised
 from models.evaluation.arms import Arm, ArmName, RowName
-from models.evaluation.objective import EvaluationConfig
+from models.evaluation.budgets import EvaluationConfig
 from models.evaluation.ranking import Ranks, rank_queries
 from models.evaluation.trained import Trainings, hash_of
 from models.files import replace_file

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from models.errors import ConfigurationError, ModelError
-from models.evaluation.objective import EvaluationConfig
+from models.evaluation.budgets import EvaluationConfig
 from models.files import replace_file
 from models.recommenders.recommender import SharedConfig, with_shared
 from models.recommenders.registry import CONFIGURATIONS

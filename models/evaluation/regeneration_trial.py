@@ -37,7 +37,7 @@ from models.decoding.regenerator import Regenerator
 from models.decoding.rules import GUARDED_RULE
 from models.evaluation.advice import Advised, choose_weight
 from models.evaluation.arms import Arm, Queries, build_arm, drop_short, keep_domain
-from models.evaluation.objective import EvaluationConfig
+from models.evaluation.budgets import EvaluationConfig
 from models.evaluation.ranking import Ranks, rank_queries
 from models.evaluation.served import DecoderScorer, advised
 from models.evaluation.trained import Trainings

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from models.evaluation.budgets import EvaluationConfig
 from models.evaluation.configuration import Tables
-from models.evaluation.objective import EvaluationConfig
 from models.evaluation.trained import Trainings
 from models.training.loop import Progress
 

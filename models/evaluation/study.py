@@ -36,9 +36,9 @@ from models.evaluation.arms import (
     load_composite,
     with_served,
 )
+from models.evaluation.budgets import EvaluationConfig
 from models.evaluation.cells import Cell, Grid, as_advised, as_served, runs_on, untrained_cell
 from models.evaluation.leak_audit import LeakAudit, audit_leaks
-from models.evaluation.objective import EvaluationConfig
 from models.evaluation.ranking import RankingName
 from models.evaluation.scheduling import CellReport, CellTask, run_cells
 from models.evaluation.served import BASE_DECODER, TARGET_EXPERT, DecoderScorer, advised, regenerate_histories

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from models.data.dataset import Sequences
 from models.errors import DatasetFormatError
 from models.evaluation.arms import Arm
-from models.evaluation.objective import EvaluationConfig, RowObjective, build_seeded
+from models.evaluation.budgets import EvaluationConfig, RowObjective, build_seeded
 from models.files import replace_file
 from models.recommenders.recommender import Recommender
 from models.recommenders.registry import CONFIGURATIONS, MULTI_DOMAIN
@@ -36,7 +36,7 @@ WEIGHTS_SUFFIX = ".weights.safetensors"
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedRecommender:
     """A recommender with its best epoch's weights, in evaluation mode, and how it came to them."""
 
     module: Recommender[Any]
@@ -61,7 +61,7 @@ class Trainings:
     directory: Path
     device: torch.device
 
-    def train(self, recommender: str, arm: Arm, seed: int, progress: Progress | None = None) -> Trained:
+    def train(self, recommender: str, arm: Arm, seed: int, progress: Progress | None = None) -> TrainedRecommender:
         """
         From disk where it is there; else trained, going on from an interrupted run, or one that was cut short.
 
@@ -74,7 +74,7 @@ class Trainings:
         content = self._content(recommender, arm, seed, steps)
         kept = self.directory / f"{hash_of(content)}{WEIGHTS_SUFFIX}"
         if kept.is_file():
-            return Trained(module, _load(module, kept), steps)
+            return TrainedRecommender(module, _load(module, kept), steps)
         if config.may_go_on:
             del content["training"]["max_epochs"]
         resume_file = self.directory / f"{hash_of(content)}{RESUME_SUFFIX}"
@@ -84,7 +84,7 @@ class Trainings:
         _save(module, result, kept)
         if not (result.is_cut_short and config.may_go_on):
             resume_file.unlink(missing_ok=True)
-        return Trained(module, result, steps)
+        return TrainedRecommender(module, result, steps)
 
     def _budget_rows(self, arm: Arm) -> Sequences:
         """

@@ -26,7 +26,7 @@ from models.data.dataset import Dataset
 from models.decoding.rules import Dial, Rule
 from models.errors import BundleError
 from models.evaluation.arms import ArmName
-from models.evaluation.objective import EvaluationConfig
+from models.evaluation.budgets import EvaluationConfig
 from models.evaluation.ranking import RankingName
 from models.evaluation.scheduling import CellReport
 from models.evaluation.study import HistoryName, Report, Study, run_study

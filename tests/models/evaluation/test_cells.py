@@ -15,9 +15,9 @@ from models.data.dataset import Sequences
 from models.errors import DatasetFormatError
 from models.evaluation.advice import Advice, Advised
 from models.evaluation.arms import ARM_NAMES, Arm, build_arm, build_queries, load_composite, pick_rows, with_served
+from models.evaluation.budgets import EvaluationConfig, RowObjective, build_seeded
 from models.evaluation.cells import Grid
 from models.evaluation.configuration import load_config
-from models.evaluation.objective import EvaluationConfig, RowObjective, build_seeded
 from models.evaluation.ranking import rank_queries
 from models.ranking_metrics import per_row_metrics
 from models.recommenders.gru4rec import GRU4RecConfig

@@ -12,7 +12,7 @@ import torch
 
 from models.bundle import Bundle
 from models.data.dataset import Dataset, load_dataset, sha256_of
-from models.evaluation.objective import EvaluationConfig
+from models.evaluation.budgets import EvaluationConfig
 from models.evaluation.regeneration_trial import RegenerationTrial, Way, try_regeneration
 from models.recommenders.recommender import SharedConfig
 from models.training.loop import EpochReport, Silent, TrainingConfig

@@ -11,8 +11,8 @@ import torch
 
 from models.errors import DatasetFormatError
 from models.evaluation.arms import build_arm
+from models.evaluation.budgets import EvaluationConfig
 from models.evaluation.cells import Cell, Grid
-from models.evaluation.objective import EvaluationConfig
 from models.evaluation.scheduling import CellReport, CellTask, run_cells
 from models.recommenders.recommender import SharedConfig
 from models.training.loop import TrainingConfig

@@ -11,8 +11,8 @@ import torch
 from models.data.dataset import Dataset
 from models.errors import ConfigurationError
 from models.evaluation.arms import Arm, build_arm
+from models.evaluation.budgets import EvaluationConfig
 from models.evaluation.configuration import load_config, write_config
-from models.evaluation.objective import EvaluationConfig
 from models.evaluation.search import Point, Search, SearchTrial, search
 from models.evaluation.trained import Trainings
 from models.recommenders.recommender import SharedConfig

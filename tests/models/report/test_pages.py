@@ -19,9 +19,9 @@ from models.data.dataset import Sequences
 from models.errors import BundleMismatchError, ConfigurationError
 from models.evaluation.arms import Queries
 from models.evaluation.bootstrap import Interval
+from models.evaluation.budgets import EvaluationConfig
 from models.evaluation.cells import Cell
 from models.evaluation.configuration import load_config, tuned_config
-from models.evaluation.objective import EvaluationConfig
 from models.evaluation.ranking import Ranks
 from models.evaluation.study import Study, run_study
 from models.evaluation.summary import GROUPS, MAIN, summarise

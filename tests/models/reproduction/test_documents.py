@@ -13,7 +13,7 @@ import torch
 
 from models.bundle import load_bundle
 from models.data.dataset import Dataset
-from models.evaluation.objective import EvaluationConfig
+from models.evaluation.budgets import EvaluationConfig
 from models.ranking_metrics import METRICS
 from models.recommenders.gru4rec import GRU4RecConfig
 from models.recommenders.recommender import SharedConfig
