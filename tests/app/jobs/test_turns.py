@@ -3,13 +3,38 @@
 import pytest
 
 from app.jobs.records import JobState
+from app.jobs.tasks import Task, TaskKind
 from app.jobs.turns import CHUNKS_AHEAD
+from tests.job_stores import FIRST, SECOND
 
 
 @pytest.fixture
 def large(inputs, sequences, write_ndjson):
     """80 sequences: ten chunks."""
     return write_ndjson(inputs / "ten-chunks.ndjson", sequences(80))
+
+
+def test_a_chunk_that_is_begun_or_done_makes_room_and_one_that_failed_takes_it_again(stores):
+    for job_id in (FIRST, SECOND):
+        stores.submit(job_id)
+        stores.retries.begin_cutting(job_id)
+        for index in range(6):
+            stores.chunks.add_chunk(job_id, index, input_name=f"in{index}", num_rows=1, rows_read=1, bad=[])
+
+    def turns():
+        return [task.chunk_index for task in stores.parts.turns.take(FIRST)]
+
+    told = [turns(), turns()]
+    begun = stores.retries.begin_chunk(FIRST, 0)
+    told.append(turns())
+    stores.retries.chunk_failed(begun, OSError("gone"))
+    stores.retries.begin_chunk(FIRST, 1)
+    told.append(turns())
+    stores.commit(stores.retries.begin_chunk(FIRST, 0))
+    told.append(turns())
+
+    assert told == [[0, 1], [], [2], [], [3]]
+    assert stores.parts.turns.take_all() == [Task(TaskKind.CHUNK, SECOND, 0), Task(TaskKind.CHUNK, SECOND, 1)]
 
 
 def test_a_one_row_job_waits_for_a_few_chunks_of_a_large_one(harness, inputs, sequences, write_ndjson):
