@@ -64,7 +64,7 @@ RUN if ! command -v g++; then \
 # A fixed number, so that folders of the host can be given to it.
 RUN groupadd --gid 10001 taesar \
     && useradd --uid 10001 --gid taesar --no-log-init --no-create-home --home-dir /data --shell /usr/sbin/nologin taesar \
-    && install --directory --owner taesar --group taesar /data /bundles /input
+    && install --directory --owner taesar --group taesar /data /bundles /input /scratch
 COPY --from=build /opt/taesar /opt/taesar
 COPY --chmod=0755 deploy/taesar-start /usr/local/bin/taesar-start
 COPY --chmod=0644 examples/food-kitchen-sample.csv.gz /usr/local/share/taesar/sample.csv.gz
@@ -75,6 +75,7 @@ ENV PATH=/opt/taesar/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
     OMP_WAIT_POLICY=PASSIVE \
     TAESAR_HOST=0.0.0.0 \
     TAESAR_DATA=/data \
+    TMPDIR=/scratch \
     TAESAR_BUNDLE_ROOT=/bundles \
     SAMPLE=/usr/local/share/taesar/sample.csv.gz
 

@@ -12,6 +12,7 @@
 # make chaos-activations  a hundred activations under load over two replicas of the API: no failed and no mixed answer
 # make attack  what once took the service down, against a running one: a line each, right or wrong
 # make fuzz    100,000 mutated bodies, uploads, URIs and headers; ARGS='--cases 2000' for less
+# make sbom    sbom.json: what is installed, as CycloneDX
 # make soak    half an hour of mixed load while everything is killed; ARGS='--minutes 3' for less
 # make bench   every benchmark but bench-recbole; the last line of each is its result as JSON
 # make bench-decode | bench-training | bench-serving | bench-scaling   one of them: make bench-decode ARGS='--rounds 9'
@@ -36,7 +37,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install demo test check docs interop bench bench-recbole chaos chaos-activations mutants image-test clean charts map
+.PHONY: help install demo test check docs interop bench bench-recbole chaos chaos-activations mutants image-test clean charts map sbom
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -54,19 +55,28 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# For the chart's tests; where it cannot be had they say so.
+$(BIN)/helm: $(INSTALLED)
+	.ci/install-helm $(BIN)
+
+# What is in the image, as CycloneDX: every Python package with its version and licence.
+sbom: $(INSTALLED)
+	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible -o sbom.json
+
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
 # It runs in two processes (WORKERS=0: in this one), each with servers of its own; with a thread each, or they get in each other's way.
-test: $(INSTALLED)
+test: $(INSTALLED) $(BIN)/helm
 	$(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-check: $(INSTALLED)
+check: $(INSTALLED) $(BIN)/helm
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	if [ -x $(BIN)/helm ]; then $(BIN)/helm lint --strict deploy/chart; fi
 	$(BIN)/python -W error -c 'import pkgutil, importlib, app, models; \
 	  [importlib.import_module(m.name) for p in (app, models) for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")]'
 

@@ -16,6 +16,7 @@ from app.http.application import Application, create_app
 from app.http.guard import BACKLOG, ConnectionGuard, ConnectionLimits, quieten_accepting
 from app.runtime.logs import configure_logging, logger
 from app.runtime.shutdown import SPARE_SECONDS, Shutdown, end_within
+from app.runtime.tracing import configure_tracing, stop_tracing
 from app.settings import Settings
 from app.storage.private import make_private_folder
 from models.bundle import read_version
@@ -87,6 +88,7 @@ def serve(settings: Settings) -> None:
     Raises:
         ExposedError: without keys, on an address that others reach.
         BundleError: the first bundle cannot be loaded; nothing was served.
+        TracingMissingError: traces are asked for, and what sends them is not installed.
         OSError: the address cannot be listened on, or another server works on the jobs of TAESAR_DATA.
     """
     configure_logging(settings.log_level)
@@ -95,6 +97,7 @@ def serve(settings: Settings) -> None:
     settings.refuse_exposure()
     if not settings.accepted_keys():
         log.warning("authentication_off", reason="no API key is set")
+    configure_tracing(settings.otlp_endpoint, "api")
     app = create_app(settings)
     server = Server(app, settings)
     keeps_own_jobs = settings.redis_url is None and settings.database_url is None
@@ -106,6 +109,7 @@ def serve(settings: Settings) -> None:
             raise OSError(
                 f"{settings.host}:{settings.port} cannot be listened on; --port names another port"
             ) from error
+    stop_tracing()
     if isinstance(app.state.startup_error, Exception):
         # What uvicorn only logs and turns into an exit code is told to the caller, who can say it in a line
         raise app.state.startup_error

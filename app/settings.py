@@ -270,6 +270,19 @@ class Settings(BaseSettings):
         description="Time to finish admitted requests and begun chunks after SIGTERM; the grace period orchestrators "
         "commonly grant. Whatever is stuck then, in a silent database say, is cut off 5 s later.",
     )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65_535,
+        description="Port of a worker's own metrics, on TAESAR_HOST. Unset: none; the API always has its own at "
+        "/metrics, and what SQL says of all jobs with them.",
+    )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s]+$",
+        description="Collector of traces, such as http://collector:4318 (OTLP over HTTP); needs taesar[otel]. Unset: "
+        "no traces.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log line written; one line per request at info."
     )

@@ -33,7 +33,7 @@ EXAMPLE = ROOT / ".env.example"
 EXAMPLE_SETTINGS = re.compile(r"(?<=\n# --- Settings of the service -)(-+\n(?:# .*\n)+\n)[\s\S]*")
 # What docker-compose.yml or the image decides, and what .env.example has words of its own for.
 NOT_IN_EXAMPLE = {"bundle", "bundle_root", "data", "host", "port", "device", "api_keys", "api_keys_file"}
-NOT_IN_EXAMPLE |= {"database_url", "redis_url", "input_roots"}
+NOT_IN_EXAMPLE |= {"database_url", "redis_url", "input_roots", "metrics_port"}
 
 
 def main() -> None:

@@ -62,6 +62,13 @@ def interpolate(text: str, variables: Mapping[str, str]) -> str:
     return _VARIABLE.sub(value, text)
 
 
+def defaults_of(text: str) -> list[tuple[str, str]]:
+    """(variable, its default) of every variable of *text* that has one."""
+    found = [match for match in _VARIABLE.finditer(text) if match[3] in (":-", "-")]
+    inside = [pair for match in found for pair in defaults_of(match[4])]
+    return [(match[2], interpolate(match[4], {})) for match in found] + inside
+
+
 def variables_of(text: str) -> set[str]:
     """Names of the variables that *text* asks for."""
     found = list(_VARIABLE.finditer(text))

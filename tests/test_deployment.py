@@ -15,14 +15,23 @@ import pytest
 import yaml
 
 from app.settings import Settings
-from tests.compose import COMPOSE, DOCKERFILE, IMAGE_USER, interpolate, read_compose, start_order, variables_of
+from tests.compose import (
+    COMPOSE,
+    DOCKERFILE,
+    IMAGE_USER,
+    defaults_of,
+    interpolate,
+    read_compose,
+    start_order,
+    variables_of,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
 # What the compose file or the image decides, so that .env does not offer it.
 DECIDED = {"TAESAR_BUNDLE", "TAESAR_BUNDLE_ROOT", "TAESAR_DATA", "TAESAR_HOST", "TAESAR_PORT", "TAESAR_DEVICE"}
-DECIDED |= {"TAESAR_API_KEYS_FILE"}
+DECIDED |= {"TAESAR_API_KEYS_FILE", "TAESAR_METRICS_PORT"}
 ONE_SHOT = {"bundle", "migrate"}
 
 
@@ -68,7 +77,7 @@ def test_everything_starts_after_what_it_needs():
     services = {name: service for name, service in read_compose({}).items() if not service.profiles}
     order = start_order(services)
 
-    assert set(order) == {"bundle", "migrate", "redis", "postgres", "api", "worker"}
+    assert set(order) == {"bundle", "migrate", "redis", "postgres", "api", "worker", "prune"}
     assert services["migrate"].dependencies == {"postgres": "service_healthy"}
     for name in ("api", "worker"):
         assert services[name].dependencies == {
@@ -116,6 +125,26 @@ def test_our_containers_are_not_root_and_hold_no_capability(document):
             assert "privileged" not in service
 
 
+def test_nothing_can_be_written_but_volumes_and_memory_has_a_bound(document):
+    """Also in what is not ours: Redis and PostgreSQL write to their volume, and to memory what they forget."""
+    for name, service in document["services"].items():
+        assert service["read_only"] is True, name
+        assert "mem_limit" in service, name
+    for service in read_compose({}).values():
+        if service.image.startswith("taesar:"):
+            assert {mount.inside for mount in service.mounts if not mount.read_only} == {"/data", "/bundles", "/scratch"}
+
+
+def test_redis_asks_for_the_password_that_everything_else_has():
+    for variables, password in (({}, "taesar"), ({"REDIS_PASSWORD": "s3cret"}, "s3cret")):
+        services = read_compose(variables)
+        command = services["redis"].command
+
+        assert command[command.index("--requirepass") + 1] == password
+        assert services["redis"].environment["REDISCLI_AUTH"] == password
+        assert services["worker"].environment["TAESAR_REDIS_URL"] == f"redis://:{password}@redis:6379/0"
+
+
 def test_the_gpu_profile_differs_in_image_and_device_only(document):
     services = read_compose({})
     for name in ("api", "worker"):
@@ -135,7 +164,7 @@ def test_every_variable_is_in_the_example_with_its_default():
     compose = COMPOSE.read_text(encoding="utf-8")
 
     assert variables_of(compose) <= offered().keys()
-    for name, default in re.findall(r"\$\{(\w+):?-([^}]*)\}", compose):
+    for name, default in defaults_of(compose):
         # A volume's name and the empty file stand for a path that is not given; the examples show one
         if name not in ("BUNDLE", "INPUT") and default != "/dev/null":
             assert offered()[name] == default

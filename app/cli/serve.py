@@ -53,5 +53,9 @@ def serve(
     except ExposedError as error:
         fail(error)
     from app.main import serve as serve_until_stopped
+    from app.runtime.tracing import TracingMissingError
 
-    serve_until_stopped(chosen)
+    try:
+        serve_until_stopped(chosen)
+    except TracingMissingError as error:
+        fail(error)

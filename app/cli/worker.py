@@ -24,9 +24,10 @@ def worker(
     from app.errors import StoreUnavailableError
     from app.jobs.parts import SchemaOutdatedError
     from app.jobs.worker import NoQueueError, run_worker
+    from app.runtime.tracing import TracingMissingError
 
     settings = read_settings(worker_threads=threads)
     try:
         run_worker(settings)
-    except (NoQueueError, SchemaOutdatedError, StoreUnavailableError) as error:
+    except (NoQueueError, SchemaOutdatedError, StoreUnavailableError, TracingMissingError, OSError) as error:
         fail(error)

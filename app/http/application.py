@@ -42,6 +42,7 @@ from app.http.problems import Problem, install_error_handlers, problem_responses
 from app.http.receptions import Receptions
 from app.http.routes import health, jobs, mappings, models, regenerate
 from app.http.spools import Spools
+from app.runtime.job_metrics import JobMetrics
 from app.runtime.metrics import Metrics
 from app.runtime.readiness import Probe
 from app.runtime.shutdown import Shutdown
@@ -49,13 +50,15 @@ from app.serving.activations import ActivationStore
 from app.serving.batching import Batcher, BatchingConfig
 from app.serving.model_process import CLOSE_SECONDS
 from app.serving.model_registry import ModelRegistry
-from app.serving.regeneration import Inference, RegenerationBatcher, run_batch
+from app.serving.regeneration import BatchKey, BatchRow, Inference, RegenerationBatcher, run_batch
 from app.serving.regeneration_bodies import RegenerateRequest
 from app.serving.registry_follower import RegistryFollower
 from app.settings import Settings
 from app.storage import schema
 from app.storage.database import open_engine
 from app.storage.private import make_private_folder
+from models.decoding.regenerator import Regenerated
+from models.network.packing import padded_length
 from models.training.devices import resolve_device
 
 
@@ -83,8 +86,14 @@ PartBuilder = Callable[[Settings, Metrics], ServicePart]
 
 def inference_part(settings: Settings, metrics: Metrics) -> ServicePart:
     """Online regeneration and the models behind it."""
+
+    def run_observed(key: BatchKey, rows: Sequence[BatchRow]) -> list[Regenerated]:
+        positions = sum(padded_length(len(row.token_ids)) for row in rows)
+        metrics.observe_fill(positions / settings.max_batch_positions)
+        return run_batch(key, rows)
+
     batcher: RegenerationBatcher = Batcher(
-        run_batch,
+        run_observed,
         BatchingConfig(
             max_batch_positions=settings.max_batch_positions,
             window_seconds=settings.batch_window_milliseconds / 1000,
@@ -102,6 +111,7 @@ def inference_part(settings: Settings, metrics: Metrics) -> ServicePart:
         capacity=settings.max_loaded_bundles,
         metrics=metrics,
         activations=ActivationStore(engine),
+        otlp_endpoint=settings.otlp_endpoint,
     )
     inference = Inference(registry, batcher, settings=settings, metrics=metrics)
     metrics.watch_queue(lambda: batcher.num_queued)
@@ -136,9 +146,9 @@ def inference_part(settings: Settings, metrics: Metrics) -> ServicePart:
     )
 
 
-def jobs_part(settings: Settings, _metrics: Metrics) -> ServicePart:
+def jobs_part(settings: Settings, metrics: Metrics) -> ServicePart:
     """Bulk jobs and the mappings that they record."""
-    service = JobService(settings)
+    service = JobService(settings, JobMetrics(metrics.registry))
     return ServicePart(
         routers=(jobs.router, mappings.router),
         probes=service.probes,

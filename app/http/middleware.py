@@ -7,6 +7,7 @@ through untouched.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,8 @@ from app.errors import ForeignHostError, ForeignPageError, RequestTooLargeError,
 from app.http.problems import problem_response
 from app.http.receptions import Reception, Receptions
 from app.runtime.logs import REQUEST_ID_HEADER, accepted_request_id, logger, request_context, stopwatch
-from app.runtime.metrics import Metrics
+from app.runtime.metrics import METHODS, Metrics
+from app.runtime.tracing import span
 
 log = logger(__name__)
 
@@ -74,7 +76,13 @@ class RequestMiddleware:
                 headers.append((REQUEST_ID_HEADER.lower().encode(), request_id.encode()))
             await send(message)
 
-        with request_context(request_id):
+        is_traced = scope["path"] not in OPEN_PATHS
+        opened = span(
+            scope["method"] if scope["method"] in METHODS else "other",
+            parent=Headers(scope=scope).get("traceparent"),
+            taesar_request=request_id,
+        )
+        with request_context(request_id), opened if is_traced else contextlib.nullcontext(_ignore) as rename:
             try:
                 await self._app(scope, receive, send_with_id)
             except Exception as error:
@@ -84,6 +92,7 @@ class RequestMiddleware:
                 await problem_response(error, path=scope["path"])(scope, receive, send_with_id)
             finally:
                 route = getattr(scope.get("route"), "path", "unmatched")
+                rename(f"{scope['method']} {route}")
                 # Without a status the client was cut off, or the server is being stopped
                 self._metrics.observe_request(
                     method=scope["method"], route=route, status=status or 0, seconds=elapsed()
@@ -96,6 +105,10 @@ class RequestMiddleware:
                     status=status,
                     seconds=round(elapsed(), 6),
                 )
+
+
+def _ignore(_name: str) -> None:
+    """What a request without a span is renamed by."""
 
 
 class ApiKeyMiddleware:

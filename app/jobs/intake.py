@@ -18,6 +18,7 @@ from app.jobs.reading_process import check_in_process
 from app.jobs.records import Job, NewJob, new_job_id, printable
 from app.jobs.sources import check_size
 from app.jobs.tasks import Task, TaskKind
+from app.runtime.tracing import current_traceparent
 from models.data.reading.places import InputFile
 from models.data.reading.rows import FileFacts
 
@@ -158,6 +159,7 @@ def _new_job(options: JobOptions, given: _Recorded, *, model_version: str, rule:
         ),
         result_view=options.result_view,
         carried=json.dumps(options.carry) if options.carry else None,
+        traceparent=current_traceparent(),
     )
 
 

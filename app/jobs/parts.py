@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import dramatiq
+from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine
 
 from app.jobs.chunks import ChunkStore
@@ -16,6 +18,7 @@ from app.jobs.records import JobLimits
 from app.jobs.retries import RetryStore
 from app.jobs.sources import SourceRoots
 from app.jobs.turns import Turns
+from app.runtime.job_metrics import JobMetrics
 from app.runtime.logs import logger
 from app.settings import Settings
 from app.storage import schema
@@ -49,6 +52,7 @@ class JobParts:
     limits: SourceLimits
     embedded: bool
     requeue_ms: int
+    metrics: JobMetrics
 
     def queue_next_chunks(self, job_id: str) -> None:
         """Queue the chunks of the job whose turn has come."""
@@ -68,6 +72,7 @@ class JobParts:
             self.queue.put(task)
         if tasks:
             log.info("lost_tasks_queued", num_tasks=len(tasks))
+            self.metrics.count_lost_tasks(len(tasks))
         return len(tasks)
 
     def remove_files_of_ended(self, job_id: str) -> None:
@@ -81,11 +86,12 @@ class JobParts:
         self.engine.dispose()
 
 
-def job_parts(settings: Settings) -> JobParts:
-    """Compose what jobs need; makes the data folder, touches nothing else."""
+def job_parts(settings: Settings, metrics: JobMetrics | None = None) -> JobParts:
+    """Compose what jobs need; makes the data folder, touches nothing else. Without *metrics* nobody reads them."""
+    metrics = metrics or JobMetrics(CollectorRegistry())
     if settings.database_url is None or settings.storage is None:
         make_private_folder(settings.data)
-    engine = open_engine(settings.database())
+    engine = open_engine(settings.database(), on_outage=partial(metrics.count_outage, "sql"))
     limits = JobLimits(
         max_unfinished_jobs=settings.max_unfinished_jobs,
         max_bad_row_share=settings.max_bad_row_share,
@@ -98,8 +104,8 @@ def job_parts(settings: Settings) -> JobParts:
         chunks=ChunkStore(engine, limits),
         retries=RetryStore(engine, settings.max_chunk_attempts),
         turns=Turns(engine),
-        queue=TaskQueue(broker),
-        storage=Storage(settings.job_storage()),
+        queue=TaskQueue(broker, on_outage=partial(metrics.count_outage, "queue")),
+        storage=Storage(settings.job_storage(), on_outage=partial(metrics.count_outage, "files")),
         roots=SourceRoots(settings.input_roots),
         destinations=DestinationRoots(settings.output_roots),
         limits=SourceLimits(
@@ -109,6 +115,7 @@ def job_parts(settings: Settings) -> JobParts:
         ),
         embedded=url is None,
         requeue_ms=round(settings.requeue_seconds * 1000),
+        metrics=metrics,
     )
 
 

@@ -36,10 +36,12 @@ class TaskQueue:
 
     Args:
         broker: of ``redis_broker`` or ``embedded_broker``.
+        on_outage: told of every call that the broker did not answer.
     """
 
-    def __init__(self, broker: dramatiq.Broker) -> None:
+    def __init__(self, broker: dramatiq.Broker, *, on_outage: Callable[[], None] = lambda: None) -> None:
         self.broker = broker
+        self._on_outage = on_outage
         broker.declare_queue(QUEUE)
 
     def put(self, task: Task) -> None:
@@ -51,6 +53,7 @@ class TaskQueue:
         try:
             self.broker.enqueue(message)
         except (redis.RedisError, dramatiq.BrokerError) as error:
+            self._on_outage()
             log.warning("task_not_queued", task=str(task), reason=f"{type(error).__name__}: {error}")
 
     def is_empty(self) -> bool:
@@ -59,6 +62,7 @@ class TaskQueue:
             try:
                 return bool(self.broker.client.llen(f"{NAMESPACE}:{QUEUE}") == 0)
             except redis.RedisError:
+                self._on_outage()
                 return False
         assert isinstance(self.broker, StubBroker)
         return bool(self.broker.queues[QUEUE].empty())

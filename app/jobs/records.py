@@ -55,6 +55,7 @@ class NewJob:
         request_digest: hash of everything that makes the request what it is, uploaded content included.
         result_uri, result_format, result_view: where the result goes, and in which form; None: it is downloaded.
         carried: a JSON list of the input's columns that come along, or None.
+        traceparent: the trace that the request belongs to, or None.
     """
 
     target_domain: str
@@ -72,6 +73,7 @@ class NewJob:
     result_format: str | None = None
     result_view: ResultView | None = None
     carried: str | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,7 @@ class Job(SequenceCounts):
     result_format: str | None = None
     result_view: ResultView | None = None
     carried: str | None = None
+    traceparent: str | None = None
 
     @property
     def carried_columns(self) -> tuple[str, ...]:

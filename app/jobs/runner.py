@@ -25,7 +25,9 @@ from app.jobs.records import Job, JobState
 from app.jobs.results import encode_results, input_file, output_file, read_input_file, read_output_file
 from app.jobs.retries import ChunkWork, Fault, fault_of
 from app.jobs.tasks import Task, TaskKind
-from app.runtime.logs import logger
+from app.runtime.job_metrics import ChunkOutcome
+from app.runtime.logs import logger, stopwatch
+from app.runtime.tracing import span
 
 log = logger(__name__)
 
@@ -81,7 +83,10 @@ class JobRunner:
             self._parts.remove_files_of_ended(job_id)
             return
         try:
-            with self._keep_renewed(partial(retries.renew_cutting, job_id)):
+            with (
+                self._keep_renewed(partial(retries.renew_cutting, job_id)),
+                span("job cut", parent=job.traceparent, taesar_job=job_id),
+            ):
                 self._cut_files(job)
         except Exception as error:
             log.warning("cutting_failed", job_id=job_id, exc_info=fault_of(error) is Fault.FAILURE, reason=str(error))
@@ -100,6 +105,7 @@ class JobRunner:
         num_chunks = 0
         rest = ChunkRows()
         for part in cut_rows(rows, self._chunk_sequences):
+            self._parts.metrics.count_bad_rows(sum(row.num_rows for row in part.bad))
             if not part.rows:
                 rest = part
                 break
@@ -126,16 +132,24 @@ class JobRunner:
             self._parts.remove_files_of_ended(job_id)
             return
         self._parts.queue_next_chunks(job_id)
+        elapsed = stopwatch()
         try:
-            with self._keep_renewed(partial(retries.renew_chunk, work)):
+            with (
+                self._keep_renewed(partial(retries.renew_chunk, work)),
+                span("job chunk", parent=work.job.traceparent, taesar_job=job_id, taesar_chunk=chunk_index),
+            ):
                 added = self._rewrite(work)
         except Exception as error:  # whatever a chunk does, its job ends with a reason and other jobs go on
             is_failure = fault_of(error) is Fault.FAILURE
             log.warning("chunk_failed", job_id=job_id, chunk=chunk_index, exc_info=is_failure, reason=str(error))
-            if retries.chunk_failed(work, error):
+            again = retries.chunk_failed(work, error)
+            outcome: ChunkOutcome = "failed" if not again else "retried" if is_failure else "waiting"
+            self._parts.metrics.observe_chunk(outcome, elapsed())
+            if again:
                 raise
             self._parts.remove_files_of_ended(job_id)
             return
+        self._parts.metrics.observe_chunk("done" if added else "dropped", elapsed())
         log.info("chunk_done", job_id=job_id, chunk=chunk_index, added=added)
         if not added:
             self._parts.remove_files_of_ended(job_id)
@@ -145,8 +159,9 @@ class JobRunner:
     def _rewrite(self, work: ChunkWork) -> bool:
         rows = read_input_file(read_chunk_file(self._parts.storage, work.job.job_id, work.input_name))
         model = self._models.regenerator(work.job.model_version, work.job.rule)
-        with self._computing:
+        with self._computing, span("regenerate", taesar_sequences=len(rows)):
             result = regenerate_rows(model, work.job, rows)
+        self._parts.metrics.count_bad_rows(sum(row.num_rows for row in result.bad))
         output = output_file(result.rows)
         name = write_chunk_file(self._parts.storage, work.job.job_id, "output", work.chunk_index, output)
         return self._parts.chunks.commit_chunk(
@@ -183,7 +198,10 @@ class JobRunner:
             parts.remove_files_of_ended(job_id)
             return
         try:
-            with self._keep_renewed(partial(parts.retries.renew_cutting, job_id)):
+            with (
+                self._keep_renewed(partial(parts.retries.renew_cutting, job_id)),
+                span("job result", parent=job.traceparent, taesar_job=job_id),
+            ):
                 self._write_result(job)
         except Exception as error:
             log.warning("delivery_failed", job_id=job_id, exc_info=fault_of(error) is Fault.FAILURE, reason=str(error))

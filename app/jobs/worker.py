@@ -7,19 +7,27 @@ threads on a queue of its own (embedded mode).
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 
+import redis
 from dramatiq.worker import Worker
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.process_collector import ProcessCollector
 
 from app.errors import ServiceError
 from app.jobs.job_models import BundleModels, ModelSource
-from app.jobs.parts import JobParts, check_schema, job_parts
+from app.jobs.parts import JobParts, SchemaOutdatedError, check_schema, job_parts
+from app.jobs.presence import SAY_SECONDS, own_name, say_gone, say_present
 from app.jobs.queue import declare_actors
 from app.jobs.runner import JobRunner
+from app.runtime.job_metrics import JobMetrics
 from app.runtime.logs import configure_logging, logger
 from app.runtime.repeating import Repeating
 from app.runtime.shutdown import SPARE_SECONDS, end_within
+from app.runtime.tracing import configure_tracing, stop_tracing
 from app.serving.activations import FOLLOW_SECONDS, ActivationStore, Serving
 from app.settings import Settings
 from models.errors import ModelError
@@ -80,6 +88,37 @@ class WorkerThreads:
         self._parts.queue_lost_tasks()
 
 
+class WorkerPresence:
+    """
+    Says that this worker is there, and what keeps it from working: without that, nobody at the API could tell.
+
+    Args:
+        parts: of ``job_parts``.
+    """
+
+    def __init__(self, parts: JobParts) -> None:
+        self._parts = parts
+        self._name = own_name()
+
+    def say(self) -> None:
+        """Say so; a Redis that does not answer is told by the queue's own check."""
+        with contextlib.suppress(redis.RedisError):
+            say_present(self._parts.queue.broker, self._name, self._trouble())
+
+    def end(self) -> None:
+        """Say that it ends."""
+        with contextlib.suppress(redis.RedisError):
+            say_gone(self._parts.queue.broker, self._name)
+
+    def _trouble(self) -> str | None:
+        try:
+            self._parts.storage.check()
+            check_schema(self._parts.engine)
+        except (ServiceError, SchemaOutdatedError) as error:
+            return str(error)
+        return None
+
+
 class ServingFollower:
     """
     Loads what is activated as soon as it is, so that the first job that needs it does not wait.
@@ -118,11 +157,20 @@ def run_worker(settings: Settings) -> None:
     Raises:
         SchemaOutdatedError: `taesar migrate` has not run.
         NoQueueError: TAESAR_REDIS_URL is not set.
+        TracingMissingError: traces are asked for, and what sends them is not installed.
+        OSError: TAESAR_METRICS_PORT cannot be listened on.
     """
     if settings.redis_url is None:
         raise NoQueueError("TAESAR_REDIS_URL is not set: without Redis the API process works on jobs itself")
     configure_logging(settings.log_level)
-    parts = job_parts(settings)
+    configure_tracing(settings.otlp_endpoint, "worker")
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    GCCollector(registry=registry)
+    metrics = JobMetrics(registry)
+    if settings.metrics_port is not None:
+        start_http_server(settings.metrics_port, settings.host, registry)
+    parts = job_parts(settings, metrics)
     check_schema(parts.engine)
     models = BundleModels(settings)
     threads = WorkerThreads(parts, settings, models)
@@ -131,12 +179,19 @@ def run_worker(settings: Settings) -> None:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
+    presence = WorkerPresence(parts)
+    saying = Repeating("presence", presence.say, SAY_SECONDS)
+    presence.say()
     threads.start()
     following.start()
+    saying.start()
     log.info("worker_started", threads=settings.worker_threads)
     stopping.wait()
     end_within(settings.shutdown_seconds + SPARE_SECONDS)
     following.stop()
+    saying.stop()
+    presence.end()
     threads.stop(timeout_seconds=settings.shutdown_seconds)
     parts.close()
+    stop_tracing()
     log.info("worker_stopped")

@@ -12,7 +12,7 @@ from prometheus_client.process_collector import ProcessCollector
 from models.item_counts import ITEM_COUNTS, ItemCounts
 
 # A client may send any word as its method; only these become label values, so it cannot grow the metrics without end
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Metrics:
@@ -49,6 +49,17 @@ class Metrics:
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
             registry=registry,
         )
+        self.batch_fill = Histogram(
+            "taesar_batch_fill",
+            "Items of a call of the model, as a share of TAESAR_MAX_BATCH_POSITIONS.",
+            buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1),
+            registry=registry,
+        )
+        self.model_restarts = Counter(
+            "taesar_model_process_restarts_total",
+            "Processes of models that ended or hung, and were started again.",
+            registry=registry,
+        )
         self.queued_sequences = Gauge(
             "taesar_queued_sequences", "Sequences admitted and not yet computed.", registry=registry
         )
@@ -83,6 +94,14 @@ class Metrics:
         self.batch_rows.observe(rows)
         self.batch_seconds.observe(seconds)
 
+    def observe_fill(self, share: float) -> None:
+        """Record how much of what one call may hold it held."""
+        self.batch_fill.observe(share)
+
+    def count_model_restart(self) -> None:
+        """Record a model's process that was started again."""
+        self.model_restarts.inc()
+
     def observe_sequence(self, version: str, counts: ItemCounts) -> None:
         """Record what became of one sequence's items under the model of *version*."""
         self.sequences.labels(version).inc()
@@ -100,6 +119,6 @@ class Metrics:
 
     def observe_request(self, *, method: str, route: str, status: int, seconds: float) -> None:
         """Record one answered request; *route* is the template, never the path."""
-        method = method if method in _METHODS else "other"
+        method = method if method in METHODS else "other"
         self.requests.labels(method, route, str(status)).inc()
         self.request_seconds.labels(method, route).observe(seconds)

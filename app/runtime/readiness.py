@@ -31,11 +31,13 @@ class Probe:
             type is told, since its text may name addresses and passwords. Must not block the event loop: wrap what
             blocks in ``BlockingCheck``.
         restart_mends: only a new process can make it pass again, so liveness fails with it.
+        is_advice: requests can be served although it fails; readiness tells it beside its own answer.
     """
 
     name: str
     check: Callable[[], Awaitable[str | None]]
     restart_mends: bool = False
+    is_advice: bool = False
 
 
 class BlockingCheck:

@@ -21,7 +21,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -31,6 +31,7 @@ import torch
 
 from app.errors import ModelNotRunningError, ModelProcessDiedError
 from app.runtime.logs import logger
+from app.runtime.tracing import configure_tracing, current_traceparent, span, stop_tracing
 from models.bundle import BundleDescription, describe_bundle, load_bundle
 from models.data.dataset import TokenArray
 from models.decoding.regenerator import Regenerated, Regenerator
@@ -73,6 +74,7 @@ class Call:
     target: str
     training_rows: bool
     num_likely: int = 0
+    traceparent: str | None = None
 
     @property
     def hang_seconds(self) -> float:
@@ -127,7 +129,8 @@ class RemoteRegenerator:
             Exception: what else the call raised over there; a RuntimeError with its words if it cannot be sent.
         """
         self.bundle.vocabulary.domain_index(target)
-        return self._process.call(self._channel, Call(list(sequences), target, training_rows, num_likely))
+        call = Call(list(sequences), target, training_rows, num_likely, current_traceparent())
+        return self._process.call(self._channel, call)
 
 
 class ModelProcess:
@@ -146,15 +149,25 @@ class ModelProcess:
         self._forgotten = weakref.finalize(self, supervisor.forget)
 
     @classmethod
-    def start(cls, directory: Path, rule: Rule, device: torch.device) -> ModelProcess:
+    def start(
+        cls,
+        directory: Path,
+        rule: Rule,
+        device: torch.device,
+        *,
+        on_restart: Callable[[], None] = lambda: None,
+        otlp_endpoint: str | None = None,
+    ) -> ModelProcess:
         """
-        Load the bundle of *directory* in a new process.
+        Load the bundle of *directory* in a new process, which sends traces to *otlp_endpoint* if there is one.
+
+        *on_restart* is told whenever it died and another one took its place.
 
         Raises:
             BundleError: it cannot be loaded.
             ModelProcessDiedError: the process ended while it loaded it, for want of memory, say.
         """
-        supervisor = _Supervisor(describe_bundle(directory), rule, device)
+        supervisor = _Supervisor(describe_bundle(directory), rule, device, on_restart, otlp_endpoint)
         supervisor.start()
         return cls(supervisor)
 
@@ -181,11 +194,11 @@ class ModelProcess:
 class _Child:
     """One process and the service's ends of its pipes."""
 
-    def __init__(self, bundle: BundleDescription, rule: Rule, device: torch.device) -> None:
+    def __init__(self, bundle: BundleDescription, rule: Rule, device: torch.device, otlp_endpoint: str | None) -> None:
         pipes = [_context.Pipe() for _ in (REQUESTS, JOBS)]
         self.connections = [ours for ours, _ in pipes]
         theirs = [end for _, end in pipes]
-        arguments = (theirs, bundle.directory, rule, str(device), torch.get_num_threads())
+        arguments = (theirs, bundle.directory, rule, str(device), torch.get_num_threads(), otlp_endpoint)
         self.process: ForkServerProcess = _context.Process(
             target=_answer_calls, args=arguments, name=f"taesar-model-{bundle.version}", daemon=True
         )
@@ -221,7 +234,16 @@ class _Child:
 class _Supervisor:
     """Starts the process, starts it again when it dies, and hands calls to the one that lives."""
 
-    def __init__(self, bundle: BundleDescription, rule: Rule, device: torch.device) -> None:
+    def __init__(
+        self,
+        bundle: BundleDescription,
+        rule: Rule,
+        device: torch.device,
+        on_restart: Callable[[], None],
+        otlp_endpoint: str | None,
+    ) -> None:
+        self._on_restart = on_restart
+        self._otlp_endpoint = otlp_endpoint
         self.bundle = bundle
         self.rule: Rule = rule
         self._device = device
@@ -247,7 +269,7 @@ class _Supervisor:
         return self._outage or ("its process has not answered a call for long" if late else None)
 
     def start(self) -> None:
-        child = _Child(self.bundle, self.rule, self._device)
+        child = _Child(self.bundle, self.rule, self._device, self._otlp_endpoint)
         self._put(child)
         threading.Thread(target=self._watch, args=(child,), name="taesar-model-watch", daemon=True).start()
 
@@ -344,7 +366,7 @@ class _Supervisor:
         delay = FIRST_DELAY_SECONDS
         while True:
             try:
-                child = _Child(self.bundle, self.rule, self._device)
+                child = _Child(self.bundle, self.rule, self._device, self._otlp_endpoint)
             except Exception as error:  # whatever keeps it from starting may pass: a full memory, a folder mid-copy
                 log.error("model_process_not_started", version=self.bundle.version, reason=str(error))
                 with self._changed:
@@ -354,17 +376,24 @@ class _Supervisor:
                 delay = min(2 * delay, LONGEST_DELAY_SECONDS)
                 continue
             self._put(child)
+            self._on_restart()
             log.warning("model_process_restarted", version=self.bundle.version, process=child.process.pid)
             return child
 
 
 def _answer_calls(
-    connections: Sequence[Connection], directory: Path, rule: Rule, device: str, num_threads: int
+    connections: Sequence[Connection],
+    directory: Path,
+    rule: Rule,
+    device: str,
+    num_threads: int,
+    otlp_endpoint: str | None,
 ) -> None:
     """The other process: load, say the version, answer until both pipes are closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(num_threads)
+    configure_tracing(otlp_endpoint, "model")
     try:
         regenerator = Regenerator(load_bundle(directory, device), rule)
     except Exception as error:
@@ -375,6 +404,7 @@ def _answer_calls(
     jobs.start()
     _answer_channel(connections[REQUESTS], regenerator)
     jobs.join()
+    stop_tracing()
 
 
 def _answer_channel(connection: Connection, regenerator: Regenerator) -> None:
@@ -393,9 +423,10 @@ def _answer_until_closed(connection: Connection, regenerator: Regenerator) -> No
             return
         outcome: list[Regenerated] | Exception
         try:
-            outcome = regenerator.regenerate(
-                call.token_ids, call.target, training_rows=call.training_rows, num_likely=call.num_likely
-            )
+            with span("model regenerate", parent=call.traceparent, taesar_sequences=len(call.token_ids)):
+                outcome = regenerator.regenerate(
+                    call.token_ids, call.target, training_rows=call.training_rows, num_likely=call.num_likely
+                )
         except FATAL_ERRORS:
             os._exit(FATAL_EXIT)
         except Exception as error:

@@ -90,6 +90,7 @@ class ModelRegistry:
             however many that are.
         metrics: told which versions serve.
         activations: the decisions.
+        otlp_endpoint: where the models' processes send traces, or None.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class ModelRegistry:
         capacity: int,
         metrics: Metrics,
         activations: ActivationStore,
+        otlp_endpoint: str | None = None,
     ) -> None:
         self._bundle = bundle
         self._folders = BundleFolders(bundle, root)
@@ -110,6 +112,7 @@ class ModelRegistry:
         self._capacity = capacity
         self._metrics = metrics
         self._activations = activations
+        self._otlp_endpoint = otlp_endpoint
         self._state = _InMemory()
         self._deciding = asyncio.Lock()
         self._loading = threading.Lock()
@@ -316,7 +319,13 @@ class ModelRegistry:
             return model
 
     def _load(self, directory: Path) -> LoadedModel:
-        process = ModelProcess.start(directory, self.rule, self._device)
+        process = ModelProcess.start(
+            directory,
+            self.rule,
+            self._device,
+            on_restart=self._metrics.count_model_restart,
+            otlp_endpoint=self._otlp_endpoint,
+        )
         process.bundle.vocabulary.build_lookups()  # here, so that no request waits for it
         return LoadedModel(process, RemoteRegenerator(process, REQUESTS), RemoteRegenerator(process, JOBS))
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from app.errors import (
     MAX_LISTED_PARTS,
@@ -22,6 +23,7 @@ from app.errors import (
 )
 from app.runtime.logs import logger
 from app.runtime.metrics import Metrics
+from app.runtime.tracing import current_traceparent, span
 from app.serving.batching import Batcher
 from app.serving.model_registry import LoadedModel, ModelRegistry
 from app.serving.regeneration_bodies import (
@@ -53,12 +55,22 @@ class BatchKey:
     num_likely: int
 
 
-RegenerationBatcher = Batcher[BatchKey, TokenArray, Regenerated]
+class BatchRow(NamedTuple):
+    """One sequence of a call, and the trace that it belongs to."""
+
+    token_ids: TokenArray
+    traceparent: str | None
 
 
-def run_batch(key: BatchKey, token_ids: Sequence[TokenArray]) -> list[Regenerated]:
-    """One call of the model; the batcher's ``process``."""
-    return key.model.regenerator.regenerate(token_ids, key.target, num_likely=key.num_likely)
+RegenerationBatcher = Batcher[BatchKey, BatchRow, Regenerated]
+
+
+def run_batch(key: BatchKey, rows: Sequence[BatchRow]) -> list[Regenerated]:
+    """One call of the model; the batcher's ``process``. A part of the first row's trace, and linked to the others'."""
+    token_ids = [row.token_ids for row in rows]
+    first, *others = dict.fromkeys(row.traceparent for row in rows)
+    with span("batch", parent=first, links=[other for other in others if other], taesar_sequences=len(rows)):
+        return key.model.regenerator.regenerate(token_ids, key.target, num_likely=key.num_likely)
 
 
 class Inference:
@@ -139,8 +151,9 @@ class Inference:
         rows = [index for index, read in enumerate(encoded) if len(read.token_ids)]
         results: list[Regenerated | None] = [None] * len(encoded)
         if rows:
-            tokens = [encoded[index].token_ids for index in rows]
-            found = await self._batcher.submit(key, tokens, [padded_length(len(row)) for row in tokens])
+            traceparent = current_traceparent()
+            batch = [BatchRow(encoded[index].token_ids, traceparent) for index in rows]
+            found = await self._batcher.submit(key, batch, [padded_length(len(row.token_ids)) for row in batch])
             for index, result in zip(rows, found, strict=True):
                 results[index] = result
         return results

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -53,6 +53,7 @@ UNDEFINED_COLUMN = "42703"
 
 _IMMEDIATE = "taesar_immediate"
 _WRITERS = "taesar_writers"
+_ON_OUTAGE = "taesar_on_outage"
 
 
 def now_ms() -> int:
@@ -60,9 +61,11 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def open_engine(database_url: str, *, pool_size: int = 10) -> Engine:
+def open_engine(database_url: str, *, pool_size: int = 10, on_outage: Callable[[], None] | None = None) -> Engine:
     """
     Connect to the database of *database_url* (``sqlite:///path`` or ``postgresql://...``).
+
+    *on_outage* is told of every call that it did not answer.
 
     SQLite runs in WAL mode: readers never wait for the writer, and a few more writers wait up to 60 s. PostgreSQL
     connections are checked before use, so a restarted server costs one reconnect and no error; one that has gone silent
@@ -75,7 +78,7 @@ def open_engine(database_url: str, *, pool_size: int = 10) -> Engine:
             pool_size=pool_size,
             max_overflow=4 * pool_size,
             connect_args={"timeout": SQLITE_LOCK_TIMEOUT_SECONDS, "check_same_thread": False},
-            execution_options={_WRITERS: threading.BoundedSemaphore(SQLITE_WAITING_WRITERS)},
+            execution_options={_WRITERS: threading.BoundedSemaphore(SQLITE_WAITING_WRITERS), _ON_OUTAGE: on_outage},
         )
         event.listen(engine, "do_connect", _make_private)
         event.listen(engine, "connect", _prepare_sqlite)
@@ -85,7 +88,12 @@ def open_engine(database_url: str, *, pool_size: int = 10) -> Engine:
         url = url.set(drivername="postgresql+psycopg")
     patience = {name: value for name, value in POSTGRESQL_PATIENCE.items() if name not in url.query}
     return create_engine(
-        url, pool_size=pool_size, max_overflow=4 * pool_size, pool_pre_ping=True, connect_args=patience
+        url,
+        pool_size=pool_size,
+        max_overflow=4 * pool_size,
+        pool_pre_ping=True,
+        connect_args=patience,
+        execution_options={_ON_OUTAGE: on_outage},
     )
 
 
@@ -97,7 +105,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
     Raises:
         StoreUnavailableError: the database does not answer, or not in time.
     """
-    with _store_errors(), engine.connect() as connection, connection.begin():
+    with _store_errors(engine), engine.connect() as connection, connection.begin():
         if engine.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{READ_SECONDS}s'")
         yield connection
@@ -115,7 +123,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
     """
     with (
         _place_among_writers(engine),
-        _store_errors(),
+        _store_errors(engine),
         engine.connect().execution_options(**{_IMMEDIATE: True}) as connection,
         connection.begin(),
     ):
@@ -129,6 +137,7 @@ def _place_among_writers(engine: Engine) -> Iterator[None]:
         yield
         return
     if not writers.acquire(timeout=SQLITE_PLACE_SECONDS):
+        _tell_of_outage(engine)
         raise StoreUnavailableError("the database does not answer: too many others wait to write to it")
     try:
         yield
@@ -136,8 +145,14 @@ def _place_among_writers(engine: Engine) -> Iterator[None]:
         writers.release()
 
 
+def _tell_of_outage(engine: Engine) -> None:
+    on_outage: Callable[[], None] | None = engine.get_execution_options().get(_ON_OUTAGE)
+    if on_outage is not None:
+        on_outage()
+
+
 @contextmanager
-def _store_errors() -> Iterator[None]:
+def _store_errors(engine: Engine) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
@@ -145,8 +160,10 @@ def _store_errors() -> Iterator[None]:
             raise StoreUnavailableError("the database's schema is not this version's: run `taesar migrate`") from error
         if not isinstance(error, OperationalError | InterfaceError):
             raise
+        _tell_of_outage(engine)
         raise StoreUnavailableError(f"the database does not answer: {type(error.orig).__name__}") from error
     except PoolTimeoutError as error:
+        _tell_of_outage(engine)
         reason = type(error.__cause__ or error).__name__
         raise StoreUnavailableError(f"the database does not answer: {reason}") from error
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -32,9 +32,11 @@ class Storage:
 
     Args:
         uri: a local path, or a URI such as ``s3://bucket/prefix`` whose fsspec backend is installed.
+        on_outage: told of every call that it did not answer, or was too full for.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, on_outage: Callable[[], None] = lambda: None) -> None:
+        self._on_outage = on_outage
         self._filesystem, root = url_to_fs(uri)
         self._root = str(root).rstrip("/")
         self._local = "file" in _protocols(self._filesystem.protocol)
@@ -136,13 +138,16 @@ class Storage:
         except FileNotFoundError as error:
             if not self._local or Path(self._root).is_dir():
                 raise
+            self._on_outage()
             raise FilesUnavailableError("the folder of jobs' files is not there") from error
         except OSError as error:
+            self._on_outage()
             reason = error.strerror or type(error).__name__
             raise FilesUnavailableError(f"jobs' files cannot be read or written: {reason}") from error
         except Exception as error:  # the client of an object store raises what it likes
             if self._local:
                 raise
+            self._on_outage()
             raise FilesUnavailableError(f"jobs' files cannot be read or written: {type(error).__name__}") from error
 
     def _path(self, name: str) -> str:

@@ -79,6 +79,7 @@ jobs = Table(
     Column("result_view", String(16), nullable=True),
     Column("carried", Text, nullable=True),  # a JSON list of names; null: none
     Column("reason", Text, nullable=True),  # of an unfinished job: see job_bodies
+    Column("traceparent", String(55), nullable=True),  # of the request that made it; null: no traces are asked for
     Index(None, "state", "job_id"),
 )
 

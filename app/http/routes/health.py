@@ -30,6 +30,10 @@ class Readiness(BaseModel):
 
     status: Literal["ready"] = "ready"
     checks: dict[str, str] = Field(description="Check -> 'ok'.", examples=[{"model": "ok"}])
+    remarks: dict[str, str] = Field(
+        description="What else people should know, although requests can be served: why jobs wait, for instance.",
+        examples=[{"workers": "no worker has been seen for 30 s: jobs wait"}],
+    )
 
 
 @router.get("/healthz", summary="Does the process live?", responses=problem_responses(NotAliveError))
@@ -43,11 +47,17 @@ async def healthz(request: Request) -> Health:
 
 @router.get("/readyz", summary="Can requests be served?", responses=problem_responses(NotReadyError))
 async def readyz(request: Request) -> Readiness:
-    """Run every check (model, its thread, and what other parts add); 503 names those that fail."""
+    """
+    Run every check (model, its thread, and what other parts add); 503 names those that fail.
+
+    Jobs that wait for a worker, or for a worker's full disk, are a remark: requests are served without any.
+    """
     checks = await _run(request, _probes(request))
-    if failing(checks):
+    advice = {probe.name for probe in _probes(request) if probe.is_advice}
+    remarks = {name: checks[name] for name in failing(checks) if name in advice}
+    if set(failing(checks)) - advice:
         raise NotReadyError(checks)
-    return Readiness(checks=checks)
+    return Readiness(checks={name: said for name, said in checks.items() if name not in advice}, remarks=remarks)
 
 
 @router.get(
