@@ -49,6 +49,13 @@ def reproduce(
     rule: Annotated[
         Rule, typer.Option(help="Decoding rule of table 2 and the figures; table 3 has a row for each.")
     ] = DEFAULT_RULE,
+    budget: Annotated[
+        Literal["small", "full"],
+        typer.Option(
+            help="small: every recommender takes the setting of the config. full: five trials for each on every "
+            "target's validation items first, ours and rivals alike (`taesar tune`)."
+        ),
+    ] = "small",
     ranking: Annotated[
         Literal["all", "unseen"],
         typer.Option(help="Rank among all of a target's items, as the paper, or among those the user has not had."),
@@ -87,7 +94,7 @@ def reproduce(
     evaluation = tuned_config() if config is None else load_config(config)
     rows = int((prepared.train.lengths >= SHORTEST_ROW).sum())
     pipeline = PipelineConfig(base=enough_epochs(PipelineConfig().base, rows))
-    say(_cost(wanted_tables, len(domains), seeds))
+    say(_cost(wanted_tables, len(domains), seeds, searched=budget == "full"))
     patience_of = patience_in(evaluation)
     stages = {"base": pipeline.base.patience, **{f"expert {domain}": pipeline.expert.patience for domain in domains}}
     with TrainingProgress(console, patience_of=lambda stage: stages.get(stage) or patience_of(stage)) as progress:
@@ -101,6 +108,7 @@ def reproduce(
             ranking=ranking,
             device=resolve_device(device),
             processes=jobs,
+            tuned=budget == "full",
             progress=progress,
             on_cell=print_cell,
             on_stage=_SeldomLines(),
@@ -137,8 +145,9 @@ class _SeldomLines:
             say(f"{stage}: {share:.0%}")
 
 
-def _cost(tables: Sequence[str], num_targets: int, seeds: int) -> str:
+def _cost(tables: Sequence[str], num_targets: int, seeds: int, *, searched: bool) -> str:
     """What is to be trained where nothing is there yet."""
+    from models.evaluation.search import MOST_TRIALS
     from models.reproduction.paper_rows import OF_MIXED_ROWS, SINGLE_DOMAIN, TABLE_3
 
     bundles = max(1 if tables != ("1",) else 0, len({row.experts for row in TABLE_3}) if "3" in tables else 0)
@@ -148,7 +157,9 @@ def _cost(tables: Sequence[str], num_targets: int, seeds: int) -> str:
     if "3" in tables:
         # The original rows, and the composite of our rule, are those of table 2.
         cells += len(TABLE_3) + 1 - (2 if "2" in tables else 0)
+    tuned = len({**SINGLE_DOMAIN, **OF_MIXED_ROWS}) if "2" in tables else int("3" in tables)
+    trials = f", and up to {MOST_TRIALS * tuned * num_targets} trials before them" if searched and tuned else ""
     return (
         f"to train, unless it is there: {bundles} bundles, {cells * num_targets * seeds} recommenders ({cells} for "
-        "each of the targets and seeds); each ends when validation gains no more"
+        f"each of the targets and seeds){trials}; each ends when validation gains no more"
     )

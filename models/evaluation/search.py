@@ -4,7 +4,8 @@ A small search for a recommender's learning rate, batch size and dropout, on val
 Around the hyper-parameters at hand, one step after the other, each kept where the best epoch's NDCG@10 is better:
 dropout 0.3; twice the rate; half of it, if twice was no better; batches of four times as many rows at twice the rate.
 That is five trainings at most, each to its own plateau. They are of the arm ``original``, so that what is chosen suits
-the baseline; every other arm then takes the same. Test items are not read.
+the baseline, and every other arm then takes the same; of models of mixed rows, which have no other, of arm ``mixed``.
+Test items are not read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from models.evaluation.arms import Arm
 from models.evaluation.budgets import EvaluationConfig
 from models.evaluation.configuration import Tables
 from models.evaluation.trained import Trainings
@@ -22,6 +24,8 @@ from models.training.loop import Progress
 LOWER_DROPOUT = 0.3
 RATE_STEP = 2.0
 BATCH_STEP = 4
+# The start, and what the steps may add.
+MOST_TRIALS = 5
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,17 @@ def search(
     trainings: Trainings,
     *,
     seed: int,
+    arm: Arm | None = None,
     progress: Progress | None = None,
     on_trial: Callable[[SearchTrial], None] | None = None,
 ) -> Search:
-    """Search around the configuration of *trainings*, on its arm ``original`` with one seed."""
+    """Search around the configuration of *trainings*, on *arm* or else its arm ``original``, with one seed."""
+    rows = arm or trainings.original
     trials: list[SearchTrial] = []
 
     def measure(point: Point) -> float:
-        found = dataclasses.replace(trainings, config=_at(trainings.config, recommender, point))
-        result = found.train(recommender, trainings.original, seed, progress).result
+        found = dataclasses.replace(trainings, config=with_point(trainings.config, recommender, point))
+        result = found.train(recommender, rows, seed, progress).result
         # Without validation items nothing is better than anything.
         trials.append(SearchTrial(point, result.best_metric or 0.0, result.best_epoch, result.epochs[-1].epoch))
         if on_trial is not None:
@@ -121,7 +127,7 @@ def _start(config: EvaluationConfig, recommender: str) -> Point:
     return Point(training.learning_rate, training.batch_size, getattr(own, "dropout", None))
 
 
-def _at(config: EvaluationConfig, recommender: str, point: Point) -> EvaluationConfig:
+def with_point(config: EvaluationConfig, recommender: str, point: Point) -> EvaluationConfig:
     """*config* with *recommender* at *point*."""
     training = dataclasses.replace(
         config.training_of(recommender), learning_rate=point.learning_rate, batch_size=point.batch_size

@@ -25,12 +25,15 @@ from models.composite.folder import ensure_composite
 from models.data.dataset import Dataset
 from models.decoding.rules import Dial, Rule
 from models.errors import BundleError
-from models.evaluation.arms import ArmName
+from models.evaluation.arms import ArmName, build_arm
 from models.evaluation.budgets import EvaluationConfig
 from models.evaluation.ranking import RankingName
 from models.evaluation.scheduling import CellReport
+from models.evaluation.search import search, with_point
 from models.evaluation.study import HistoryName, Report, Study, run_study
+from models.evaluation.trained import Trainings
 from models.files import replace_file
+from models.recommenders.registry import CONFIGURATIONS, MULTI_DOMAIN
 from models.reproduction.paper_rows import OF_MIXED_ROWS, SINGLE_DOMAIN, Variant
 from models.training.experts import Experts
 from models.training.loop import RESUME_SUFFIX, Progress
@@ -39,6 +42,7 @@ from models.training.pipeline import PipelineConfig, forget_run, train_bundle
 # The paper replaces whatever its rule says; a guard that leaves rows alone would reproduce nothing.
 DIAL: Dial = "all"
 ADAPTED: Experts = "adapted"
+_SEARCHED: tuple[ArmName, ...] = ("original", "mixed")
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,10 @@ class Reproduction:
         out: where everything is kept.
         command: how the run was started, for the reports.
         pipeline: of base and adapted experts; the ablations differ from it in their experts alone.
-        config: of the recommenders.
+        config: of the recommenders; with ``tuned``, where the search for each target begins.
+        tuned: search for every recommender's rate, batch and dropout on each target's validation items
+            (``evaluation.search``): those of the target's rows on arm ``original``, models of mixed rows on ``mixed``,
+            by as many trials. SASRec_m takes what SASRec got.
         seeds: of the recommenders; bundles have one.
         ranking: which candidates are ranked.
         device: where to train.
@@ -70,6 +77,7 @@ class Reproduction:
     ranking: RankingName
     device: torch.device
     processes: int = 1
+    tuned: bool = False
     progress: Progress | None = None
     on_cell: Callable[[CellReport], None] | None = None
     on_stage: Callable[[str, float], None] | None = None
@@ -176,6 +184,7 @@ def _evaluate(
         out=composite,
         on_users=lambda done, total: None if run.on_stage is None else run.on_stage(stage, done / total),
     )
+    config = _tuned(run, target, recommenders) if run.tuned else run.config
     study = Study(
         target=target,
         recommenders=recommenders,
@@ -184,7 +193,7 @@ def _evaluate(
         composite=composite,
         histories=histories,
         ranking=run.ranking,
-        config=run.config,
+        config=config,
         cells=run.out / "cells",
         device=run.device,
         processes=run.processes,
@@ -198,6 +207,19 @@ def _evaluate(
     with replace_file(reports / f"{target}-{'-'.join(recommenders)}.json") as partial:
         partial.write_text(json.dumps(dataclasses.asdict(report), indent=1), encoding="utf-8")
     return report
+
+
+def _tuned(run: Reproduction, target: str, recommenders: tuple[str, ...]) -> EvaluationConfig:
+    """The configuration that validation items of *target* choose; trials that were made before are read back."""
+    arms = {name: build_arm(run.dataset, target, name, None) for name in _SEARCHED}
+    trainings = Trainings(arms["original"], run.config, run.out / "cells", run.device)
+    config = run.config
+    for name in recommenders:
+        if name in CONFIGURATIONS:
+            arm = arms["mixed" if name in MULTI_DOMAIN else "original"]
+            found = search(name, trainings, seed=run.seeds[0], arm=arm, progress=run.progress)
+            config = with_point(config, name, found.best.point)
+    return config
 
 
 def _bundle_of(folder: Path, dataset: Dataset, config: PipelineConfig, device: torch.device) -> Bundle | None:
