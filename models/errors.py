@@ -14,6 +14,7 @@ ModelError
 |  |- UnknownDomainError        a domain that the bundle or dataset does not know
 |  `- UnknownItemError          an item that its domain does not know; carries the position in its sequence
 |- ConfigurationError           options or a configuration file that ask for what cannot be
+|- OwnRecommenderError          a team's recommender, or the scores that it gave, cannot be judged
 |- TrainingError
 |  `- ResumeMismatchError       a run folder that belongs to another dataset or configuration
 `- BundleError                  a checkpoint bundle cannot be loaded; names the file and the reason
@@ -93,6 +94,10 @@ class UnknownItemError(VocabularyError):
 
 class ConfigurationError(ModelError):
     """Options or a configuration file ask for what cannot be; the message names the option or key."""
+
+
+class OwnRecommenderError(ModelError):
+    """A team's own recommender fails, or gives no scores that can be judged; the message names command or file."""
 
 
 class TrainingError(ModelError):

@@ -120,7 +120,7 @@ def test_the_readme_names_no_command_option_or_route_that_is_not_there() -> None
     used = re.findall(r"^taesar (\w+)(.*)$", README, re.MULTILINE)
     routes = set(re.findall(r"`((?:GET|POST|DELETE) /[^`]*)`", README))
 
-    assert {name for name, _ in used} == {"prepare", "train", "regenerate", "serve", "evaluate"}
+    assert {name for name, _ in used} == {"check", "prepare", "train", "regenerate", "serve", "evaluate"}
     for name, arguments in used:
         assert set(re.findall(r"(?<= )--[\w-]+", arguments)) <= options[name] | {"--overlap"}
     assert {"POST /regenerate", "POST /jobs", "POST /models/{version}/activate"} <= routes <= operations

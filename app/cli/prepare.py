@@ -92,6 +92,37 @@ def prepare(
             show_default="the seed",
         ),
     ] = None,
+    split: Annotated[
+        Literal["leave-one-out", "time"] | None,
+        typer.Option(
+            help="Hold out each user's last two items, as the paper does, or what comes after dates.",
+            show_default="leave-one-out",
+        ),
+    ] = None,
+    test_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATE",
+            help="With --split time: test what comes from then on; ISO 8601, or a number of the log.",
+            show_default="the last tenth of the interactions",
+        ),
+    ] = None,
+    validation_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATE",
+            help="With --split time: train on what came before, validate by what comes from then on.",
+            show_default="as long before the test as it is long",
+        ),
+    ] = None,
+    extend: Annotated[
+        Path | None,
+        typer.Option(
+            help="Add the interactions to this dataset, by its configuration: its users, items and their numbers stay, "
+            "and held-out items only move on. INPUT may be what is new, or the whole log.",
+            show_default="none",
+        ),
+    ] = None,
     max_bad_row_share: Annotated[
         float | None,
         typer.Option(
@@ -167,6 +198,23 @@ def prepare(
 
     if numbering == "first-appearance" and numbering_seed is not None:
         raise typer.BadParameter("--numbering-seed is of shuffled numbers; first appearance has none")
+    if split != "time" and (test_from or validation_from):
+        raise typer.BadParameter("--test-from and --validation-from are of --split time")
+    kept = {
+        "--min-user-interactions": min_user_interactions,
+        "--min-item-interactions": min_item_interactions,
+        "--user-threshold": user_threshold,
+        "--overlap": overlap,
+        "--max-length": max_length,
+        "--ties": ties,
+        "--seed": seed,
+        "--numbering": numbering,
+        "--numbering-seed": numbering_seed,
+        "--split": split,
+    }
+    given = [option for option, value in kept.items() if value is not None]
+    if extend is not None and given:
+        raise typer.BadParameter(f"{', '.join(given)}: an extension keeps to the configuration of {extend}")
     layout = layout_of(preset) if preset else Layout()
     layout = override(
         layout,
@@ -189,23 +237,28 @@ def prepare(
         seed=seed,
         numbering=numbering,
         numbering_seed=numbering_seed,
+        split=split,
+        test_from=test_from,
+        validation_from=validation_from,
         max_bad_row_share=max_bad_row_share,
     )
     seen: list[Preview] = []
 
     def show(looks: Preview) -> None:
         seen.append(looks)
-        _print_preview(looks)
+        print_preview(looks)
 
     with StageProgress(console) as progress:
-        report = prepare_dataset(inputs, out, config, overwrite=overwrite, progress=progress, name=name, show=show)
-    _print_preparation(report, out)
+        report = prepare_dataset(
+            inputs, out, config, overwrite=overwrite, progress=progress, name=name, show=show, extend=extend
+        )
+    print_preparation(report, out)
     counted = dataclasses.asdict(report)
     counted["bad_rows"] = len(report.bad_rows)
     set_result(out=str(out), **counted, warnings=seen[-1].warnings if seen else ())
 
 
-def _print_preview(looks: Preview) -> None:
+def print_preview(looks: Preview) -> None:
     """What was read, per domain, before anything is made of it."""
     from models.data.reading.preview import moment
 
@@ -225,7 +278,7 @@ def _print_preview(looks: Preview) -> None:
         say(f"  warning: {warning}", style="yellow")
 
 
-def _print_preparation(report: PreparationReport, out: Path) -> None:
+def print_preparation(report: PreparationReport, out: Path) -> None:
     """Where every row went, then what is left, per domain."""
     from models.data.preparation import BAD_ROWS
 

@@ -41,6 +41,14 @@ def regenerate(
     ] = False,
     rule: RuleOption = DEFAULT_RULE,
     dial: DialOption = DEFAULT_DIAL,
+    previous: Annotated[
+        Path | None,
+        typer.Option(
+            help="An earlier result of the same bundle and options: users whose sequence did not change are taken over "
+            "from it.",
+            show_default="what is in OUT",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """
@@ -75,6 +83,7 @@ def regenerate(
             interactions=interactions,
             exports=exports,
             prefixes=prefixes,
+            previous=previous,
             on_users=lambda done, total: progress(f"regenerating {total:,} sequences", done / total),
         )
     if interactions == "training":
@@ -91,4 +100,6 @@ def regenerate(
         f"{summary.kept:,} interactions kept, {summary.replaced:,} replaced, {summary.deleted:,} deleted{unknown}; "
         f"{summary.original_rows:,} original and {summary.regenerated_rows:,} regenerated sequences written to {out}",
     )
+    if summary.users_taken_over:
+        say(f"{summary.users_taken_over:,} of {summary.users:,} users had not changed and were taken over")
     set_result(out=str(out), **asdict(summary))

@@ -159,6 +159,14 @@ def train(
             show_default="all items",
         ),
     ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="Go on from this bundle, trained on a dataset that DATASET extends: a few epochs, in a "
+            "fraction of the time. Its size and what its trials found are kept.",
+            show_default="none",
+        ),
+    ] = None,
     trial: Annotated[
         bool | None,
         typer.Option(
@@ -166,7 +174,7 @@ def train(
             help="Afterwards try on validation, for every target, whether regenerated rows and histories help a "
             "SASRec; what does not is left undone by this bundle. Without, everything is replaced. Trains two "
             "SASRecs a target: one to two times as long again.",
-            show_default="--trial; --no-trial with --recipe released",
+            show_default="--trial; --no-trial with --recipe released or --init",
         ),
     ] = None,
     cells: Annotated[
@@ -200,26 +208,38 @@ def train(
     """
     say(f"reading {dataset}")
     from app.cli.progress import TrainingProgress
-    from models.bundle import check_destination
+    from models.bundle import check_destination, load_bundle
     from models.composite.regenerated_rows import SHORTEST_ROW
     from models.data.dataset import load_dataset
     from models.evaluation.configuration import tuned_config, with_precision
     from models.evaluation.regeneration_trial import try_targets, with_guards
     from models.training import distributed
     from models.training.devices import resolve_device
-    from models.training.pipeline import RELEASED, PipelineConfig, enough_epochs, forget_run, train_bundle
+    from models.training.pipeline import (
+        RELEASED,
+        NetworkConfig,
+        PipelineConfig,
+        enough_epochs,
+        forget_run,
+        refreshed,
+        train_bundle,
+    )
 
     defaults = RELEASED if recipe == "released" else PipelineConfig()
-    network = override(
-        defaults.network, width=width, inner_width=width, num_layers=layers, num_heads=heads, dropout=dropout
-    )
+    earlier = None if init is None else load_bundle(init)
+    size = defaults.network if earlier is None else NetworkConfig.of(earlier.config)
+    network = override(size, width=width, inner_width=width, num_layers=layers, num_heads=heads, dropout=dropout)
     if network.width % network.num_heads:
         raise typer.BadParameter(f"--width {network.width} is not a multiple of --heads {network.num_heads}")
     check_destination(out, replace=replace)
     prepared = load_dataset(dataset)
+    if earlier is not None:
+        if experts != "adapted" or recipe != "tuned":
+            raise typer.BadParameter("--init goes on by --recipe tuned and --experts adapted")
+        defaults = dataclasses.replace(defaults, base=refreshed(defaults.base), expert=refreshed(defaults.expert))
     both = {"seed": seed, "batch_size": batch_size, "precision": precision, "schedule": schedule}
     base = override(defaults.base, max_epochs=epochs, patience=patience, learning_rate=learning_rate, **both)
-    if epochs is None and recipe == "tuned":
+    if epochs is None and recipe == "tuned" and earlier is None:
         base = enough_epochs(base, int((prepared.train.lengths >= SHORTEST_ROW).sum()))
     if experts == "from-scratch":
         # It learns as much as the base does; the few epochs of the others would end before it has.
@@ -232,7 +252,7 @@ def train(
     expert = override(expert, max_epochs=expert_epochs, patience=expert_patience, learning_rate=expert_learning_rate)
     config = PipelineConfig(network, base, expert, experts, sampled_softmax, refit, defaults.two_readings)
     config = override(config, own_rows=defaults.own_rows if own_rows is None else own_rows)
-    wants_trial = recipe == "tuned" if trial is None else trial
+    wants_trial = recipe == "tuned" and earlier is None if trial is None else trial
     tried: tuple[RegenerationTrial, ...] = ()
     run_directory = out.parent / f"{out.name}.run"
     place = resolve_device(device)
@@ -256,6 +276,7 @@ def train(
                     keep_run=tries,
                     progress=progress,
                     name=name,
+                    init=earlier,
                 )
 
             # A trial is of networks that have not seen what it measures by, so it comes before a refit.

@@ -6,6 +6,7 @@ Folder layout:
     interactions/       part-00000.parquet, ...: every item that stays, with its time and where it comes from
     <target>.inter      the sequences for RecBole: user_id:token, item_id_list:token_seq, item_id:token
     counts.parquet      user_id, kept, replaced, deleted, unknown, unknown_kept, truncated: one row per user
+    decisions.parquet   what was decided for every user, for the next result to take over (``decisions``)
     mapping.parquet     source_domain, source_item, target_item (null: deleted), count, mean_score, share
     summary.json        target, rule, versions, totals, seconds, SHA-256 of composite.parquet and mapping.parquet
     <format>/ or interactions.<suffix>   what was asked for besides (models.exports)
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +29,8 @@ import numpy.typing as npt
 import polars as pl
 
 from models.bundle import Bundle
+from models.composite.decisions import DECISIONS, KeptDecisions, write_decisions
+from models.composite.lineage import lineage_of
 from models.composite.mapping import mapping_table
 from models.composite.mixed_log import MixedLog, read_log
 from models.composite.regenerated_rows import (
@@ -40,7 +43,7 @@ from models.composite.regenerated_rows import (
     interaction_tables,
     regenerated_user,
 )
-from models.data.dataset import Dataset, TokenArray, sha256_of
+from models.data.dataset import Dataset, Sequences, TokenArray, sha256_of
 from models.decoding.regenerator import Regenerator
 from models.decoding.rules import DEFAULT_DIAL, RULES_VERSION, Dial, Rule
 from models.errors import BundleMismatchError, ConfigurationError
@@ -70,7 +73,8 @@ class CompositeSummary:
     """
     Totals over all users; kept + replaced + deleted + unknown + unknown_kept + truncated is the interactions read.
 
-    ``interactions`` says which those were: "training" leaves every user's last two out, which are held out.
+    ``users_taken_over`` had not changed since an earlier result. ``interactions`` says what was read: "training" leaves
+    every user's last two out, which are held out.
     """
 
     target: str
@@ -80,6 +84,7 @@ class CompositeSummary:
     dataset_fingerprint: str
     interactions: Which
     users: int
+    users_taken_over: int
     original_rows: int
     regenerated_rows: int
     kept: int
@@ -114,6 +119,7 @@ def write_composite(
     exports: Sequence[FormatName] = (),
     prefixes: bool = False,
     on_users: Callable[[int, int], None] | None = None,
+    previous: Path | None = None,
 ) -> CompositeSummary:
     """
     Regenerate every sequence for *target* and write the folder described at the top.
@@ -130,6 +136,8 @@ def write_composite(
         exports: further formats to write.
         prefixes: whether the rows of an export that predicts only last items stand once for every item.
         on_users: if given, called with (users done, users in all) as work goes on.
+        previous: an earlier result, *out* itself where none is given; of the same bundle, rule and dial, its decisions
+            are taken over for all users whose sequence is the same.
 
     Raises:
         UnknownDomainError: no such domain.
@@ -147,7 +155,10 @@ def write_composite(
     required = frozenset({COMPOSITE, COUNTED, MAPPING, SUMMARY})
     check_replaceable(out, what="a composite dataset", required=required, ours=lambda name: _is_ours(name, required))
     log = read_log(dataset, bundle.vocabulary, target, everything=interactions == "all")
-    users = regenerate_log(log, Regenerator(bundle, rule, dial=dial), on_users)
+    regenerator = Regenerator(bundle, rule, dial=dial)
+    kept = _kept_decisions(previous or out, bundle, target=target, rule=rule, dial=dial)
+    users, taken_over = regenerate_log(log, regenerator, on_users, kept)
+    reads = [log.history(user, regenerator.max_items).token_ids for user in range(len(users))]
     made = Made(log, users, composite_rows(log, users))
     counts_UC = np.asarray([user.counts for user in users], dtype=np.int64).reshape(-1, len(COUNTS))
     original_rows = sum(row.origin == ORIGINAL for row in made.rows)
@@ -159,6 +170,7 @@ def write_composite(
         dataset_fingerprint=dataset.fingerprint,
         interactions=interactions,
         users=len(dataset.user_ids),
+        users_taken_over=taken_over,
         original_rows=original_rows,
         regenerated_rows=len(made.rows) - original_rows,
         **dict(zip(COUNTS, counts_UC.sum(axis=0).tolist(), strict=True)),
@@ -167,9 +179,11 @@ def write_composite(
     )
     # Read where an export wants them, and never to make the training rows
     is_held_out = interactions == "training" and bool(exports)
-    validation, test = [_held_out(dataset, target, from_end) if is_held_out else [] for from_end in (2, 1)]
+    validation = _held_out(dataset, target, dataset.train, dataset.validation) if is_held_out else []
+    test = _held_out(dataset, target, dataset.before_test, dataset.test) if is_held_out else []
     with replace_folder(out) as folder:
-        _write_folder(folder, made, counts_UC, summary)
+        _write_folder(folder, made, counts_UC, summary, lineage_of(bundle, dataset))
+        write_decisions(folder / DECISIONS, log.user_ids, reads, [user.result for user in users])
         schema = interaction_schema_of(log)
         write_parts(folder / INTERACTIONS, schema, interaction_tables(log, users, schema))
         for name in exports:
@@ -198,21 +212,32 @@ def ensure_composite(
     on_users: Callable[[int, int], None] | None = None,
 ) -> None:
     """``write_composite`` of the training interactions, unless *out* already holds what it would write."""
-    made_of = {
+    made_of = _made_by(bundle, target=target, rule=rule, dial=dial) | {
+        "dataset_fingerprint": dataset.fingerprint,
+        "interactions": "training",
+    }
+    if not _holds(out, made_of):
+        write_composite(dataset, bundle, target=target, rule=rule, dial=dial, out=out, on_users=on_users)
+
+
+def _made_by(bundle: Bundle, *, target: str, rule: Rule, dial: Dial) -> dict[str, object]:
+    """What decisions depend on beside the sequence, as a summary names it."""
+    return {
         "target": target,
         "rule": rule,
         "dial": dial,
         "bundle_version": bundle.version,
-        "dataset_fingerprint": dataset.fingerprint,
         "rules_version": RULES_VERSION,
-        "interactions": "training",
     }
+
+
+def _holds(folder: Path, made_of: Mapping[str, object]) -> bool:
+    """Whether *folder* holds a result with these entries in its summary."""
     try:
-        there = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        there = {}
-    if not made_of.items() <= there.items():
-        write_composite(dataset, bundle, target=target, rule=rule, dial=dial, out=out, on_users=on_users)
+        return False
+    return isinstance(summary, dict) and made_of.items() <= summary.items()
 
 
 def check_trained_on(bundle: Bundle, dataset: Dataset) -> None:
@@ -237,43 +262,55 @@ def check_trained_on(bundle: Bundle, dataset: Dataset) -> None:
 
 def _is_ours(name: str, required: frozenset[str]) -> bool:
     exported = {f"{INTERACTIONS}{entry.suffix}" for entry in FORMATS.values() if entry.suffix}
-    return name in required | exported | set(FORMATS) | {INTERACTIONS} or name.endswith(INTER_SUFFIX)
+    return name in required | exported | set(FORMATS) | {INTERACTIONS, DECISIONS} or name.endswith(INTER_SUFFIX)
+
+
+def _kept_decisions(folder: Path, bundle: Bundle, *, target: str, rule: Rule, dial: Dial) -> KeptDecisions:
+    """The decisions of the result in *folder*, if they would be the same today."""
+    unchanged = _holds(folder, _made_by(bundle, target=target, rule=rule, dial=dial))
+    return KeptDecisions.read(folder) if unchanged else KeptDecisions({})
 
 
 def regenerate_log(
-    log: MixedLog, regenerator: Regenerator, on_users: Callable[[int, int], None] | None = None
-) -> list[RegeneratedUser]:
-    """Every sequence of *log* as a training row, in order; *on_users* hears of (users done, users in all)."""
-    total = len(log.sequences)
+    log: MixedLog,
+    regenerator: Regenerator,
+    on_users: Callable[[int, int], None] | None = None,
+    kept: KeptDecisions | None = None,
+) -> tuple[list[RegeneratedUser], int]:
+    """
+    Every sequence of *log* as a training row, in order, and how many of them were *kept* from an earlier result.
+
+    *on_users* hears of (users done, users in all).
+    """
+    total, taken_over = len(log.sequences), 0
     regenerated: list[RegeneratedUser] = []
     while len(regenerated) < total:
         users = range(len(regenerated), min(total, len(regenerated) + USERS_PER_REPORT))
         read: list[TokenArray] = [log.history(user, regenerator.max_items).token_ids for user in users]
-        results = regenerator.regenerate(read, log.target, training_rows=True)
+        found = [
+            None if kept is None else kept.of(log.user_ids[user], one) for user, one in zip(users, read, strict=True)
+        ]
+        changed = [one for one, known in zip(read, found, strict=True) if known is None]
+        anew = iter(regenerator.regenerate(changed, log.target, training_rows=True))
+        taken_over += len(read) - len(changed)
         regenerated += [
-            regenerated_user(log, user, regenerator.max_items, result)
-            for user, result in zip(users, results, strict=True)
+            regenerated_user(log, user, regenerator.max_items, next(anew) if known is None else known)
+            for user, known in zip(users, found, strict=True)
         ]
         if on_users is not None:
             on_users(len(regenerated), total)
-    return regenerated
+    return regenerated, taken_over
 
 
-def _held_out(dataset: Dataset, target: str, from_end: int) -> list[HeldOutItem]:
-    """The items at that place from the end of the whole sequences, where they are of *target*."""
+def _held_out(dataset: Dataset, target: str, before: Sequences, items_U: TokenArray) -> list[HeldOutItem]:
+    """The held-out items that are of *target*, with what came *before* them."""
     target_range = dataset.vocabulary.token_range(target)
-    complete = dataset.complete
     found = []
-    for user, user_id in enumerate(dataset.user_ids):
-        sequence = complete[user]
-        place = len(sequence) - from_end
-        if place < 0 or sequence[place] not in target_range:
-            continue
-        before = sequence[:place]
-        history = before[target_range.mask(before)]
-        time_of = float(dataset.times[user][place]) if dataset.has_times else None
-        [item] = dataset.vocabulary.item_ids_of([int(sequence[place])])
-        found.append(HeldOutItem(user_id, dataset.vocabulary.item_ids_of(history), item, time_of))
+    for user in np.flatnonzero(target_range.mask(items_U)).tolist():
+        history = before[user][target_range.mask(before[user])]
+        time_of = float(dataset.times[user][len(before[user])]) if dataset.has_times else None
+        [item] = dataset.vocabulary.item_ids_of([int(items_U[user])])
+        found.append(HeldOutItem(dataset.user_ids[user], dataset.vocabulary.item_ids_of(history), item, time_of))
     return found
 
 
@@ -289,7 +326,9 @@ def _write_export(folder: Path, name: FormatName, data: TrainingData) -> None:
             file.write(part)
 
 
-def _write_folder(folder: Path, made: Made, counts_UC: npt.NDArray[np.int64], summary: CompositeSummary) -> None:
+def _write_folder(
+    folder: Path, made: Made, counts_UC: npt.NDArray[np.int64], summary: CompositeSummary, lineage: Mapping[str, object]
+) -> None:
     log, rows = made.log, made.rows
     item_ids = [log.item_ids_of(row.token_ids) for row in rows]
     users = [log.user_ids[row.user] for row in rows]
@@ -314,7 +353,10 @@ def _write_folder(folder: Path, made: Made, counts_UC: npt.NDArray[np.int64], su
     )
     mapping = mapping_table([user.result for user in made.users], log.vocabulary)
     mapping.write_parquet(folder / MAPPING)
-    content = asdict(summary) | {"files": {name: sha256_of(folder / name) for name in CHECKED_FILES}}
+    content = asdict(summary) | {
+        "lineage": lineage,
+        "files": {name: sha256_of(folder / name) for name in CHECKED_FILES},
+    }
     (folder / SUMMARY).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -8,6 +8,9 @@ Folder layout (format version 1):
     validation.parquet  user_id, token_id: s[n-2]
     test.parquet        user_id, token_id: s[n-1]
     times.parquet       user_id, times: those of s[:n], as the log had them; absent in datasets of earlier versions
+    later.parquet       user_id, token_ids, before_test: what follows the training items in a split by time, and how
+                        many of it precede the test; ``validation`` and ``test`` are two of them
+    waiting.parquet     user, item, domain, time: rows that a threshold set aside, for an extension to count again
 The three parts of a sequence live in three files so that training, adaptation, regeneration and mapping, which get
 only ``Dataset.train``, cannot read a held-out item: ``validation`` and ``test`` are read from disk when asked for.
 
@@ -35,8 +38,12 @@ from models.vocabulary import PADDING, Vocabulary
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
 TIMES = "times.parquet"
+LATER = "later.parquet"
+WAITING = "waiting.parquet"
 REQUIRED_FILES = ("vocabulary.parquet", "train.parquet", "validation.parquet", "test.parquet")
 TOKENS = np.int32
+# Entries of the manifest that say where the dataset comes from: what is made of it repeats them.
+DATASET_FACTS = ("name", "fingerprint", "created", "period", "source", "split", "extends")
 
 TokenArray = npt.NDArray[np.int32]
 Times = npt.NDArray[np.float64]
@@ -99,6 +106,29 @@ class Sequences:
         ends = self.offsets[1:][present_U]
         return Sequences(np.insert(self.token_ids, ends, last_U[present_U]).astype(TOKENS), offsets)
 
+    def joined(self, others: Sequences) -> Sequences:
+        """
+        Every sequence with that of *others* at its end.
+
+        >>> [s.tolist() for s in Sequences.from_lists([[1], [2]]).joined(Sequences.from_lists([[], [3, 4]]))]
+        [[1], [2, 3, 4]]
+        """
+        places = np.repeat(self.offsets[1:], others.lengths)
+        return Sequences(
+            np.insert(self.token_ids, places, others.token_ids).astype(TOKENS), self.offsets + others.offsets
+        )
+
+    def first(self, counts_U: npt.NDArray[np.int64]) -> Sequences:
+        """
+        The first so many tokens of each sequence.
+
+        >>> [s.tolist() for s in Sequences.from_lists([[1, 2], [3, 4]]).first(np.array([2, 1]))]
+        [[1, 2], [3]]
+        """
+        within = np.arange(len(self.token_ids)) - np.repeat(self.offsets[:-1], self.lengths)
+        offsets = np.concatenate([[0], np.cumsum(counts_U)]).astype(np.int64)
+        return Sequences(self.token_ids[within < np.repeat(counts_U, self.lengths)], offsets)
+
 
 @dataclass(frozen=True)
 class SequenceTimes:
@@ -136,18 +166,56 @@ class Dataset:
 
     @cached_property
     def validation(self) -> TokenArray:
-        """s[n-2] of every user, shape [U]; 0 where the sequence is too short to have one."""
+        """The item to validate by of every user, shape [U], s[n-2] unless split by time; 0 where there is none."""
         return _read_held_out(self.directory / "validation.parquet", self.user_ids)
 
     @cached_property
     def test(self) -> TokenArray:
-        """s[n-1] of every user, shape [U]; 0 where the sequence is too short to have one."""
+        """The item to test by of every user, shape [U], s[n-1] unless split by time; 0 where there is none."""
         return _read_held_out(self.directory / "test.parquet", self.user_ids)
 
     @cached_property
     def complete(self) -> Sequences:
         """s[:n] of every user, held-out items included: for production, never for what is evaluated here."""
-        return self.train.followed_by(self.validation).followed_by(self.test)
+        if not self.is_split_by_time:
+            return self.train.followed_by(self.validation).followed_by(self.test)
+        later, _ = self._later
+        return self.train.joined(later)
+
+    @cached_property
+    def before_test(self) -> Sequences:
+        """What comes before each test item, validation item included."""
+        if not self.is_split_by_time:
+            return self.train.followed_by(self.validation)
+        later, before_test_U = self._later
+        return self.train.joined(later.first(before_test_U))
+
+    @property
+    def is_split_by_time(self) -> bool:
+        """Whether items are held out by dates, not as each user's last two."""
+        return bool(self.manifest.get("split", {}).get("name") == "time")
+
+    @property
+    def split_sentence(self) -> str:
+        """How items are held out, in words."""
+        if not self.is_split_by_time:
+            return "Held out for test is each user's last interaction, for validation the one before it."
+        split = self.manifest["split"]
+        return (
+            f"Split by time: trained before {split['validation_from_date']}, validated from then on, tested from "
+            f"{split['test_from_date']} on."
+        )
+
+    @cached_property
+    def _later(self) -> tuple[Sequences, npt.NDArray[np.int64]]:
+        path = self.directory / LATER
+        try:
+            table = pl.read_parquet(path, columns=["user_id", "token_ids", "before_test"])
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise DatasetFormatError(f"{path}: not a readable table of later items: {error}") from error
+        if tuple(table["user_id"].to_list()) != self.user_ids:
+            raise DatasetFormatError(f"{path}: its users differ from train.parquet's")
+        return Sequences.from_column(table["token_ids"]), table["before_test"].to_numpy().astype(np.int64)
 
     @property
     def has_times(self) -> bool:
@@ -166,7 +234,8 @@ class Dataset:
             raise DatasetFormatError(
                 f"{self.directory}: prepared by an earlier version, which kept no times: `taesar prepare` its log again"
             )
-        return _read_times(self.directory / TIMES, self.user_ids, self.train)
+        held_out = None if self.is_split_by_time else 2
+        return _read_times(self.directory / TIMES, self.user_ids, self.train, held_out)
 
 
 def load_dataset(directory: Path) -> Dataset:
@@ -242,13 +311,17 @@ def _read_held_out(path: Path, user_ids: tuple[str, ...]) -> TokenArray:
     return table["token_id"].to_numpy().astype(TOKENS)
 
 
-def _read_times(path: Path, user_ids: tuple[str, ...], train: Sequences) -> SequenceTimes:
+def _read_times(path: Path, user_ids: tuple[str, ...], train: Sequences, held_out: int | None) -> SequenceTimes:
+    """Times of whole sequences, of which *held_out* items are no training items (None: any number)."""
     try:
         table = pl.read_parquet(path, columns=["user_id", "times"])
         lists = table["times"]
         lengths = lists.list.len().to_numpy().astype(np.int64)
-        fits = tuple(table["user_id"].to_list()) == user_ids and np.array_equal(
-            np.maximum(lengths - 2, 0), train.lengths
+        expected = train.lengths if held_out is None else np.maximum(lengths - held_out, 0)
+        fits = (
+            tuple(table["user_id"].to_list()) == user_ids
+            and np.array_equal(expected, train.lengths)
+            and bool((lengths >= train.lengths).all())
         )
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DatasetFormatError(f"{path}: not a readable table of times: {error}") from error

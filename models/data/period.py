@@ -32,8 +32,8 @@ def period_of(times: Times) -> dict[str, Any]:
     return {
         "first": first,
         "last": last,
-        "first_date": _date(first * per_unit / 1e9),
-        "last_date": _date(last * per_unit / 1e9),
+        "first_date": moment_of(first * per_unit / 1e9),
+        "last_date": moment_of(last * per_unit / 1e9),
     }
 
 
@@ -42,7 +42,8 @@ def now_text() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _date(seconds: float) -> str | None:
+def moment_of(seconds: float) -> str | None:
+    """The date of ISO 8601 of seconds since 1970; None beyond the calendar."""
     try:
         return (_EPOCH + timedelta(seconds=seconds)).date().isoformat()
     except OverflowError:

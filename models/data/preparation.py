@@ -8,7 +8,7 @@ The steps of ``prepare``, in order:
     4. merge every user's rows of all domains by time, ties by a seeded hash;
     5. keep each user's last ``max_length`` rows, and apply the thresholds once more;
     6. number the items of each domain in a seeded random order (``numbering``);
-    7. split: s[:n-2] to train on, s[n-2] to validate, s[n-1] to test;
+    7. divide each sequence (``splits``): s[:n-2] to train on, s[n-2] to validate, s[n-1] to test, or by time;
     8. write the folder that ``models.data.dataset`` describes.
 The folder's content depends on the set of input rows and the configuration only: not on the order of the rows (unless
 ``ties="input"``), on threads, or on the clock. The manifest says when it was made, and is the one file that differs.
@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
@@ -33,30 +33,33 @@ import pyarrow as pa
 
 from models.data.dataset import (
     FORMAT_VERSION,
+    LATER,
     MANIFEST,
     REQUIRED_FILES,
     TIMES,
     TOKENS,
-    Sequences,
-    Times,
+    WAITING,
+    Dataset,
     TokenArray,
+    load_dataset,
     sha256_of,
 )
+from models.data.extension import ancestors_of, extended, rows_as_table
 from models.data.period import now_text, period_of
-from models.data.preparation_report import Counts, DomainCounts, PreparationReport, Removed
+from models.data.preparation_report import PreparationReport
 from models.data.reading.identifiers import Codes
-from models.data.reading.interactions import Identifiers, Interactions, ReadingProgress, read_interactions
+from models.data.reading.interactions import Identifiers, ReadingProgress, read_interactions
 from models.data.reading.layouts import Layout
 from models.data.reading.places import files_of
 from models.data.reading.preview import Preview, preview
-from models.data.reading.times import Mask, TimeUnit
-from models.errors import EmptyDatasetError, OutputExistsError
+from models.data.reading.times import TimeUnit
+from models.data.splits import Split, SplitName, divide, time_bounds
+from models.data.thresholds import Anchors, Overlap, Rows, UserThreshold, apply_thresholds, distinct_rows
+from models.errors import OutputExistsError
 from models.files import check_replaceable, replace_folder
 from models.vocabulary import Vocabulary
 
 Ties = Literal["hash", "input"]
-Overlap = Literal["all", "any"]
-UserThreshold = Literal["per_domain", "total"]
 Numbering = Literal["shuffled", "first-appearance"]
 
 BAD_ROWS = "bad_rows.csv"
@@ -86,6 +89,9 @@ class PreparationConfig:
             released code does: item n + 1 is then often the same user's next item, the held-out one among them. Only
             to reproduce that code and measure its leak; never for anything else.
         numbering_seed: of the shuffled item numbers alone, to renumber a dataset and change nothing else.
+        split: "leave-one-out" holds out each user's last two items; "time" what comes after dates (``splits``).
+        validation_from, test_from: those dates, ISO 8601 or numbers of the log; None for the last fifth and tenth of
+            the interactions.
         max_bad_row_share: above this share of bad rows the input is refused. A few broken lines are common in
             exported logs; one in a hundred says that the file is not what it claims to be.
         layout: how the input is laid out: columns, header, separator, filter.
@@ -104,6 +110,9 @@ class PreparationConfig:
     seed: int = 2025
     numbering: Numbering = "shuffled"
     numbering_seed: int | None = None
+    split: SplitName = "leave-one-out"
+    validation_from: str | None = None
+    test_from: str | None = None
     max_bad_row_share: float = 0.01
     layout: Layout = field(default_factory=Layout)
     anyway: bool = False
@@ -116,11 +125,14 @@ class PreparationConfig:
         if not 0 <= self.max_bad_row_share <= 1:
             raise ValueError("max_bad_row_share lies in 0..1")
         choices = {"user_threshold": UserThreshold, "overlap": Overlap, "ties": Ties, "numbering": Numbering}
+        choices["split"] = SplitName
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} is one of {', '.join(get_args(kind))}")
         if self.numbering == "first-appearance" and self.numbering_seed is not None:
             raise ValueError("numbering_seed is of shuffled numbers; first appearance has none")
+        if self.split != "time" and (self.validation_from or self.test_from):
+            raise ValueError("validation_from and test_from are of a split by time")
 
 
 def prepare(
@@ -132,6 +144,7 @@ def prepare(
     progress: ReadingProgress | None = None,
     name: str | None = None,
     show: Callable[[Preview], None] | None = None,
+    extend: Path | None = None,
 ) -> PreparationReport:
     """
     Write the dataset folder *out* from the interactions in *inputs*; it appears whole or not at all.
@@ -142,14 +155,20 @@ def prepare(
         progress: called with a stage's name and the fraction of it that is done.
         name: what people call the dataset; without it, the name of the folder *out*.
         show: called with what was read, before anything is made of it.
+        extend: a dataset whose rows are taken first, with its configuration (``models.data.extension``); of *config*
+            only the layout of the inputs, the share of bad rows and ``anyway`` are looked at.
 
     Raises:
+        DatasetFormatError: *extend* is no dataset, or an earlier version's.
         InputFormatError, BadRowsError: as ``read_interactions`` does.
         ImplausibleInputError: the input is not what it was taken for; see ``preview``.
         EmptyDatasetError: nothing is left; names the threshold that removed the last rows.
         OutputExistsError: *out* holds something that must not be replaced.
     """
+    former = None if extend is None else load_dataset(extend)
     config = config or PreparationConfig()
+    if former is not None:
+        config = _config_of(former, config)
     report_stage = progress or (lambda _stage, _fraction: None)
     _check_output(out, overwrite=overwrite)
     places = [inputs] if isinstance(inputs, Path) else list(inputs)
@@ -160,17 +179,21 @@ def prepare(
     looks = preview(interactions, anyway=config.anyway)
     if show is not None:
         show(looks)
+    anchors = None
+    if former is not None:
+        interactions, anchors = extended(former, interactions)
     ids, rows_read, bad_rows = interactions.ids, interactions.num_rows, interactions.bad_rows
     rows_filtered, time_unit = interactions.num_filtered, interactions.time_unit
     report_stage("dropping duplicates", 0.0)
-    rows = _distinct(interactions)
+    distinct = rows = distinct_rows(interactions)
     del interactions  # as large as the rows themselves
     rows_distinct = len(rows)
 
     report_stage("applying thresholds", 0.0)
     all_rows = rows.counts(ids.domains)
-    rows, removed = _apply_thresholds(rows, config, ids.domains, where=f"{source}: of {all_rows}")
+    rows, removed = apply_thresholds(rows, config, ids.domains, where=f"{source}: of {all_rows}", anchors=anchors)
     before_cut = rows.counts(ids.domains)
+    waiting_N = ~np.isin(distinct.positions_N, rows.positions_N)
 
     report_stage("merging by time", 0.0)
     rows = _ordered(rows, ids, config)
@@ -178,11 +201,17 @@ def prepare(
     rows = _last_rows(rows, config.max_length)
     rows_cut = uncut - len(rows)
     where = f"{source}: after keeping each user's last {config.max_length}, of {before_cut}"
-    rows, removed_after_cut = _apply_thresholds(rows, config, ids.domains, where=where)
+    cut = rows
+    rows, removed_after_cut = apply_thresholds(rows, config, ids.domains, where=where, anchors=anchors)
+    gone = cut.positions_N[~np.isin(cut.positions_N, rows.positions_N)]
+    waiting = distinct.take(waiting_N | np.isin(distinct.positions_N, gone))
 
     report_stage("numbering items", 0.0)
-    vocabulary, token_of_item = _number_items(rows, ids, config)
-    split = _split(rows, ids.users, token_of_item)
+    vocabulary, token_of_item = _number_items(rows, ids, config, anchors)
+    bounds = None
+    if config.split == "time":
+        bounds = time_bounds(rows.times_N, validation_from=config.validation_from, test_from=config.test_from)
+    split = divide(rows, ids.users, token_of_item, bounds)
     report = PreparationReport(
         rows_read=rows_read,
         rows_bad=len(bad_rows),
@@ -194,129 +223,35 @@ def prepare(
         removed_after_cut=removed_after_cut,
         result=rows.counts(ids.domains),
         bad_rows=bad_rows,
-        fingerprint=_fingerprint(vocabulary, split),
+        fingerprint=split.fingerprint(vocabulary),
     )
     report_stage("writing", 0.0)
     with replace_folder(out) as folder:
-        _write(folder, name or out.name, _provenance(places, time_unit), config, vocabulary, split, report)
+        rows_as_table(waiting, ids).write_parquet(folder / WAITING)
+        facts = {
+            "name": name or (former and former.manifest.get("name")) or out.name,
+            "source": _provenance(places, time_unit),
+            "split": {"name": config.split} if bounds is None else bounds.described(),
+        }
+        if former is not None:
+            facts["extends"] = ancestors_of(former)
+        _write(folder, facts, config, vocabulary, split, report)
     report_stage("writing", 1.0)
     return report
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Interactions as parallel arrays; ``positions_N`` is the place in the input."""
-
-    users_N: Codes
-    items_N: Codes
-    domains_N: Codes
-    times_N: Times
-    positions_N: npt.NDArray[np.uint32]
-
-    def __len__(self) -> int:
-        return len(self.users_N)
-
-    def take(self, index: Mask | npt.NDArray[np.uint32]) -> _Rows:
-        return _Rows(*(getattr(self, f.name)[index] for f in fields(self)))
-
-    def counts(self, domain_ids: pl.Series) -> Counts:
-        """Users, items and interactions, over all rows and per domain."""
-        per_domain = []
-        for code, domain in enumerate(domain_ids):
-            here = self.domains_N == code
-            users, items, rows = _num_distinct(self.users_N[here]), _num_distinct(self.items_N[here]), int(here.sum())
-            per_domain.append(DomainCounts(domain, users, items, rows, rows / users if users else 0.0))
-        users = _num_distinct(self.users_N)
-        mean_length = len(self) / users if users else 0.0
-        return Counts(users, sum(d.items for d in per_domain), len(self), mean_length, tuple(per_domain))
+def _config_of(former: Dataset, reading: PreparationConfig) -> PreparationConfig:
+    """The configuration of *former*, with what *reading* says of the inputs."""
+    kept = {one.name for one in fields(reading)} - {"layout", "max_bad_row_share", "anyway"}
+    config = replace(reading, **{key: value for key, value in former.manifest["config"].items() if key in kept})
+    split = former.manifest.get("split", {})
+    if split.get("name") != "time":
+        return config
+    dates = {key: repr(split[key]) for key in ("validation_from", "test_from")}
+    return replace(config, **dates)  # type: ignore[arg-type]
 
 
-def _num_distinct(codes: Codes) -> int:
-    return int(np.count_nonzero(np.bincount(codes))) if len(codes) else 0
-
-
-def _distinct(interactions: Interactions) -> _Rows:
-    """The rows without exact duplicates (the first stays), sorted by user and time."""
-    table = pl.DataFrame(
-        {
-            "user": interactions.users_N,
-            "time": interactions.times_N,
-            "item": interactions.items_N,
-            "domain": interactions.domains_N,
-        }
-    ).with_row_index("position")
-    # Every item has one domain, so equal (user, time, item) is an equal row, and sorting makes duplicates neighbours.
-    table = table.sort("user", "time", "item", "position")
-    user, time, item = (table[name].to_numpy() for name in ("user", "time", "item"))
-    first = np.ones(len(table), dtype=np.bool_)
-    first[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1]) | (item[1:] != item[:-1])
-    rows = _Rows(user, item, table["domain"].to_numpy(), time, table["position"].to_numpy())
-    return rows if first.all() else rows.take(first)
-
-
-def _apply_thresholds(
-    rows: _Rows, config: PreparationConfig, domain_ids: pl.Series, *, where: str
-) -> tuple[_Rows, Removed]:
-    """
-    Remove rows until every threshold holds for every row that is left.
-
-    Each threshold only ever removes, and more rows never make one fail, so the fixed point is the same in any order.
-
-    Raises:
-        EmptyDatasetError: nothing is left.
-    """
-    removed = dict.fromkeys((f.name for f in fields(Removed)), 0)
-    names = {
-        "by_item_threshold": f"at least {config.min_item_interactions} interactions per item",
-        "by_user_threshold": f"at least {config.min_user_interactions} interactions per user"
-        + (" in a domain" if config.user_threshold == "per_domain" else ""),
-        "by_overlap": f"users present in every domain ({', '.join(domain_ids)})",
-    }
-    if len(rows) == 0:
-        raise EmptyDatasetError(f"{where}: there is no row to begin with")
-    num_users, num_items = int(rows.users_N.max()) + 1, int(rows.items_N.max()) + 1
-    while True:
-        before = len(rows)
-        for rule in names:
-            keep = _passing(rule, rows, config, num_users, num_items, len(domain_ids))
-            num_removed = len(rows) - int(np.count_nonzero(keep))
-            if num_removed == 0:
-                continue
-            removed[rule] += num_removed
-            if num_removed == len(rows):
-                so_far = ", ".join(f"{removed[name]:,} by {words!r}" for name, words in names.items())
-                raise EmptyDatasetError(
-                    f"{where}, nothing is left: the threshold {names[rule]!r} removed the last {num_removed:,} rows "
-                    f"(removed in all: {so_far})"
-                )
-            rows = rows.take(keep)
-        if len(rows) == before:
-            return rows, Removed(**removed)
-
-
-def _passing(
-    rule: str, rows: _Rows, config: PreparationConfig, num_users: int, num_items: int, num_domains: int
-) -> Mask:
-    """Which rows one threshold leaves, bool [N]."""
-    kept: Mask
-    if rule == "by_item_threshold":
-        kept = (np.bincount(rows.items_N, minlength=num_items) >= config.min_item_interactions)[rows.items_N]
-        return kept
-    if rule == "by_user_threshold" and config.user_threshold == "total":
-        kept = (np.bincount(rows.users_N, minlength=num_users) >= config.min_user_interactions)[rows.users_N]
-        return kept
-    if rule == "by_overlap" and config.overlap == "any":
-        return np.ones(len(rows), dtype=np.bool_)
-    cells_N = rows.users_N.astype(np.int64) * num_domains + rows.domains_N
-    counts_UD = np.bincount(cells_N, minlength=num_users * num_domains).reshape(num_users, num_domains)
-    if rule == "by_user_threshold":
-        kept = counts_UD[rows.users_N, rows.domains_N] >= config.min_user_interactions
-    else:
-        kept = (np.count_nonzero(counts_UD, axis=1) == num_domains)[rows.users_N]
-    return kept
-
-
-def _ordered(rows: _Rows, ids: Identifiers, config: PreparationConfig) -> _Rows:
+def _ordered(rows: Rows, ids: Identifiers, config: PreparationConfig) -> Rows:
     """Every user's rows by time; ties by the rule of the configuration."""
     if config.ties == "input":
         tie_N = rows.positions_N.astype(np.uint64)
@@ -347,7 +282,7 @@ def _mixed(hashes: Hashes, seed: int) -> Hashes:
     return state ^ (state >> np.uint64(31))
 
 
-def _last_rows(rows: _Rows, max_length: int) -> _Rows:
+def _last_rows(rows: Rows, max_length: int) -> Rows:
     """Each user's last *max_length* rows; *rows* are sorted by user."""
     ends_U = np.cumsum(np.bincount(rows.users_N))
     from_end_N = ends_U[rows.users_N] - np.arange(len(rows))
@@ -355,15 +290,19 @@ def _last_rows(rows: _Rows, max_length: int) -> _Rows:
     return rows if keep.all() else rows.take(keep)
 
 
-def _shuffled(items: Codes, rows: _Rows, ids: Identifiers, config: PreparationConfig) -> Hashes:
+def _shuffled(items: Codes, rows: Rows, ids: Identifiers, config: PreparationConfig) -> Hashes:
     """A sort key per item that is a function of its id and the seed alone."""
     seed = config.seed if config.numbering_seed is None else config.numbering_seed
     return _mixed(_hashes(ids.items, rows.items_N)[items], seed)
 
 
-def _number_items(rows: _Rows, ids: Identifiers, config: PreparationConfig) -> tuple[Vocabulary, TokenArray]:
+def _number_items(
+    rows: Rows, ids: Identifiers, config: PreparationConfig, anchors: Anchors | None
+) -> tuple[Vocabulary, TokenArray]:
     """
     Number the items of each domain by the rule ``numbering``, and map item codes to tokens.
+
+    The items of *anchors* come first, in their order, whether they have rows or not.
 
     Shuffled numbers are a function of the ids alone. First appearance, *rows* read user by user in sorted order and in
     time, puts a user's consecutive items at neighbouring numbers, held-out items among them.
@@ -376,6 +315,10 @@ def _number_items(rows: _Rows, ids: Identifiers, config: PreparationConfig) -> t
     domain_of_item[rows.items_N] = rows.domains_N
     place = first_rows if config.numbering == "first-appearance" else _shuffled(items, rows, ids, config)
     items = items[np.lexsort((items, place, domain_of_item[items]))]
+    if anchors is not None:
+        items = np.concatenate([anchors.item_order, items[~anchors.items_I[items]]])
+        domain_of_item[anchors.item_order] = anchors.domains_of_items
+        items = items[np.argsort(domain_of_item[items], kind="stable")]
     token_of_item = np.zeros(len(ids.items), dtype=TOKENS)
     token_of_item[items] = np.arange(1, len(items) + 1, dtype=TOKENS)
     names = ids.items.gather(items).to_list()
@@ -385,56 +328,12 @@ def _number_items(rows: _Rows, ids: Identifiers, config: PreparationConfig) -> t
     return Vocabulary(tuple(ids.domains.gather(codes).to_list()), item_ids), token_of_item
 
 
-@dataclass(frozen=True)
-class _Split:
-    """The mixed sequences in three parts; users in sorted order, 0 where a sequence is too short. Times of s[:n]."""
-
-    user_ids: pl.Series
-    train: Sequences
-    validation_U: TokenArray
-    test_U: TokenArray
-    times_N: Times
-    offsets: npt.NDArray[np.int64]
-
-
-def _split(rows: _Rows, user_ids: pl.Series, token_of_item: TokenArray) -> _Split:
-    """Cut each sequence into s[:n-2], s[n-2] and s[n-1]; *rows* are sorted by user, then in sequence order."""
-    tokens_N = token_of_item[rows.items_N]
-    lengths_U = np.bincount(rows.users_N)
-    users = np.flatnonzero(lengths_U)
-    lengths_U = lengths_U[users]
-    ends_U = np.cumsum(lengths_U)
-    train_lengths_U = np.maximum(lengths_U - 2, 0)
-    in_train_N = np.arange(len(rows)) < np.repeat(ends_U - lengths_U + train_lengths_U, lengths_U)
-    offsets = np.concatenate([[0], np.cumsum(train_lengths_U)]).astype(np.int64)
-    validation_U = np.where(lengths_U >= 2, tokens_N[np.maximum(ends_U - 2, 0)], 0).astype(TOKENS)
-    return _Split(
-        user_ids.gather(users),
-        Sequences(tokens_N[in_train_N], offsets),
-        validation_U,
-        tokens_N[ends_U - 1],
-        rows.times_N,
-        np.concatenate([[0], ends_U]).astype(np.int64),
-    )
-
-
-def _fingerprint(vocabulary: Vocabulary, split: _Split) -> str:
-    """SHA-256 over vocabulary, users and tokens: equal for equal content, whatever wrote the files."""
-    digest = hashlib.sha256(vocabulary.fingerprint.encode())
-    for user_id in split.user_ids:
-        digest.update(f"{len(user_id)}:{user_id}".encode())
-    for array in (split.train.offsets, split.train.token_ids, split.validation_U, split.test_U):
-        digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes())
-    return digest.hexdigest()
-
-
 def _write(
     folder: Path,
-    name: str,
-    provenance: dict[str, object],
+    facts: dict[str, object],
     config: PreparationConfig,
     vocabulary: Vocabulary,
-    split: _Split,
+    split: Split,
     report: PreparationReport,
 ) -> None:
     vocabulary.save(folder / "vocabulary.parquet")
@@ -443,6 +342,10 @@ def _write(
     train.write_parquet(folder / "train.parquet")
     for part, tokens_U in (("validation", split.validation_U), ("test", split.test_U)):
         pl.DataFrame({"user_id": split.user_ids, "token_id": tokens_U}).write_parquet(folder / f"{part}.parquet")
+    if split.later is not None:
+        lists = pa.LargeListArray.from_arrays(split.later.offsets, split.later.token_ids)
+        later = {"user_id": split.user_ids, "token_ids": pl.Series(lists, dtype=pl.List(pl.Int32))}
+        pl.DataFrame({**later, "before_test": split.before_test_U}).write_parquet(folder / LATER)
     times = pl.Series(pa.LargeListArray.from_arrays(split.offsets, split.times_N), dtype=pl.List(pl.Float64))
     pl.DataFrame({"user_id": split.user_ids, "times": times}).write_parquet(folder / TIMES)
     bad_rows: dict[str, list[object]] = {
@@ -458,11 +361,10 @@ def _write(
     del counted["bad_rows"], counted["fingerprint"]
     manifest = {
         "format_version": FORMAT_VERSION,
-        "name": name,
         "created": now_text(),
         "period": period_of(split.times_N),
         "fingerprint": report.fingerprint,
-        "source": provenance,
+        **facts,
         "config": asdict(config),
         "statistics": counted,
         "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
@@ -488,9 +390,8 @@ def _provenance(places: Sequence[str | Path], time_unit: TimeUnit) -> dict[str, 
 
 
 def _check_output(out: Path, *, overwrite: bool) -> None:
-    written = {MANIFEST, *REQUIRED_FILES}
-    check_replaceable(
-        out, what="a dataset", required=frozenset(written), ours=lambda name: name in written | {BAD_ROWS, TIMES}
-    )
+    required = frozenset({MANIFEST, *REQUIRED_FILES})
+    known = required | {BAD_ROWS, TIMES, LATER, WAITING}
+    check_replaceable(out, what="a dataset", required=required, ours=lambda name: name in known)
     if (out / MANIFEST).is_file() and not overwrite:
         raise OutputExistsError(f"{out}: holds a dataset already; --overwrite replaces it, or name another folder")

@@ -212,7 +212,7 @@ def build_arm(dataset: Dataset, target: str, name: ArmName, composite: Composite
         domains,
         candidates,
         build_queries(dataset.train, dataset.validation, domain, kept),
-        build_queries(dataset.train.followed_by(dataset.validation), dataset.test, domain, kept),
+        build_queries(dataset.before_test, dataset.test, domain, kept),
     )
 
 

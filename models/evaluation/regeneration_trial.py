@@ -216,8 +216,9 @@ def try_regeneration(
     ordinary = trained(original)
     found = {(0, 0): measured(ordinary, queries)}
     for hints in HINTS:
-        served = dataclasses.replace(queries, histories=_served(bundle, target, mixed_queries.histories, hints))
-        arm = _composite_arm(original, dataset, bundle, target, hints)
+        histories = served_histories(bundle, target, mixed_queries.histories, hints)
+        served = dataclasses.replace(queries, histories=histories)
+        arm = composite_arm(original, dataset, bundle, target, hints)
         composite = trained(arm)
         found[0, hints] = measured(ordinary, served)
         found[hints, 0] = measured(composite, queries)
@@ -304,7 +305,8 @@ def _ndcg_of(ranks: Ranks) -> npt.NDArray[np.float64]:
     return values_N
 
 
-def _served(bundle: Bundle, target: str, histories: Sequences, hints: int) -> Sequences:
+def served_histories(bundle: Bundle, target: str, histories: Sequences, hints: int) -> Sequences:
+    """Mixed *histories* regenerated with so many hints a run, in the arm's numbers."""
     regenerator = _regenerator(bundle, target, hints)
     results = regenerator.regenerate(list(histories), target)
     return keep_domain(
@@ -312,10 +314,11 @@ def _served(bundle: Bundle, target: str, histories: Sequences, hints: int) -> Se
     )
 
 
-def _composite_arm(original: Arm, dataset: Dataset, bundle: Bundle, target: str, hints: int) -> Arm:
+def composite_arm(original: Arm, dataset: Dataset, bundle: Bundle, target: str, hints: int) -> Arm:
+    """*original* with the rows of the composite with so many hints a run."""
     domain = dataset.vocabulary.token_range(target)
     log = read_log(dataset, bundle.vocabulary, target, everything=False)
-    users = regenerate_log(log, _regenerator(bundle, target, hints))
+    users, _ = regenerate_log(log, _regenerator(bundle, target, hints))
     rows = Sequences.from_lists(row.token_ids for row in composite_rows(log, users))
     return dataclasses.replace(original, name="regenerated", rows=drop_short(keep_domain(rows, domain)))
 

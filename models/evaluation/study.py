@@ -107,11 +107,16 @@ class Study:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a reader needs to repeat the evaluation; ``composite`` is the composite's own summary, if there is one."""
+    """
+    What a reader needs to repeat the evaluation.
+
+    ``split`` says how items were held out; ``composite`` is the composite's own summary, if there is one.
+    """
 
     command: str
     dataset: str
     dataset_fingerprint: str
+    split: str
     target: str
     ranking: RankingName
     configuration: Mapping[str, Any]
@@ -200,6 +205,7 @@ def run_study(
             command=command,
             dataset=dataset.directory.resolve().name,
             dataset_fingerprint=dataset.fingerprint,
+            split=dataset.split_sentence,
             target=study.target,
             ranking=study.ranking,
             configuration=_configuration(study),

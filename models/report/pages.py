@@ -96,7 +96,7 @@ def tables(report: Report) -> list[Table]:
         _score_table(report.results.scores, report.provenance.ranking),
         _comparison_table(report.results.comparisons),
         _group_table(report.results.scores),
-        _audit_table(report.audits),
+        audit_table(report.audits),
         _run_table(report.results),
         _statistics_table(report.statistics),
         _correspondence_table(report.correspondences),
@@ -247,7 +247,8 @@ def _group_table(scores: Sequence[Score]) -> Table:
     )
 
 
-def _audit_table(audits: Sequence[LeakAudit]) -> Table:
+def audit_table(audits: Sequence[LeakAudit]) -> Table:
+    """The leak audit, a row for each held-out split."""
     return Table(
         "Leak audit",
         "Users whose own held-out item is among the items that regeneration added to their row, next to the count "
@@ -379,6 +380,7 @@ def _facts(provenance: Provenance) -> list[str]:
     facts = [
         f"command: `{provenance.command}`",
         f"dataset fingerprint: {provenance.dataset_fingerprint}",
+        provenance.split,
         f"cells: {provenance.cells_computed} computed, {provenance.cells_reused} read back",
         f"wall time of this run: {provenance.seconds:.1f} s",
         f"configuration: {json.dumps(provenance.configuration, sort_keys=True)}",

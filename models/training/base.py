@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from models.data.dataset import Dataset
 from models.network.decoder import Decoder, DecoderConfig
 from models.network.losses import next_item_targets
 from models.training.loop import Progress, TrainingConfig, TrainingResult, fit
-from models.training.objective import PredictionObjective, choose_held_out, drop_untrainable
+from models.training.objective import PredictionObjective, choose_held_out, drop_untrainable, weights_hash
 from models.vocabulary import TokenRange
 
 
@@ -27,16 +28,20 @@ def train_base(
     resume_file: Path | None = None,
     progress: Progress | None = None,
     course: Sequence[int] | None = None,
+    start: Decoder | None = None,
 ) -> tuple[Decoder, TrainingResult]:
     """
     Train the base on the mixed training sequences.
 
     loss = - mean over positions t of log softmax_x(h_t . e_x)[s_{t+1}], x over every item of every domain. The epoch
     with the best NDCG@10 on validation items, ranked among all items, is kept. *sampled_softmax* estimates the softmax
-    from so many items (``losses.sampled_cross_entropy``).
+    from so many items (``losses.sampled_cross_entropy``). *start* is a decoder of this configuration to go on from,
+    which is left as it is; without it, weights are drawn by the seed.
     """
     all_items = TokenRange(1, dataset.vocabulary.num_items)
     fingerprint = f"{dataset.fingerprint} {json.dumps(dataclasses.asdict(decoder_config), sort_keys=True)}"
+    if start is not None:
+        fingerprint += f" from {weights_hash(start)}"
     objective = PredictionObjective(
         name="base",
         # Another network on the same data is another run, and so is another loss.
@@ -50,9 +55,13 @@ def train_base(
         seed=config.seed,
         sampled_softmax=sampled_softmax,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        base = Decoder(decoder_config)
-    base = base.to(device)
+    base = _seeded(decoder_config, config.seed).to(device) if start is None else copy.deepcopy(start)
+    base.requires_grad_(True)
     result = fit(base, objective, config, resume_file=resume_file, progress=progress, course=course)
     return base, result
+
+
+def _seeded(config: DecoderConfig, seed: int) -> Decoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Decoder(config)

@@ -18,21 +18,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import save
 
 from models.data.dataset import Dataset, Sequences, TokenArray
 from models.network.decoder import Decoder
 from models.network.losses import domain_specific_targets, next_item_targets
 from models.training.batches import epoch_generator
 from models.training.loop import Progress, TrainingConfig, TrainingResult, fit
-from models.training.objective import PredictionObjective, choose_held_out, drop_untrainable
+from models.training.objective import PredictionObjective, choose_held_out, drop_untrainable, weights_hash
 from models.training.own_shares import try_own_shares
 from models.vocabulary import TokenRange
 
@@ -52,6 +50,7 @@ def train_expert(
     resume_file: Path | None = None,
     progress: Progress | None = None,
     course: Sequence[int] | None = None,
+    start: Decoder | None = None,
 ) -> tuple[Decoder, TrainingResult]:
     """
     Adapt a copy of *base* to *domain*; the base is left as it is.
@@ -67,16 +66,17 @@ def train_expert(
             trained (``network.two_readings``).
         two_readings: validate by the readings together, with the shares that are best after the epoch.
         sampled_softmax: estimate the softmax from so many of the domain's items, if it has more.
+        start: an earlier expert to go on from; without it, the base.
 
     Raises:
         UnknownDomainError: the dataset has no such domain.
     """
     candidates = dataset.vocabulary.token_range(domain)
     name = f"expert {domain}"
-    expert = _untrained(base, config.seed, name) if experts == "from-scratch" else copy.deepcopy(base)
+    expert = _untrained(base, config.seed, name) if experts == "from-scratch" else copy.deepcopy(start or base)
     rows = _without_foreign(dataset.train, candidates) if experts == "single-domain" else dataset.train
     # The same weights under another dropout or number of heads are another run, too.
-    fingerprint = f"{dataset.fingerprint} {dataclasses.asdict(base.config)} {_weights_hash(expert)}"
+    fingerprint = f"{dataset.fingerprint} {dataclasses.asdict(base.config)} {weights_hash(expert)}"
     if sampled_softmax is not None:
         fingerprint += f" sampled {sampled_softmax}"
     if own_rows:
@@ -119,8 +119,3 @@ def _untrained(base: Decoder, seed: int, name: str) -> Decoder:
 def _without_foreign(sequences: Sequences, candidates: TokenRange) -> Iterator[TokenArray]:
     """Each sequence's items of the domain, in order."""
     return (tokens[candidates.mask(tokens)] for tokens in sequences)
-
-
-def _weights_hash(start: Decoder) -> str:
-    """An expert resumes only from a file that started from the same weights."""
-    return hashlib.sha256(save({key: value.cpu() for key, value in start.state_dict().items()})).hexdigest()

@@ -9,6 +9,7 @@ Shapes: B = sequences, T = positions, N = rows, D = width, X = candidates.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from models.data.dataset import Sequences, TokenArray, pad_right
@@ -205,3 +207,8 @@ def rank_held_out(decoder: Decoder, held_out: HeldOut, candidates: TokenRange) -
         for start in range(0, len(hidden_ND), rows)
     ]
     return torch.cat(ranks).cpu()
+
+
+def weights_hash(start: Decoder) -> str:
+    """A training resumes only from a file that started from the same weights."""
+    return hashlib.sha256(save({key: value.cpu() for key, value in start.state_dict().items()})).hexdigest()

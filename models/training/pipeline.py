@@ -12,24 +12,27 @@ from typing import Any
 import torch
 
 from models.bundle import Bundle, check_destination, load_bundle, save_bundle
-from models.data.dataset import Dataset
+from models.data.dataset import DATASET_FACTS, Dataset
 from models.data.period import now_text
 from models.files import PARTIAL_SUFFIX
 from models.network.decoder import Decoder, DecoderConfig
 from models.training import distributed
 from models.training.base import train_base
+from models.training.continuation import Continuation
 from models.training.experts import Experts, train_expert
 from models.training.loop import RESUME_SUFFIX, Progress, TrainingConfig, TrainingResult
 from models.training.objective import choose_held_out
 from models.training.own_shares import ShareTrial, try_own_shares
 from models.training.refit import RefitProgress, UndividedDataset
-from models.tuning import TargetTuning
+from models.tuning import Guard, TargetTuning
 
 # Small steps (docs/experiments/better-bundle.md), as many as it takes: a number of epochs that was right for one
 # table turned a gain into a loss on another (docs/experiments/two-readings.md).
 BASE_TRAINING = TrainingConfig(learning_rate=1e-3, batch_size=32, max_epochs=100, patience=2, schedule="plateau")
 # From the base's weights a gentler course.
 EXPERT_TRAINING = TrainingConfig(learning_rate=5e-4, batch_size=32, max_epochs=100, patience=2, schedule="plateau")
+# What a refresh takes: the weights are nearly right, so few epochs whose rate falls to 0, gentler than from nothing.
+REFRESH_EPOCHS = 3
 # The least number of steps that a small table may take, however few sequences make an epoch.
 LEAST_STEPS = 3000
 
@@ -44,6 +47,11 @@ class NetworkConfig:
     num_heads: int = 2
     dropout: float = 0.5
     attention_dropout: float = 0.2
+
+    @classmethod
+    def of(cls, decoder: DecoderConfig) -> NetworkConfig:
+        """The size of a decoder that there is."""
+        return cls(**{one.name: getattr(decoder, one.name) for one in dataclasses.fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,8 @@ class PipelineConfig:
         two_readings: choose on validation how far each expert reads its own domain's items alone
             (``models.training.own_shares``); without, experts have the mixed reading.
         own_rows: share of the experts' batches that hold the domain's own items alone.
+        adapted_domains: whose experts are adapted; the others stay the base, for who asks for one target alone. None:
+            all of them.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -71,6 +81,7 @@ class PipelineConfig:
     refit: bool = False
     two_readings: bool = True
     own_rows: float = 0.5
+    adapted_domains: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,19 @@ RELEASED = PipelineConfig(
     two_readings=False,
     own_rows=0.0,
 )
+
+
+def refreshed(training: TrainingConfig, epochs: int = REFRESH_EPOCHS) -> TrainingConfig:
+    """
+    *training* as a refresh takes it.
+
+    >>> refreshed(BASE_TRAINING).max_epochs, refreshed(BASE_TRAINING).schedule
+    (3, 'linear')
+    """
+    rate = training.learning_rate / 2
+    return dataclasses.replace(
+        training, learning_rate=rate, max_epochs=epochs, patience=max(1, epochs), schedule="linear"
+    )
 
 
 def enough_epochs(training: TrainingConfig, num_sequences: int) -> TrainingConfig:
@@ -114,6 +138,7 @@ def train_bundle(
     keep_run: bool = False,
     progress: Progress | None = None,
     name: str | None = None,
+    init: Bundle | None = None,
 ) -> Bundle:
     """
     Train the base, then an expert per domain, choose the shares of their readings, and write the bundle to *out*.
@@ -123,20 +148,23 @@ def train_bundle(
     that more is to come. Of several processes (``models.training.distributed``) the main one writes; all return the
     bundle.
 
-    *name* is what people call the bundle; without it, it is called as the dataset is.
+    *name* is what people call the bundle; without it, it is called as the dataset is. *init* is an earlier bundle to go
+    on from, whose size the configuration has (``continuation``); what its trials found for a target is kept.
 
     Raises:
         ResumeMismatchError: *run_directory* belongs to another dataset or configuration.
         OutputExistsError: *out* holds something that is not a bundle.
+        BundleMismatchError: *init* is no bundle to go on from here.
     """
     check_destination(out)
+    continuation = None if init is None else Continuation.of(init, dataset)
     started = time.perf_counter()
     decoder_config = DecoderConfig(
         num_items=dataset.vocabulary.num_items,
         max_length=dataset.manifest["config"]["max_length"],
         **dataclasses.asdict(config.network),
     )
-    trained = _train(dataset, decoder_config, config, device, run_directory, progress)
+    trained = _train(dataset, decoder_config, config, device, run_directory, progress, continuation)
     results = (trained.base_result, trained.expert_results)
     domains = dataset.vocabulary.domains
     trials = {
@@ -145,7 +173,7 @@ def train_bundle(
         if config.two_readings
     }
     if config.refit:
-        trained = _refit(dataset, decoder_config, config, device, run_directory, progress, trained)
+        trained = _refit(dataset, decoder_config, config, device, run_directory, progress, continuation, trained)
     # If every stage was finished before a kill, only this makes the main process wait until all have read the files.
     distributed.wait_for_all()
     if not distributed.is_main():
@@ -158,6 +186,8 @@ def train_bundle(
         "dataset_fingerprint": dataset.fingerprint,
         "refit": config.refit,
         "config": dataclasses.asdict(config),
+        "dataset": {key: dataset.manifest.get(key) for key in DATASET_FACTS},
+        **({} if continuation is None else {"init": continuation.provenance}),
         "base": _summary(results[0]),
         "experts": {
             domain: _summary(result) for domain, result in zip(dataset.vocabulary.domains, results[1], strict=True)
@@ -175,7 +205,7 @@ def train_bundle(
         base=trained.base,
         experts=trained.experts,
         provenance=provenance,
-        tunings=[TargetTuning(trials[domain].shares) for domain in trials],
+        tunings=[TargetTuning(trials[domain].shares, _kept_guard(init, domain)) for domain in trials],
     )
     if not keep_run:
         forget_run(run_directory)
@@ -190,6 +220,7 @@ def _train(
     device: torch.device,
     run_directory: Path,
     progress: Progress | None,
+    continuation: Continuation | None,
     *,
     chosen: Trained | None = None,
 ) -> Trained:
@@ -204,13 +235,14 @@ def _train(
         resume_file=run_directory / f"{stage}base{RESUME_SUFFIX}",
         progress=progress,
         course=None if chosen is None else chosen.base_result.course,
+        start=None if continuation is None else continuation.base,
     )
     experts = [
         train_expert(
             dataset,
             base,
             domain,
-            config.expert,
+            _expert_training(config, domain),
             experts=config.experts,
             sampled_softmax=config.sampled_softmax,
             own_rows=config.own_rows,
@@ -218,6 +250,7 @@ def _train(
             resume_file=run_directory / f"{stage}expert-{index:02d}{RESUME_SUFFIX}",
             progress=progress,
             course=None if chosen is None else chosen.expert_results[index].course,
+            start=None if continuation is None else continuation.expert(domain),
         )
         for index, domain in enumerate(dataset.vocabulary.domains)
     ]
@@ -229,6 +262,18 @@ def _own_shares(expert: Decoder, dataset: Dataset, domain: str) -> ShareTrial:
     return try_own_shares(expert, choose_held_out(dataset.train, dataset.validation, token_range), token_range)
 
 
+def _kept_guard(init: Bundle | None, domain: str) -> Guard | None:
+    """What an earlier bundle found for *domain*: a refresh does not try it again."""
+    return None if init is None or domain not in init.vocabulary.domains else init.tuning(domain).guard
+
+
+def _expert_training(config: PipelineConfig, domain: str) -> TrainingConfig:
+    """The schedule of one expert: no epoch where it is to stay the base."""
+    if config.adapted_domains is None or domain in config.adapted_domains:
+        return config.expert
+    return dataclasses.replace(config.expert, max_epochs=0)
+
+
 def _refit(
     dataset: Dataset,
     decoder_config: DecoderConfig,
@@ -236,12 +281,13 @@ def _refit(
     device: torch.device,
     run_directory: Path,
     progress: Progress | None,
+    continuation: Continuation | None,
     chosen: Trained,
 ) -> Trained:
     """Base and experts once more, on everything, each to the epoch that validation chose."""
     everything = UndividedDataset.of(dataset)
     reports = None if progress is None else RefitProgress(progress)
-    return _train(everything, decoder_config, config, device, run_directory, reports, chosen=chosen)
+    return _train(everything, decoder_config, config, device, run_directory, reports, continuation, chosen=chosen)
 
 
 def forget_run(run_directory: Path) -> None:

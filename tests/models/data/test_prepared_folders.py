@@ -30,6 +30,7 @@ def test_the_manifest_tells_rules_counts_and_source(tmp_path):
     ]
     assert list(manifest["files"]) == [
         "bad_rows.csv", "test.parquet", "times.parquet", "train.parquet", "validation.parquet", "vocabulary.parquet",
+        "waiting.parquet",
     ]  # fmt: skip
 
 

@@ -1,0 +1,155 @@
+"""
+A trained decoder goes on with a grown vocabulary: what it knows stays, and a new item starts where its neighbours are.
+
+A new item's embedding is the mean of those of the items that stand beside it in the training sequences, and that the
+decoder knows: it starts among items of its kind, not at noise. One without such a neighbour starts at the mean of its
+domain. So a refresh begins with a network that ranks nearly as the last one did, and needs few epochs.
+
+Shapes: V = tokens, D = width, N = pairs of neighbours.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.bundle import Bundle
+from models.data.dataset import Dataset, Sequences
+from models.errors import BundleMismatchError, VocabularyError
+from models.network.decoder import Decoder
+from models.vocabulary import PADDING, Vocabulary
+
+# How far from a new item an item still tells what it is like.
+NEIGHBOUR_DISTANCE = 3
+ITEM_TABLE = "item_embedding.weight"
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """
+    A bundle to go on from, for a dataset that descends from its own.
+
+    Args:
+        bundle: trained earlier.
+        vocabulary: of the dataset to train on.
+        train: its training sequences.
+    """
+
+    bundle: Bundle
+    vocabulary: Vocabulary
+    train: Sequences
+
+    @classmethod
+    def of(cls, bundle: Bundle, dataset: Dataset) -> Continuation:
+        """
+        Go on from *bundle* on *dataset*.
+
+        Raises:
+            BundleMismatchError: the dataset is neither the bundle's nor an extension of it, reads other lengths, or the
+                bundle has learned from held-out items (``--refit``).
+        """
+        ancestors = {one["fingerprint"] for one in dataset.manifest.get("extends", ())} | {dataset.fingerprint}
+        if bundle.provenance.get("dataset_fingerprint") not in ancestors:
+            raise BundleMismatchError(
+                f"{bundle.directory}: trained on a dataset that {dataset.directory} does not extend (`taesar prepare "
+                "--extend`); it may have learned from what is held out there"
+            )
+        if bundle.provenance.get("refit"):
+            raise BundleMismatchError(
+                f"{bundle.directory}: trained on the held-out items, too (--refit); go on from one that was not"
+            )
+        max_length = dataset.manifest["config"]["max_length"]
+        if bundle.config.max_length != max_length:
+            raise BundleMismatchError(
+                f"{bundle.directory}: reads {bundle.config.max_length} items, the dataset keeps {max_length}"
+            )
+        return cls(bundle, dataset.vocabulary, dataset.train)
+
+    @property
+    def base(self) -> Decoder:
+        """The bundle's base, for the dataset's vocabulary."""
+        return self.continued(self.bundle.base)
+
+    def knows(self, domain: str) -> bool:
+        """Whether the bundle has an expert of *domain*."""
+        return domain in self.bundle.vocabulary.domains
+
+    def expert(self, domain: str) -> Decoder | None:
+        """The bundle's expert of *domain*, for the dataset's vocabulary; None for a domain that is new."""
+        return self.continued(self.bundle.expert(domain)) if self.knows(domain) else None
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the new bundle's manifest says of this one."""
+        earlier = self.bundle.provenance
+        facts = {key: earlier.get(key) for key in ("name", "created", "period", "dataset_fingerprint")}
+        ancestors = earlier.get("init", {}).get("ancestors", [])
+        return {"version": self.bundle.version, **facts, "ancestors": [self.bundle.version, *ancestors]}
+
+    def continued(self, decoder: Decoder) -> Decoder:
+        """*decoder* with a row for every item of the dataset; all else is copied."""
+        config = dataclasses.replace(decoder.config, num_items=self.vocabulary.num_items)
+        weights = copy.deepcopy(decoder.state_dict())
+        weights[ITEM_TABLE] = self._grown(weights[ITEM_TABLE])
+        with torch.random.fork_rng(devices=[]):
+            grown = Decoder(config)
+        grown.load_state_dict(weights)
+        return grown.to(decoder.item_embeddings_VD.device).eval()
+
+    def _grown(self, table_KD: Tensor) -> Tensor:
+        known_V = torch.from_numpy(self._known_V)
+        table_VD = table_KD[known_V.to(table_KD.device)]
+        table_VD[PADDING] = 0
+        is_new_V = (known_V == PADDING).to(table_KD.device)
+        is_new_V[PADDING] = False
+        if not is_new_V.any():
+            return table_VD
+        sums_VD = torch.zeros_like(table_VD)
+        tokens_N, neighbours_N = (torch.from_numpy(part).to(table_KD.device) for part in self._neighbours)
+        sums_VD.index_add_(0, tokens_N, table_VD[neighbours_N])
+        counts_V = torch.bincount(tokens_N, minlength=len(table_VD))
+        for token_range in self.vocabulary.token_ranges:
+            rows = token_range.columns
+            new_X = is_new_V[rows]
+            known_XD = table_VD[rows][~new_X]
+            fallback_D = (known_XD if len(known_XD) else table_KD[1:]).mean(dim=0)
+            counts_X = counts_V[rows][new_X]
+            means_XD = sums_VD[rows][new_X] / counts_X.clamp(min=1)[:, None]
+            table_VD[rows][new_X] = torch.where(counts_X[:, None] > 0, means_XD, fallback_D)
+        return table_VD
+
+    @cached_property
+    def _known_V(self) -> npt.NDArray[np.int64]:
+        """The bundle's token of every token of the dataset; 0 for new ones."""
+        known_V = np.zeros(self.vocabulary.num_tokens, dtype=np.int64)
+        for domain, items, token_range in zip(
+            self.vocabulary.domains, self.vocabulary.item_ids, self.vocabulary.token_ranges, strict=True
+        ):
+            for token, item in enumerate(items, start=token_range.first):
+                try:
+                    known_V[token] = self.bundle.vocabulary.token_id(domain, item)
+                except VocabularyError:
+                    continue
+        return known_V
+
+    @cached_property
+    def _neighbours(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Pairs of a new item and a known one that stands near it: two arrays [N]."""
+        tokens = self.train.token_ids.astype(np.int64)
+        owners = np.repeat(np.arange(len(self.train)), self.train.lengths)
+        is_known = self._known_V[tokens] != PADDING
+        found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
+        for distance in range(1, NEIGHBOUR_DISTANCE + 1):
+            left, right = slice(None, -distance), slice(distance, None)
+            for ours, theirs in ((left, right), (right, left)):
+                pairs = (owners[ours] == owners[theirs]) & ~is_known[ours] & is_known[theirs]
+                found.append((tokens[ours][pairs], tokens[theirs][pairs]))
+        return np.concatenate([pair[0] for pair in found]), np.concatenate([pair[1] for pair in found])
