@@ -142,4 +142,4 @@ image-test: $(INSTALLED)
 
 clean:
 	.ci/build-image --clean
-	rm -rf $(VENV) build demo-run *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build sbom.json demo-run *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -31,6 +31,7 @@ ServiceError
 |- ResultGoneError               the result, or the list of bad rows, is past its retention and was removed
 |  `- ResultDamagedError         a file of the result is missing, or is not what was written
 |- InvalidCursorError            a page cursor that this service did not write
+|- BackupError                   a backup cannot be made or restored as asked
 |- StoreUnavailableError         the database does not answer
 |- FilesUnavailableError         the storage of jobs' files does not answer, or is full
 `- FailedChecksError             checks of the process fail; carries every check's result
@@ -245,6 +246,10 @@ class InvalidCursorError(ServiceError):
 
     def __init__(self) -> None:
         super().__init__("not a cursor of this list; take 'next' of the page before, or begin without one")
+
+
+class BackupError(ServiceError):
+    """A backup cannot be made or restored as asked; nothing of what serves was changed."""
 
 
 class StoreUnavailableError(ServiceError):

@@ -132,7 +132,11 @@ def test_nothing_can_be_written_but_volumes_and_memory_has_a_bound(document):
         assert "mem_limit" in service, name
     for service in read_compose({}).values():
         if service.image.startswith("taesar:"):
-            assert {mount.inside for mount in service.mounts if not mount.read_only} == {"/data", "/bundles", "/scratch"}
+            assert {mount.inside for mount in service.mounts if not mount.read_only} == {
+                "/data",
+                "/bundles",
+                "/scratch",
+            }
 
 
 def test_redis_asks_for_the_password_that_everything_else_has():

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from app.cli.backup import backup, restore
 from app.cli.check import check
 from app.cli.console import fail, is_disk_full, say, set_result, with_output_options
 from app.cli.evaluate import evaluate
@@ -44,7 +45,7 @@ cli = typer.Typer(
 
 # The order is that of `taesar --help`: first the way from a log to a service, then what keeps it running.
 way = (check, prepare, train, regenerate, evaluate, tune, reproduce, gate, lineage)
-for command in (*way, worker, migrate, prune, probe, serve, settings):
+for command in (*way, worker, migrate, prune, backup, restore, probe, serve, settings):
     cli.command()(with_output_options(command))
 
 
