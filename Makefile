@@ -117,7 +117,7 @@ mutants: $(INSTALLED)
 	$(BIN)/python -m tests.mutation $(ARGS)
 
 fuzz-reader: $(INSTALLED)
-	$(BIN)/python -m tests.reader_fuzz $(ARGS)
+	POLARS_MAX_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.reader_fuzz $(ARGS)
 
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos $(ARGS)

@@ -173,6 +173,21 @@ def prepare(
         Literal["seconds", "milliseconds", "microseconds", "nanoseconds"] | None,
         typer.Option(help="Of times that are numbers.", show_default="found, for each file"),
     ] = None,
+    time_format: Annotated[
+        str | None,
+        typer.Option(help="Of times that are neither numbers nor dates of ISO 8601, as '%d/%m/%Y %H:%M'."),
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of text, as latin-1 or cp1252.", show_default="UTF-8, or UTF-16 by its mark")
+    ] = None,
+    carry: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="A column of the input that comes along, as text, to the interactions of `taesar regenerate`. May be "
+            "repeated.",
+        ),
+    ] = None,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Go on although the input looks like something else.")
     ] = False,
@@ -193,8 +208,9 @@ def prepare(
     from app.cli.progress import StageProgress
     from models.data.preparation import PreparationConfig
     from models.data.preparation import prepare as prepare_dataset
-    from models.data.reading.layouts import Columns, Layout, parse_condition, with_columns
+    from models.data.reading.layouts import Columns, Layout, parse_condition, parse_separator, with_columns
     from models.data.reading.layouts import preset as layout_of
+    from models.exports.encoding import INTERACTION_COLUMNS
 
     if numbering == "first-appearance" and numbering_seed is not None:
         raise typer.BadParameter("--numbering-seed is of shuffled numbers; first appearance has none")
@@ -215,13 +231,18 @@ def prepare(
     given = [option for option, value in kept.items() if value is not None]
     if extend is not None and given:
         raise typer.BadParameter(f"{', '.join(given)}: an extension keeps to the configuration of {extend}")
+    for taken in (column for column in carry or () if column in INTERACTION_COLUMNS):
+        raise typer.BadParameter(f"--carry {taken}: {taken!r} is a column of the result itself")
     layout = layout_of(preset) if preset else Layout()
     layout = override(
         layout,
         columns=Columns(user_column, item_column, domain_column, timestamp_column),
         input_format=input_format,
         header=header,
-        separator=separator,
+        separator=parse_separator(separator) if separator else None,
+        time_format=time_format,
+        encoding=encoding,
+        carried=tuple(dict.fromkeys(carry)) if carry else None,
         where=tuple(map(parse_condition, where)) if where else None,
         prefix_items=prefix_items or None,
         time_unit=time_unit,

@@ -10,6 +10,7 @@ Everything raised on purpose ends in one line on the error stream and exit code 
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from typing import Annotated
 
 import typer
@@ -17,6 +18,7 @@ import typer
 from app.cli.backup import backup, restore
 from app.cli.check import check
 from app.cli.console import fail, is_disk_full, say, set_result, with_output_options
+from app.cli.crashes import contain_crashes
 from app.cli.evaluate import evaluate
 from app.cli.gate import gate
 from app.cli.lineage import lineage
@@ -74,6 +76,7 @@ def options(
 
 def main() -> None:
     """Run the command; errors on purpose and of the file system become one line and exit code 2."""
+    contain_crashes(sys.argv[1:])
     try:
         cli()
     except (ModelError, ServiceError, SettingsError, OSError) as error:

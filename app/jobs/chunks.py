@@ -9,6 +9,7 @@ lost and nothing doubled; and once a cancellation has committed, nothing of the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -70,8 +71,23 @@ class ChunkStore:
             forget_attempts(connection, job_id)
             return True
 
-    def end_cutting(self, job_id: str, *, num_chunks: int, rows_read: int, bad: Sequence[BadRow]) -> None:
-        """Record that the input ends here, with rows behind the last chunk; fails a job without sequences."""
+    def end_cutting(
+        self,
+        job_id: str,
+        *,
+        num_chunks: int,
+        rows_read: int,
+        bad: Sequence[BadRow],
+        warnings: Sequence[str] = (),
+        whole_times: bool = False,
+    ) -> None:
+        """
+        Record that the input ends here, with rows behind the last chunk; fails a job without sequences.
+
+        Args:
+            warnings: what is odd about the input.
+            whole_times: every time of it is a whole number.
+        """
         with writing(self._engine) as connection:
             if not renew_input(connection, job_id):
                 return
@@ -79,7 +95,15 @@ class ChunkStore:
             if job.num_chunks is not None:
                 return
             connection.execute(
-                update(jobs).where(jobs.c.job_id == job_id).values(num_chunks=num_chunks, attempts=0, reason=None)
+                update(jobs)
+                .where(jobs.c.job_id == job_id)
+                .values(
+                    num_chunks=num_chunks,
+                    attempts=0,
+                    reason=None,
+                    input_warnings=json.dumps([printable(warning) for warning in warnings]),
+                    whole_times=whole_times,
+                )
             )
             self._add_rows(connection, job_id, rows_read, bad)
             job = get_job(connection, job_id)

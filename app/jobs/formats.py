@@ -4,8 +4,8 @@ A job's input, row by row in bounded memory: sequences as they stand, interactio
 Interactions are read by ``models.data.reading``, as `taesar prepare` reads them, whatever their format and layout; they
 are sorted by user (in the order in which users first appear) and time. On top of those there are two formats of whole
 sequences, which come one a row and stay in their order:
-    ndjson   shaped like a sequence of POST /regenerate
-    parquet  user_id, item_ids: list, domains: list
+    ndjson   shaped like a sequence of POST /regenerate, which may have timestamps: a list beside its items
+    parquet  user_id, item_ids: list, domains: list, and perhaps timestamps: list
 
 A row that cannot be used becomes a ``BadRow``; a file that is not what it claims to be raises; so does one that grows
 over a limit, compressed or not, while it is read: a small file cannot make much memory or work. Nothing here is safe
@@ -15,16 +15,19 @@ from a native library that ends its process: ``reading_process`` calls it in ano
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from app.errors import RequestTooLargeError, UnsupportedFormatError
+from app.jobs.input_warnings import InputWarnings
 from app.jobs.user_sort import UserRows, UserSort
 from app.serving.json_counting import COUNTED_BYTES, overfull_sequence
 from app.serving.regeneration_bodies import MixedSequence
@@ -38,6 +41,7 @@ from models.data.reading.places import InputFile
 from models.data.reading.raw_tables import BadLine, Budget
 from models.data.reading.rows import FileFacts, RowReader
 from models.data.reading.text_blocks import BYTE_ORDER_MARK, TextBlocks
+from models.data.reading.times import iso_seconds, parsed_times
 from models.errors import InputFormatError, InputTooLargeError
 
 SourceFormat = str
@@ -55,6 +59,14 @@ PARQUET_SOURCE = pa.schema(
     ]
 )
 SEQUENCE_KEY = "items"
+TIMES_COLUMN = "timestamps"
+ALL_LISTS = (*LIST_COLUMNS, TIMES_COLUMN)
+
+
+class TimedSequence(MixedSequence):
+    """A sequence of a job, which may say when its items were met: numbers, or dates of ISO 8601."""
+
+    timestamps: list[int | float | str] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,10 +147,10 @@ def check_format(file: BinaryIO, facts: FileFacts, layout: Layout, limits: Sourc
     with _limits_of_requests():
         source_format = _format(file, facts, layout)
         budget = Budget(limits.max_expanded_bytes)
-        if _holds_sequences(file, source_format, layout):
+        if _holds_sequences(file, facts, source_format, layout):
             if source_format == "parquet":
-                with parquet_errors():
-                    ParquetInput.open(file, _list_columns, budget, lists=LIST_COLUMNS)
+                with _named(facts), parquet_errors():
+                    ParquetInput.open(file, _list_columns, budget, lists=ALL_LISTS)
         else:
             RowReader(file, facts, layout, budget).check()
         file.seek(0)
@@ -146,13 +158,19 @@ def check_format(file: BinaryIO, facts: FileFacts, layout: Layout, limits: Sourc
 
 
 def read_rows(
-    files: Sequence[InputFile], layout: Layout, limits: SourceLimits, *, scratch: Path | None = None
+    files: Sequence[InputFile],
+    layout: Layout,
+    limits: SourceLimits,
+    *,
+    scratch: Path | None = None,
+    warnings: InputWarnings | None = None,
 ) -> Iterator[SequenceRow | BadRow]:
     """
     Every row of *files*, good or bad: sequences in their order; of interactions first the bad ones, then each user's.
 
     Args:
         scratch: a folder for what does not fit into memory; without one everything must.
+        warnings: takes what is odd about interactions.
 
     Raises:
         InputFormatError: a file is not of its format, or damaged; some hold sequences and others interactions.
@@ -161,18 +179,19 @@ def read_rows(
     with _limits_of_requests():
         budget = Budget(limits.max_expanded_bytes)
         users = UserSort(scratch, max_rows_of_user=limits.max_items)
+        looks = warnings or InputWarnings()
         lines_before, kinds = 0, set()
         for file in files:
             with file.open() as content:
                 source_format = _format(content, file.facts, layout)
-                sequences = _holds_sequences(content, source_format, layout)
+                sequences = _holds_sequences(content, file.facts, source_format, layout)
                 kinds.add(sequences)
                 if len(kinds) > 1:
                     raise InputFormatError("some files hold sequences and others interactions: make them two jobs")
                 if sequences:
-                    rows = _sequences(content, source_format, limits, budget)
+                    rows = _sequences(content, file.facts, source_format, layout, limits, budget)
                 else:
-                    rows = _gather(RowReader(content, file.facts, layout, budget), users, lines_before)
+                    rows = _gather(RowReader(content, file.facts, layout, budget), users, looks, lines_before)
                 last = 0
                 for row in rows:
                     last = row.line
@@ -183,6 +202,7 @@ def read_rows(
                         yield _moved(row, lines_before)
                 lines_before += max(last, users.last_line - lines_before if not sequences else 0)
         for user in users.sorted_users():
+            looks.add_user(user)
             yield _row_of(user, limits)
 
 
@@ -192,19 +212,36 @@ def _format(file: BinaryIO, facts: FileFacts, layout: Layout) -> SourceFormat:
     return found
 
 
-def _holds_sequences(file: BinaryIO, source_format: SourceFormat, layout: Layout) -> bool:
+@contextlib.contextmanager
+def _named(facts: FileFacts) -> Iterator[None]:
+    """Errors of the format say which file it is, as those of ``RowReader`` do."""
+    try:
+        yield
+    except InputFormatError as error:
+        raise InputFormatError(f"{facts.name}: {error}" if facts.name else str(error)) from error
+
+
+def _holds_sequences(file: BinaryIO, facts: FileFacts, source_format: SourceFormat, layout: Layout) -> bool:
     """Whether *file* has a row for each sequence rather than for each interaction; leaves it at its start."""
+    with _named(facts):
+        return _is_of_sequences(file, source_format, layout)
+
+
+def _is_of_sequences(file: BinaryIO, source_format: SourceFormat, layout: Layout) -> bool:
     if source_format == "parquet":
         with parquet_errors():
             names: Sequence[str] = pq.ParquetFile(file).schema_arrow.names
-        found = find_column("item", names) is None and layout.columns.item is None
+        stated = find_column("item", names) is not None or layout.columns.item is not None
+        found = not stated and any(name in names for name in LIST_COLUMNS)
     elif source_format == "ndjson":
-        expanded(file, Budget())  # raises of what is no text
+        start = expanded(file, Budget(), layout.encoding).read(1)  # raises of what is no text
         file.seek(0)
         try:
             found = SEQUENCE_KEY in JsonLines().open(file, layout, Budget()).names
-        except InputFormatError:  # no object in its first lines: each is told by itself
-            found = True
+        except InputFormatError:
+            if start == b"[":
+                raise
+            found = True  # no object in its first lines: each is told by itself
     else:
         found = False
     file.seek(0)
@@ -227,12 +264,14 @@ def _limits_of_requests() -> Iterator[None]:
 # Interactions
 
 
-def _gather(reader: RowReader, users: UserSort, lines_before: int) -> Iterator[BadRow]:
+def _gather(reader: RowReader, users: UserSort, looks: InputWarnings, lines_before: int) -> Iterator[BadRow]:
     """Put the good rows of a file into *users*; yields the bad ones."""
     for batch in reader.batches():
         users.add(batch, lines_before)
+        looks.add_rows(batch)
         for bad in batch.bad:
             yield BadRow(bad.line, bad.reason)
+    looks.add_file(reader.name, has_times=reader.has_times, warnings=reader.warnings)
 
 
 def _row_of(user: UserRows, limits: SourceLimits) -> SequenceRow | BadRow:
@@ -248,15 +287,17 @@ def _row_of(user: UserRows, limits: SourceLimits) -> SequenceRow | BadRow:
 
 
 def _sequences(
-    file: BinaryIO, source_format: SourceFormat, limits: SourceLimits, budget: Budget
+    file: BinaryIO, facts: FileFacts, source_format: SourceFormat, layout: Layout, limits: SourceLimits, budget: Budget
 ) -> Iterator[SequenceRow | BadRow]:
-    if source_format == "ndjson":
-        return _json_sequences(file, limits, budget)
-    return _parquet_sequences(file, limits, budget)
+    with _named(facts):
+        if source_format == "ndjson":
+            yield from _json_sequences(expanded(file, budget, layout.encoding), limits)
+        else:
+            yield from _parquet_sequences(file, limits, budget)
 
 
-def _json_sequences(file: BinaryIO, limits: SourceLimits, budget: Budget) -> Iterator[SequenceRow | BadRow]:
-    for block in TextBlocks(expanded(file, budget)):
+def _json_sequences(stream: BinaryIO, limits: SourceLimits) -> Iterator[SequenceRow | BadRow]:
+    for block in TextBlocks(stream):
         bad = list(block.broken)
         texts = block.content.split(b"\n")
         for line, text in zip(block.lines_N.tolist(), texts, strict=False):
@@ -280,7 +321,7 @@ def _parse_sequence(line: int, content: bytes, limits: SourceLimits) -> Sequence
     if len(content) > COUNTED_BYTES and (problem := overfull_sequence(content, max_items=limits.max_items)):
         return BadRow(line, problem)
     try:
-        sequence = MixedSequence.model_validate_json(text)
+        sequence = TimedSequence.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
@@ -288,7 +329,16 @@ def _parse_sequence(line: int, content: bytes, limits: SourceLimits) -> Sequence
             return BadRow(line, f"{place} {REASON_OF_CODE[CONTROL]}")
         return BadRow(line, f"{place}: {first['msg']}" if place else first["msg"])
     item_ids, domains = [item.item_id for item in sequence.items], [item.domain for item in sequence.items]
-    return _checked(SequenceRow(line, sequence.user_id or "", item_ids, domains), limits)
+    times = [_time_of(value) for value in sequence.timestamps or ()]
+    return _checked(SequenceRow(line, sequence.user_id or "", item_ids, domains, times=times or ()), limits)
+
+
+def _time_of(value: float | str) -> float:
+    """A number as it stands, a date in seconds; NaN for what is neither."""
+    try:
+        return iso_seconds(value) if isinstance(value, str) else float(value)
+    except OverflowError:
+        return math.nan
 
 
 def _checked(row: SequenceRow, limits: SourceLimits) -> SequenceRow | BadRow:
@@ -302,7 +352,10 @@ def _checked(row: SequenceRow, limits: SourceLimits) -> SequenceRow | BadRow:
             problem = id_problem(value)
             if problem is not None:
                 return BadRow(row.line, f"position {position}: {name} {problem}")
-    return row
+    if row.times and len(row.times) != len(row.item_ids):
+        return BadRow(row.line, f"{len(row.times)} timestamps of {len(row.item_ids)} items")
+    wrong = next((position for position, time in enumerate(row.times) if not math.isfinite(time)), None)
+    return row if wrong is None else BadRow(row.line, f"position {wrong}: the timestamp is no time")
 
 
 def _list_columns(names: Sequence[str]) -> tuple[str, ...]:
@@ -314,16 +367,17 @@ def _list_columns(names: Sequence[str]) -> tuple[str, ...]:
                 f"no column {'for the user' if user is None else name}; a Parquet input holds user_id, item_id, domain "
                 f"or user_id, item_ids, domains; the columns are {shown(names)}"
             )
-    return (str(user), *LIST_COLUMNS)
+    return (str(user), *LIST_COLUMNS, *((TIMES_COLUMN,) if TIMES_COLUMN in names else ()))
 
 
 def _parquet_sequences(file: BinaryIO, limits: SourceLimits, budget: Budget) -> Iterator[SequenceRow | BadRow]:
     with parquet_errors():
-        parquet = ParquetInput.open(file, _list_columns, budget, lists=LIST_COLUMNS)
+        parquet = ParquetInput.open(file, _list_columns, budget, lists=ALL_LISTS)
         line = 0
         for batch in parquet.batches(LIST_BATCH_ROWS):
             users = Values(batch.column(parquet.columns[0])).read(0, batch.num_rows)
             item_ids, domains = (Lists(batch.column(name)) for name in LIST_COLUMNS)
+            times = _listed_times(batch) if TIMES_COLUMN in parquet.columns else None
             for row, user_id in enumerate(users):
                 line += 1
                 length = item_ids.lengths[row]
@@ -333,7 +387,17 @@ def _parquet_sequences(file: BinaryIO, limits: SourceLimits, budget: Budget) -> 
                     yield BadRow(line, f"{length} items; the limit is {limits.max_items}")
                 else:
                     texts = [_text(value) for value in (user_id, *item_ids.read(row), *domains.read(row))]
-                    yield _checked(SequenceRow(line, texts[0], texts[1 : length + 1], texts[length + 1 :]), limits)
+                    read = SequenceRow(line, texts[0], texts[1 : length + 1], texts[length + 1 :])
+                    yield _checked(read if times is None else replace(read, times=times[row] or ()), limits)
+
+
+def _listed_times(batch: pa.RecordBatch) -> list[list[float]]:
+    """The times of every row, NaN for what is no time; none where a row has no list."""
+    column = batch.column(TIMES_COLUMN)
+    values = parsed_times(column.values).times_N.tolist()
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_pylist()
+    starts = column.offsets.to_pylist()
+    return [values[start : start + length] for start, length in zip(starts, lengths, strict=False)]
 
 
 def _text(value: object) -> str:

@@ -12,7 +12,16 @@ from app.errors import InvalidSourceError
 from app.jobs.records import Job, JobState, Purpose
 from app.serving.regeneration_bodies import Name, OnUnknown
 from models.data.reading.input_formats import INPUT_FORMATS
-from models.data.reading.layouts import PRESETS, Layout, parse_condition, preset, with_columns
+from models.data.reading.layouts import (
+    ENCODINGS,
+    PRESETS,
+    Condition,
+    Layout,
+    parse_condition,
+    parse_separator,
+    preset,
+    with_columns,
+)
 from models.data.reading.times import TimeUnit
 from models.errors import ConfigurationError
 from models.exports.encoding import INTERACTION_COLUMNS, ResultView
@@ -118,6 +127,12 @@ class JobOptions(BaseModel):
     )
     prefix_items: Flag = Field(False, description="Put the domain and a colon before every item.")
     time_unit: TimeUnit | None = Field(None, description="Of times that are numbers; found without it, for each file.")
+    time_format: Annotated[str, Field(min_length=2, max_length=64)] | None = Field(
+        None, description="Of times that are neither numbers nor dates of ISO 8601, as '%d/%m/%Y %H:%M'."
+    )
+    encoding: Annotated[str, Field(max_length=16, json_schema_extra={"enum": list(ENCODINGS)})] | None = Field(
+        None, description="Of text that is not UTF-8; UTF-16 with its mark is found without it."
+    )
 
     carry: Annotated[list[Name], BeforeValidator(_one_or_more), Field(max_length=16)] | None = Field(
         None,
@@ -164,19 +179,24 @@ class JobOptions(BaseModel):
         How the input is laid out, as ``taesar prepare`` is told.
 
         Raises:
-            InvalidSourceError: columns or conditions that are none, or no preset of that name.
+            InvalidSourceError: columns, conditions or a format of times that are none, or no preset of that name.
         """
         try:
             layout = preset(self.preset) if self.preset else Layout()
             layout = with_columns(layout, self.columns) if self.columns else layout
             where = tuple(map(parse_condition, self.where or ()))
+            return self._completed(layout, where)
         except ConfigurationError as error:
             raise InvalidSourceError(str(error)) from error
+
+    def _completed(self, layout: Layout, where: tuple[Condition, ...]) -> Layout:
         return replace(
             layout,
             input_format=self.format or layout.input_format,
             header=layout.header if self.header is None else self.header,
-            separator=self.separator or layout.separator,
+            separator=parse_separator(self.separator) if self.separator else layout.separator,
+            time_format=self.time_format,
+            encoding=self.encoding,
             where=where,
             prefix_items=self.prefix_items,
             time_unit=self.time_unit or layout.time_unit,
@@ -313,13 +333,15 @@ class JobPage(BaseModel):
 
 
 def _warnings(job: Job) -> list[str]:
+    found = list(job.warnings)
     unknown = job.unknown + job.unknown_kept
     num_items = sum(getattr(job, name) for name in ITEM_COUNTS)
     if unknown <= MOSTLY * num_items:
-        return []
+        return found
     return [
+        *found,
         f"{unknown:,} of {num_items:,} items are unknown to the bundle: are items and domains named as in the log that "
-        "it was trained on (GET /models lists its domains; prefix_items puts the domain before each item)?"
+        "it was trained on (GET /models lists its domains; prefix_items puts the domain before each item)?",
     ]
 
 

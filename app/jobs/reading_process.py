@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from app.errors import RequestTooLargeError, UnsupportedFormatError
@@ -61,10 +61,14 @@ def check_in_process(file: InputFile, layout: Layout, limits: SourceLimits) -> s
 
 
 def read_in_process(
-    files: Sequence[InputFile], layout: Layout, limits: SourceLimits
+    files: Sequence[InputFile],
+    layout: Layout,
+    limits: SourceLimits,
+    *,
+    warn: Callable[[str], None] = lambda _warning: None,
 ) -> Generator[SequenceRow | BadRow]:
     """
-    ``formats.read_rows`` of *files*.
+    ``formats.read_rows`` of *files*; *warn* is told what is odd about them before the last row has come.
 
     Raises:
         InputFormatError: a file is not of its format, or ended the process.
@@ -72,6 +76,8 @@ def read_in_process(
     """
     with _Reading(files, layout, limits, only_check=False) as reading:
         for message in reading.messages():
+            for warning in message.get("warnings", ()):
+                warn(warning)
             for row in message.get("rows", ()):
                 yield _row(row) if len(row) == len(ROW_FIELDS) else BadRow(*row)
 

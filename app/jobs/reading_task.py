@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from app.errors import RequestTooLargeError, ServiceError, UnsupportedFormatError
 from app.jobs.confinement import confine, limit_resources
 from app.jobs.formats import SequenceRow, SourceLimits, check_format, read_rows
+from app.jobs.input_warnings import InputWarnings
 from models.data.reading.layouts import Layout, layout_of
 from models.data.reading.places import InputFile
 from models.data.reading.rows import FileFacts
@@ -28,6 +29,8 @@ CHECK_CPU_SECONDS = 10
 # The whole of an input is read for a job: where cores are few, what somebody waits for comes first
 NICENESS = 5
 ROWS_A_MESSAGE = 256
+# More says nothing that these do not.
+MAX_WARNINGS = 20
 MESSAGE_BYTES = 1 << 16
 ROW_FIELDS = tuple(field.name for field in dataclasses.fields(SequenceRow))
 # Where Python and the libraries lie, which are imported and loaded when they are first needed
@@ -89,7 +92,8 @@ class ReadingTask:
     def _read(self, files: list[InputFile], layout: Layout, limits: SourceLimits, scratch: Path) -> None:
         rows: list[tuple[object, ...]] = []
         num_items = 0
-        for row in read_rows(files, layout, limits, scratch=scratch):
+        warnings = InputWarnings()
+        for row in read_rows(files, layout, limits, scratch=scratch, warnings=warnings):
             if isinstance(row, SequenceRow):
                 rows.append(tuple(getattr(row, name) for name in ROW_FIELDS))
                 num_items += len(row.item_ids)
@@ -98,6 +102,7 @@ class ReadingTask:
             if len(rows) + num_items // 64 >= ROWS_A_MESSAGE:
                 self._say({"rows": rows})
                 rows, num_items = [], 0
+        self._say({"warnings": warnings.found()[:MAX_WARNINGS]})
         self._say({"rows": rows})
 
     def _task(self) -> bytes:

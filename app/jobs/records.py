@@ -105,6 +105,13 @@ class Job(SequenceCounts):
     result_view: ResultView | None = None
     carried: str | None = None
     traceparent: str | None = None
+    input_warnings: str | None = None
+    whole_times: bool | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd about the input, once it has been read to its end."""
+        return tuple(json.loads(self.input_warnings or "[]"))
 
     @property
     def carried_columns(self) -> tuple[str, ...]:

@@ -104,6 +104,7 @@ def encode_results(
     view: ResultView | None = None,
     *,
     carried: Sequence[str] = (),
+    whole_times: bool = False,
     is_download: bool = True,
 ) -> FileParts:
     """
@@ -114,6 +115,7 @@ def encode_results(
         result_format: of the file.
         view: one row per sequence, or one per interaction; None takes sequences where the format has them.
         carried: names of the columns that the job carried along; interactions have them.
+        whole_times: every time is a whole number, and is written as one.
         is_download: people open it; CSV that pipelines read is written as it is.
 
     Raises:
@@ -125,11 +127,11 @@ def encode_results(
     encode = chosen.sequences if view == "sequences" else chosen.interactions
     if encode is None:
         raise UnsupportedFormatError(f"format {result_format!r} has no view {view!r}")
-    schema = SEQUENCES if view == "sequences" else interactions_schema(carried=carried)
+    schema = SEQUENCES if view == "sequences" else interactions_schema(carried=carried, whole_times=whole_times)
     tables = (
         (chunk.select(SEQUENCES.names) for chunk in chunks)
         if view == "sequences"
-        else _interaction_tables(chunks, carried)
+        else _interaction_tables(chunks, schema, len(carried))
     )
     return encode(schema, map(without_formulas, tables) if is_download and result_format == "csv" else tables)
 
@@ -155,17 +157,17 @@ def _quoted(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     return pc.if_else(pc.match_substring_regex(texts, _FORMULA), pc.binary_join_element_wise("'", texts, ""), texts)
 
 
-def _interaction_tables(chunks: Iterable[pa.Table], carried: Sequence[str]) -> Iterator[pa.Table]:
-    schema = interactions_schema(carried=carried)
+def _interaction_tables(chunks: Iterable[pa.Table], schema: pa.Schema, num_carried: int) -> Iterator[pa.Table]:
     for chunk in chunks:
         lists = chunk["interactions"].combine_chunks()
         if lists.null_count:
             raise UnsupportedFormatError("the job was done by an earlier version, whose results have no interactions")
         rows = lists.flatten()
         users = chunk["user_id"].combine_chunks().take(pc.list_parent_indices(lists))
-        columns = [users, *(rows.field(name) for name in schema.names[1 : len(schema) - len(carried)])]
+        names = schema.names[1 : len(schema) - num_carried]
+        columns = [users, *(rows.field(name).cast(schema.field(name).type) for name in names)]
         extra = rows.field(_CARRIED)
-        columns += [pc.list_element(extra, place) for place in range(len(carried))] if len(rows) else []
+        columns += [pc.list_element(extra, place) for place in range(num_carried)] if len(rows) else []
         yield pa.table(columns, schema=schema) if len(rows) else schema.empty_table()
 
 

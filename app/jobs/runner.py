@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from app.jobs.chunk_files import read_chunk_file, read_result, write_chunk_file
@@ -28,6 +28,7 @@ from app.jobs.tasks import Task, TaskKind
 from app.runtime.job_metrics import ChunkOutcome
 from app.runtime.logs import logger, stopwatch
 from app.runtime.tracing import span
+from models.data.reading.times import are_whole
 
 log = logger(__name__)
 
@@ -98,17 +99,21 @@ class JobRunner:
         parts = self._parts
         given = input_of(job)
         files = given.files(job.job_id, parts.storage, parts.roots, parts.limits)
-        with contextlib.closing(read_in_process(files, given.layout, parts.limits)) as rows:
-            self._cut_rows(job, rows)
+        warnings: list[str] = []
+        with contextlib.closing(read_in_process(files, given.layout, parts.limits, warn=warnings.append)) as rows:
+            self._cut_rows(job, rows, warnings)
 
-    def _cut_rows(self, job: Job, rows: Iterator[SequenceRow | BadRow]) -> None:
+    def _cut_rows(self, job: Job, rows: Iterator[SequenceRow | BadRow], warnings: Sequence[str]) -> None:
+        """Cut *rows* into chunks; *warnings* are complete when the last of them has come."""
         num_chunks = 0
+        whole_times = True
         rest = ChunkRows()
         for part in cut_rows(rows, self._chunk_sequences):
             self._parts.metrics.count_bad_rows(sum(row.num_rows for row in part.bad))
             if not part.rows:
                 rest = part
                 break
+            whole_times = whole_times and all(are_whole(row.times) for row in part.rows)
             name = write_chunk_file(self._parts.storage, job.job_id, "input", num_chunks, input_file(part.rows))
             if not self._parts.chunks.add_chunk(
                 job.job_id,
@@ -122,7 +127,16 @@ class JobRunner:
                 return
             self._parts.queue_next_chunks(job.job_id)
             num_chunks += 1
-        self._parts.chunks.end_cutting(job.job_id, num_chunks=num_chunks, rows_read=rest.rows_read, bad=rest.bad)
+        for warning in warnings:
+            log.warning("input_is_odd", job_id=job.job_id, warning=warning)
+        self._parts.chunks.end_cutting(
+            job.job_id,
+            num_chunks=num_chunks,
+            rows_read=rest.rows_read,
+            bad=rest.bad,
+            warnings=warnings,
+            whole_times=whole_times,
+        )
         self._finish(job.job_id)
 
     def _chunk(self, job_id: str, chunk_index: int) -> None:
@@ -216,6 +230,13 @@ class JobRunner:
         names = self._parts.chunks.output_names(job.job_id)
         tables = map(read_output_file, read_result(self._parts.storage, job.job_id, names))
         chosen = format_of_result(job.result_uri, job.result_format, job.result_view)
-        encoded = encode_results(tables, chosen, job.result_view, carried=job.carried_columns, is_download=False)
+        encoded = encode_results(
+            tables,
+            chosen,
+            job.result_view,
+            carried=job.carried_columns,
+            whole_times=bool(job.whole_times),
+            is_download=False,
+        )
         with contextlib.closing(encoded) as content:
             self._parts.destinations.write(job.result_uri, content)

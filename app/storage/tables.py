@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Float,
     ForeignKey,
@@ -78,6 +79,8 @@ jobs = Table(
     Column("result_format", String(16), nullable=True),
     Column("result_view", String(16), nullable=True),
     Column("carried", Text, nullable=True),  # a JSON list of names; null: none
+    Column("input_warnings", Text, nullable=True),  # a JSON list; null: the input has not been read to its end
+    Column("whole_times", Boolean, nullable=True),  # every time of the input is a whole number; null: not known
     Column("reason", Text, nullable=True),  # of an unfinished job: see job_bodies
     Column("traceparent", String(55), nullable=True),  # of the request that made it; null: no traces are asked for
     Index(None, "state", "job_id"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from models.data.dataset import TOKENS, Dataset, Sequences, Times, TokenArray
 from models.errors import VocabularyError
@@ -32,6 +33,7 @@ class MixedLog:
         vocabulary: the bundle's.
         target: name of the target domain.
         newer_items: ids of the target's items that the bundle does not know.
+        carried: further columns of the log, a row for every item; None where the dataset has none.
     """
 
     user_ids: tuple[str, ...]
@@ -41,6 +43,7 @@ class MixedLog:
     vocabulary: Vocabulary
     target: str
     newer_items: tuple[str, ...]
+    carried: pl.DataFrame | None = None
 
     def history(self, user: int, max_items: int) -> ReadHistory:
         """What the bundle reads of one sequence; items of the target stay, however old, for they need no rewriting."""
@@ -95,9 +98,12 @@ def read_log(dataset: Dataset, vocabulary: Vocabulary, target: str, *, everythin
     """
     sequences = dataset.complete if everything else dataset.train
     times_N = dataset.times.of_first(sequences.lengths) if dataset.has_times else None
+    carried = dataset.carried
+    if carried is not None:
+        carried = carried[dataset.times.places_of_first(sequences.lengths).tolist()]
     if dataset.vocabulary == vocabulary:
         nothing = np.zeros(len(sequences), dtype=np.int64)
-        return MixedLog(dataset.user_ids, sequences, times_N, nothing, vocabulary, target, ())
+        return MixedLog(dataset.user_ids, sequences, times_N, nothing, vocabulary, target, (), carried)
     token_of, newer = _translation(dataset.vocabulary, vocabulary, target)
     translated_N = token_of[sequences.token_ids]
     stays_N = translated_N != 0
@@ -111,6 +117,7 @@ def read_log(dataset: Dataset, vocabulary: Vocabulary, target: str, *, everythin
         vocabulary,
         target,
         newer,
+        None if carried is None else carried.filter(pl.Series(stays_N)),
     )
 
 

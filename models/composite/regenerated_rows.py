@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from models.composite.mixed_log import MixedLog
 from models.data.dataset import TOKENS, TokenArray
+from models.data.reading.times import are_whole
 from models.decoding.regenerator import Regenerated, without_repeats
 from models.exports.encoding import KEPT, REPLACED, interactions_schema
 from models.histories import rewritten
@@ -119,10 +120,10 @@ def composite_rows(log: MixedLog, users: Iterable[RegeneratedUser]) -> list[Comp
 
 
 def interaction_schema_of(log: MixedLog) -> pa.Schema:
-    """The schema of the log's interactions: times are whole numbers where all of them are."""
+    """The schema of the log's interactions: times are whole numbers where all of them are; carried columns are last."""
     times = log.times_N
-    whole = times is None or bool(np.all(times == np.floor(times)) and np.all(np.abs(times) < 2**53))
-    return interactions_schema(whole_times=whole)
+    carried = () if log.carried is None else tuple(log.carried.columns)
+    return interactions_schema(whole_times=times is None or are_whole(times), carried=carried)
 
 
 def interaction_tables(log: MixedLog, users: Sequence[RegeneratedUser], schema: pa.Schema) -> Iterator[pa.Table]:
@@ -149,4 +150,6 @@ def _interaction_table(log: MixedLog, users: Sequence[RegeneratedUser], first: i
         "source_domain": pa.array(domains, mask=~replaced),
         "score": pa.array(scores, mask=np.isnan(scores)),
     }
+    if log.carried is not None:
+        columns |= log.carried[flat.tolist()].to_dict(as_series=False)
     return pa.table({name: pa.array(values) for name, values in columns.items()}).cast(schema)

@@ -11,6 +11,7 @@ Folder layout (format version 1):
     later.parquet       user_id, token_ids, before_test: what follows the training items in a split by time, and how
                         many of it precede the test; ``validation`` and ``test`` are two of them
     waiting.parquet     user, item, domain, time: rows that a threshold set aside, for an extension to count again
+    carried.parquet     further columns of the log, a row for every item of s[:n], user by user; where asked for
 The three parts of a sequence live in three files so that training, adaptation, regeneration and mapping, which get
 only ``Dataset.train``, cannot read a held-out item: ``validation`` and ``test`` are read from disk when asked for.
 
@@ -40,6 +41,7 @@ MANIFEST = "dataset.json"
 TIMES = "times.parquet"
 LATER = "later.parquet"
 WAITING = "waiting.parquet"
+CARRIED = "carried.parquet"
 REQUIRED_FILES = ("vocabulary.parquet", "train.parquet", "validation.parquet", "test.parquet")
 TOKENS = np.int32
 # Entries of the manifest that say where the dataset comes from: what is made of it repeats them.
@@ -148,9 +150,14 @@ class SequenceTimes:
 
     def of_first(self, lengths_U: npt.NDArray[np.int64]) -> Times:
         """The times of the first so many items of each sequence, flat."""
-        within = np.arange(int(lengths_U.sum())) - np.repeat(np.cumsum(lengths_U) - lengths_U, lengths_U)
-        times: Times = self.values[np.repeat(self.offsets[:-1], lengths_U) + within]
+        times: Times = self.values[self.places_of_first(lengths_U)]
         return times
+
+    def places_of_first(self, lengths_U: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where the first so many items of each sequence stand in the flat array."""
+        within = np.arange(int(lengths_U.sum())) - np.repeat(np.cumsum(lengths_U) - lengths_U, lengths_U)
+        places: npt.NDArray[np.int64] = np.repeat(self.offsets[:-1], lengths_U) + within
+        return places
 
 
 @dataclass(frozen=True)
@@ -236,6 +243,25 @@ class Dataset:
             )
         held_out = None if self.is_split_by_time else 2
         return _read_times(self.directory / TIMES, self.user_ids, self.train, held_out)
+
+    @cached_property
+    def carried(self) -> pl.DataFrame | None:
+        """
+        Further columns of the log, texts, a row for every item as ``times`` has them; None where none were asked for.
+
+        Raises:
+            DatasetFormatError: they do not fit.
+        """
+        if CARRIED not in self.manifest["files"]:
+            return None
+        path = self.directory / CARRIED
+        try:
+            table = pl.read_parquet(path)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise DatasetFormatError(f"{path}: not a readable table: {error}") from error
+        if len(table) != len(self.times.values):
+            raise DatasetFormatError(f"{path}: its rows are not one for every interaction")
+        return table
 
 
 def load_dataset(directory: Path) -> Dataset:

@@ -32,6 +32,7 @@ import polars as pl
 import pyarrow as pa
 
 from models.data.dataset import (
+    CARRIED,
     FORMAT_VERSION,
     LATER,
     MANIFEST,
@@ -47,15 +48,14 @@ from models.data.dataset import (
 from models.data.extension import ancestors_of, extended, rows_as_table
 from models.data.period import now_text, period_of
 from models.data.preparation_report import PreparationReport
+from models.data.provenance import provenance_of
 from models.data.reading.identifiers import Codes
 from models.data.reading.interactions import Identifiers, ReadingProgress, read_interactions
 from models.data.reading.layouts import Layout
-from models.data.reading.places import files_of
 from models.data.reading.preview import Preview, preview
-from models.data.reading.times import TimeUnit
 from models.data.splits import Split, SplitName, divide, time_bounds
 from models.data.thresholds import Anchors, Overlap, Rows, UserThreshold, apply_thresholds, distinct_rows
-from models.errors import OutputExistsError
+from models.errors import ConfigurationError, EmptyDatasetError, OutputExistsError
 from models.files import check_replaceable, replace_folder
 from models.vocabulary import Vocabulary
 
@@ -176,14 +176,19 @@ def prepare(
     interactions = read_interactions(
         places, config.layout, max_bad_row_share=config.max_bad_row_share, progress=report_stage
     )
+    if interactions.num_filtered and not len(interactions.times_N):
+        conditions = " and ".join(map(str, config.layout.where))
+        raise EmptyDatasetError(f"{source}: no row is left by {conditions}")
     looks = preview(interactions, anyway=config.anyway)
     if show is not None:
         show(looks)
     anchors = None
     if former is not None:
+        if config.layout.carried or former.carried is not None:
+            raise ConfigurationError("columns are carried along by a preparation of the whole log, not by an extension")
         interactions, anchors = extended(former, interactions)
     ids, rows_read, bad_rows = interactions.ids, interactions.num_rows, interactions.bad_rows
-    rows_filtered, time_unit = interactions.num_filtered, interactions.time_unit
+    rows_filtered, time_unit, carried = interactions.num_filtered, interactions.time_unit, interactions.carried
     report_stage("dropping duplicates", 0.0)
     distinct = rows = distinct_rows(interactions)
     del interactions  # as large as the rows themselves
@@ -230,11 +235,14 @@ def prepare(
         rows_as_table(waiting, ids).write_parquet(folder / WAITING)
         facts = {
             "name": name or (former and former.manifest.get("name")) or out.name,
-            "source": _provenance(places, time_unit),
+            "source": provenance_of(places, time_unit),
             "split": {"name": config.split} if bounds is None else bounds.described(),
         }
         if former is not None:
             facts["extends"] = ancestors_of(former)
+        if carried:  # in the order of the sequences, as times are
+            columns = {name: column.gather(rows.positions_N) for name, column in carried.items()}
+            pl.DataFrame(columns).write_parquet(folder / CARRIED)
         _write(folder, facts, config, vocabulary, split, report)
     report_stage("writing", 1.0)
     return report
@@ -372,26 +380,16 @@ def _write(
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def _provenance(places: Sequence[str | Path], time_unit: TimeUnit) -> dict[str, object]:
-    """What the dataset was made from, a file on this machine by its hash, and the unit of its times."""
-    files = [
-        {
-            "name": file.path.name if file.path else file.facts.name,
-            "sha256": sha256_of(file.path) if file.path else None,
-            "bytes": file.num_bytes,
-        }
-        for file in files_of(places)
-    ]
-    if len(files) == 1:
-        return {"name": files[0]["name"], "sha256": files[0]["sha256"], "time_unit": time_unit}
-    digest = hashlib.sha256("".join(str(file["sha256"]) for file in files).encode()).hexdigest()
-    name = ", ".join(str(place) for place in places)
-    return {"name": name, "sha256": digest, "files": files, "time_unit": time_unit}
-
-
 def _check_output(out: Path, *, overwrite: bool) -> None:
     required = frozenset({MANIFEST, *REQUIRED_FILES})
     known = required | {BAD_ROWS, TIMES, LATER, WAITING}
     check_replaceable(out, what="a dataset", required=required, ours=lambda name: name in known)
+    written = {MANIFEST, *REQUIRED_FILES}
+    check_replaceable(
+        out,
+        what="a dataset",
+        required=frozenset(written),
+        ours=lambda name: name in written | {BAD_ROWS, TIMES, CARRIED},
+    )
     if (out / MANIFEST).is_file() and not overwrite:
         raise OutputExistsError(f"{out}: holds a dataset already; --overwrite replaces it, or name another folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from models.bundle import Bundle, save_bundle
 from models.composite.folder import CompositeSummary, write_composite
 from models.data.dataset import Dataset, load_dataset
 from models.data.preparation import PreparationConfig, prepare
+from models.data.reading.layouts import Layout
 from models.errors import BundleMismatchError, DatasetFormatError
 from models.evaluation.arms import load_composite
 from tests.conftest import random_decoder, write_interactions
@@ -211,3 +213,31 @@ def test_a_large_result_is_in_parts_that_a_reader_takes_as_one(whole, tmp_path, 
 
     assert table.num_rows == stayed.height
     assert np.array_equal(table["user"].to_numpy(), stayed["user"].to_numpy())
+
+
+@pytest.mark.parametrize("interactions", ["training", "all"])
+def test_carried_columns_come_along_with_every_row_a_replacement_has_those_of_its_source(log, tmp_path, interactions):
+    """Each row of the log has a rating of its own; a row of the result has that of the item that stood there."""
+    with log.open() as file:
+        rows = list(csv.DictReader(file))
+    rating_of = {(row["user"], row["item"], int(row["timestamp"])): f"r{place}" for place, row in enumerate(rows)}
+    table = pl.DataFrame(rows).with_columns(
+        rating=pl.Series([rating_of[row["user"], row["item"], int(row["timestamp"])] for row in rows])
+    )
+    table.write_csv(tmp_path / "log.csv")
+    layout = Layout(carried=("rating",))
+    prepare(tmp_path / "log.csv", tmp_path / "carried", replace(EVERYTHING, layout=layout))
+    dataset = load_dataset(tmp_path / "carried")
+    _, found = made(dataset, bundle_of(dataset, tmp_path / "bundle"), tmp_path / "out", interactions)
+
+    assert found.columns[-1] == "rating"
+    assert set(found["origin"]) == {"kept", "replaced"}
+    assert found["rating"].to_list() == [
+        rating_of[user, source or item, when]
+        for user, item, source, when in found.select("user", "item", "source_item", "timestamp").rows()
+    ]
+
+
+def test_nothing_is_carried_unless_it_is_asked_for(whole):
+    assert whole.carried is None
+    assert not (whole.directory / "carried.parquet").exists()

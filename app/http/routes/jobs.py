@@ -326,9 +326,10 @@ def download_result(
     offered = list(dict.fromkeys(MEDIA_TYPES.values()))
     chosen = result_format or _FORMAT_OF[preferred(accept, offered)]
     contents = read_result(parts.storage, job_id, parts.jobs.output_names(job_id))
+    job = parts.jobs.get(job_id)
     tables = (read_output_file(content) for content in contents)
     return ClosingStream(
-        encode_results(tables, chosen, view, carried=parts.jobs.get(job_id).carried_columns),
+        encode_results(tables, chosen, view, carried=job.carried_columns, whole_times=bool(job.whole_times)),
         media_type=MEDIA_TYPES[chosen],
         headers={"Content-Disposition": f'attachment; filename="{job_id}{FILE_FORMATS[chosen].suffix}"'},
     )

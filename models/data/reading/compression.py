@@ -1,5 +1,5 @@
 """
-Text that may be compressed, within a budget: gzip and zstd, seen by their first bytes.
+Text that may be compressed or of another encoding, within a budget: gzip, zstd and UTF-16 are seen by their start.
 
 What a compressed file costs is bounded by what it yields, by what it takes to yield it, and by how it is made: a gzip
 file of nothing but empty members, or with a header that never ends, is refused, since no program writes either.
@@ -7,6 +7,7 @@ file of nothing but empty members, or with a header that never ends, is refused,
 
 from __future__ import annotations
 
+import codecs
 import io
 import zlib
 from abc import abstractmethod
@@ -24,15 +25,19 @@ FOREIGN = {
     b"BZh": "a bzip2 file",
     b"PAR1": "a Parquet file",
 }
+UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 BLOCK_BYTES = 1 << 18
 MAX_HEADER_BYTES = 1 << 16
 # Real files of many members, bgzip's for instance, hold some 64 KiB in each.
 FREE_MEMBERS, BYTES_A_MEMBER = 1000, 256
 
 
-def expanded(file: BinaryIO, budget: Budget) -> BinaryIO:
+def expanded(file: BinaryIO, budget: Budget, encoding: str | None = None) -> BinaryIO:
     """
-    *file* as text, decompressed where it is compressed; every byte read counts.
+    *file* as text in UTF-8, decompressed where it is compressed; every byte read counts.
+
+    Args:
+        encoding: of the text; without one, UTF-16 is seen by its mark, and all else is taken for UTF-8.
 
     Raises:
         InputFormatError: it is an archive, or a table of another kind; later, that it is damaged.
@@ -48,7 +53,9 @@ def expanded(file: BinaryIO, budget: Budget) -> BinaryIO:
         source = _Zstd(file)
     else:
         source = _Plain(file)
-    return io.BufferedReader(_Counted(source, budget), buffer_size=BLOCK_BYTES)
+    text = io.BufferedReader(_Counted(source, budget), buffer_size=BLOCK_BYTES)
+    found = encoding or ("utf-16" if text.peek(2)[:2] in UTF_16_MARKS else "utf-8")
+    return text if found == "utf-8" else io.BufferedReader(_Recoded(text, found), buffer_size=BLOCK_BYTES)
 
 
 class _Stream(io.RawIOBase):
@@ -92,6 +99,25 @@ class _Counted(_Stream):
         content = self._source.read(BLOCK_BYTES) or b""
         self._budget.spend(len(content))
         return content
+
+
+class _Recoded(_Stream):
+    """Text of another encoding, as UTF-8."""
+
+    def __init__(self, source: BinaryIO, encoding: str) -> None:
+        super().__init__()
+        self._source, self._encoding = source, encoding
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+
+    def block(self) -> bytes:
+        while True:
+            content = self._source.read(BLOCK_BYTES)
+            try:
+                text = self._decoder.decode(content, final=not content)
+            except UnicodeDecodeError as error:
+                raise InputFormatError(f"the text is not {self._encoding}: {error.reason}") from error
+            if text or not content:
+                return text.encode("utf-8")
 
 
 class _Zstd(_Stream):

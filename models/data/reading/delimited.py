@@ -3,8 +3,9 @@ Delimited text: CSV with any separator, and RecBole's ``.inter``.
 
 Quotes follow RFC 4180 where the separator is one character: a field that begins with a quote ends at the next single
 one, which a separator or the end of the line follows, and may hold line breaks. A quote that is opened and not closed
-so is a bad row by itself, and the following line is read as if nothing had been: no row is swallowed. ``.inter``, and
-text with ``::``, knows no quotes: there they are characters like others.
+so is a bad row by itself, and the following line is read as if nothing had been: no row is swallowed. A line that is no
+row so is one if a backslash takes a quote's meaning, as Spark and MySQL write it. ``.inter``, and text with ``::``,
+knows no quotes: there they are characters like others.
 
 Lines without quotes are parsed by Arrow, as many as a block holds; those of a block with quotes one by one.
 """
@@ -12,7 +13,7 @@ Lines without quotes are parsed by Arrow, as many as a block holds; those of a b
 from __future__ import annotations
 
 import csv
-import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO
@@ -22,12 +23,17 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from models.data.reading.compression import expanded
+from models.data.reading.item_blocks import BLOCK_HEADER, ItemBlocks
 from models.data.reading.layouts import Columns, Layout, looks_like_header, names_of_positions
 from models.data.reading.raw_tables import BadLine, Budget, Lines, RawBatch, RawTable
-from models.data.reading.text_blocks import MAX_LINE_BYTES, TextBlock, TextBlocks, first_line
+from models.data.reading.text_blocks import MAX_LINE_BYTES, Resumed, TextBlock, TextBlocks, first_line
 from models.errors import InputFormatError
 
 SEPARATORS = ("\t", ";", "|", ",")
+# Where none of those is in the first line: Hive's, and what is seen now and then.
+RARE_SEPARATORS = ("\x01", " ", "^", "~")
+# A first line by which Excel is told the separator.
+_SEPARATOR_LINE = re.compile(r"sep=(.)")
 # What a separator of several characters becomes for Arrow; as a control character it is in no id.
 _UNIT_SEPARATOR = b"\x1f"
 csv.field_size_limit(max(csv.field_size_limit(), 2 * MAX_LINE_BYTES))
@@ -48,16 +54,21 @@ class DelimitedText:
 
     def open(self, file: BinaryIO, layout: Layout, budget: Budget) -> RawTable:
         """See ``InputFormat``."""
-        stream = expanded(file, budget)
-        line = _text(first_line(stream))
-        separator = layout.separator or _separator(line)
+        stream = expanded(file, budget, layout.encoding)
+        line, number = _text(first_line(stream)), 1
+        told = _SEPARATOR_LINE.fullmatch(line)
+        if told is not None:
+            line, number = _text(first_line(stream)), 2
+        elif BLOCK_HEADER.fullmatch(line):
+            return ItemBlocks(Resumed(line.encode() + b"\n", stream))
+        separator = layout.separator or (told[1] if told else _separator(line))
         dialect = Dialect(separator, quotes=len(separator) == 1)
         cells = [cell.strip() for cell in _cells(line, dialect)]
         has_header = looks_like_header(cells, layout) if layout.header is None else layout.header
         if has_header:
-            return DelimitedTable(stream, cells, dialect, first_line=2)
+            return DelimitedTable(stream, cells, dialect, first_line=number + 1)
         names = names_of_positions(len(cells), layout)
-        return DelimitedTable(Resumed(line.encode() + b"\n", stream), names, dialect, first_line=1)
+        return DelimitedTable(Resumed(line.encode() + b"\n", stream), names, dialect, first_line=number)
 
 
 class RecBoleInter:
@@ -67,27 +78,11 @@ class RecBoleInter:
 
     def open(self, file: BinaryIO, layout: Layout, budget: Budget) -> RawTable:
         """See ``InputFormat``."""
-        stream = expanded(file, budget)
+        stream = expanded(file, budget, layout.encoding)
         dialect = Dialect(layout.separator or "\t", quotes=False)
         cells = _text(first_line(stream)).split(dialect.separator)
         names = [cell.partition(":")[0].strip() for cell in cells]
         return DelimitedTable(stream, names, dialect, first_line=2, usual=Columns("user_id", "item_id"))
-
-
-class Resumed(io.RawIOBase):
-    """A stream whose first lines, *head*, were read: given back."""
-
-    def __init__(self, head: bytes, stream: BinaryIO) -> None:
-        super().__init__()
-        self._head = head
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int | None = -1) -> bytes:
-        head, self._head = self._head, b""
-        return head + self._stream.read(-1 if size is None else size)
 
 
 class DelimitedTable:
@@ -102,7 +97,7 @@ class DelimitedTable:
 
     def __init__(
         self,
-        stream: BinaryIO | io.RawIOBase,
+        stream: BinaryIO | Resumed,
         names: Sequence[str],
         dialect: Dialect,
         *,
@@ -212,6 +207,7 @@ class DelimitedTable:
 
         reader = csv.reader(following(), delimiter=self._dialect.separator, strict=True)
         while (begin := place) < len(texts):
+            cells: list[str] = []
             try:
                 cells = next(reader)
                 problem = self._problem(cells, kept)
@@ -221,6 +217,9 @@ class DelimitedTable:
                 if place == len(texts) and not block.is_last and _size(texts[begin:]) <= MAX_LINE_BYTES:
                     break
                 problem = f"not a valid row: {_csv_reason(error)}"
+            if problem is not None and '\\"' in texts[begin] and (escaped := self._with_backslashes(texts[begin])):
+                cells, problem, place = escaped, None, begin + 1
+                reader = csv.reader(following(), delimiter=self._dialect.separator, strict=True)
             if problem is None:
                 rows.append([cells[index] for index in kept])
                 lines.append(int(block.lines_N[begin]))
@@ -239,6 +238,15 @@ class DelimitedTable:
         behind = blanks > block.lines_N[begin]
         open_record = TextBlock(rest, block.lines_N[begin:], blanks[behind], (), is_last=False)
         return self._batch(rows, lines, kept, replace(block, blank_lines=blanks[~behind]), bad), open_record
+
+    def _with_backslashes(self, text: str) -> list[str]:
+        """The cells of a line in which a backslash takes a quote's meaning; none where it is no row so either."""
+        try:
+            reader = csv.reader([text], delimiter=self._dialect.separator, escapechar="\\", strict=True)
+            [cells] = reader
+        except csv.Error:
+            return []
+        return cells if len(cells) == len(self.names) else []
 
     def _problem(self, cells: list[str], kept: list[int]) -> str | None:
         if len(cells) != len(self.names):
@@ -314,6 +322,9 @@ def _separator(line: str) -> str:
     """The separator that divides a first line into most fields."""
     if line.count("::") >= 2:
         return "::"
+    if not any(separator in line for separator in SEPARATORS):
+        found = max(RARE_SEPARATORS, key=line.count)
+        return found if line.count(found) >= 2 else ","
     return max(SEPARATORS, key=lambda separator: (line.count(separator), separator == ","))
 
 

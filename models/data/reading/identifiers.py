@@ -41,6 +41,8 @@ _CONTROL = re.compile(rf"[{_CONTROL_RANGES}\ud800-\udfff]")
 _CONTROL_IN_POLARS = f"[{_CONTROL_RANGES}]"
 ID_PATTERN = f"^[^{_CONTROL_RANGES}]*$"
 """What every id matches that is neither too long nor empty, for schemas."""
+# Below this, every whole number has a float of its own, of double and of single precision.
+EXACT_FLOATS, EXACT_SINGLES = 2.0**53, 2.0**24
 # Floats from here on have no digits after the point, and Python's integers print them.
 _EXACT_IN_INT64 = 2.0**62
 
@@ -128,6 +130,17 @@ def texts_of(values: list[object]) -> CodedIds:
             texts.append(str(text))
         codes[row] = code
     return _judged(codes, pa.array(texts, pa.string()))
+
+
+def may_be_rounded(column: pa.Array | list[object]) -> bool:
+    """Whether a float of the column is beyond what floats tell apart, and so may stand for several whole numbers."""
+    if isinstance(column, list):
+        return any(isinstance(value, float) and EXACT_FLOATS <= abs(value) < math.inf for value in column)
+    if not pa.types.is_floating(column.type):
+        return False
+    numbers = np.abs(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
+    exact = EXACT_FLOATS if pa.types.is_float64(column.type) else EXACT_SINGLES
+    return bool(((numbers >= exact) & np.isfinite(numbers)).any())
 
 
 def _judged(indices_N: Codes, values: pa.Array) -> CodedIds:

@@ -11,7 +11,7 @@ Shapes: N = rows, in the order of the inputs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -57,6 +57,8 @@ class Interactions:
         bad_rows: in the order of the files and their lines.
         num_filtered: rows that a condition left out.
         notes: what was taken for granted while reading, in words.
+        warnings: what of it has probably gone wrong, and what to do.
+        carried: further columns, as texts, by name: those that the layout carries along.
     """
 
     ids: Identifiers
@@ -68,7 +70,9 @@ class Interactions:
     bad_rows: tuple[BadLine, ...]
     num_filtered: int = 0
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     time_unit: TimeUnit = "seconds"
+    carried: Mapping[str, pl.Series] = field(default_factory=dict)
 
 
 def read_interactions(
@@ -95,15 +99,15 @@ def read_interactions(
     report = progress or (lambda _stage, _fraction: None)
     paths = [inputs] if isinstance(inputs, Path) else list(inputs)
     files = files_of(paths)
-    gathered = _Gathered()
-    for file, batch in _batches(files, layout or Layout(), gathered.notes, report):
+    gathered = _Gathered(layout.carried if layout else ())
+    for file, batch in _batches(files, layout or Layout(), gathered, report):
         gathered.add(batch, file.facts.name if len(files) > 1 else "")
     what = ", ".join(map(str, paths))
     return _judged(gathered, what, max_bad_row_share)
 
 
 def _batches(
-    files: Sequence[InputFile], layout: Layout, notes: list[str], report: ReadingProgress
+    files: Sequence[InputFile], layout: Layout, gathered: _Gathered, report: ReadingProgress
 ) -> Iterator[tuple[InputFile, RowBatch]]:
     total, done = max(1, sum(file.num_bytes for file in files)), 0
     told = time.monotonic()
@@ -120,7 +124,8 @@ def _batches(
                     report(READING, min(1.0, (done + content.tell()) / total))
                     told = time.monotonic()
                 yield file, batch
-            notes += reader.notes
+            gathered.notes += reader.notes
+            gathered.warnings += reader.warnings
         done += file.num_bytes
     report(READING, 1.0)
 
@@ -129,6 +134,8 @@ def _batches(
 class _Gathered:
     """Batches while they come: dictionaries and codes, not texts."""
 
+    carried_names: tuple[str, ...] = ()
+    carried: list[list[pa.DictionaryArray]] = field(default_factory=list)
     users: list[pa.DictionaryArray] = field(default_factory=list)
     items: list[pa.DictionaryArray] = field(default_factory=list)
     domains: list[pa.DictionaryArray] = field(default_factory=list)
@@ -139,10 +146,14 @@ class _Gathered:
     bad: list[BadLine] = field(default_factory=list)
     num_filtered: int = 0
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def add(self, batch: RowBatch, file: str) -> None:
         for column, ids in ((self.users, batch.users), (self.items, batch.items), (self.domains, batch.domains)):
             column.append(ids.as_dictionary())
+        if self.carried_names:
+            columns = zip(*batch.carried, strict=True) if batch.carried else ([] for _ in self.carried_names)
+            self.carried.append([pa.array(column, pa.string()).dictionary_encode() for column in columns])
         self.times.append(batch.times_N)
         self.units.append(batch.time_unit)
         self.lines.append(batch.lines_N)
@@ -151,6 +162,14 @@ class _Gathered:
         bad.sort(key=lambda row: row.line)
         self.bad += [replace(row, file=file) for row in bad] if file else bad
         self.num_filtered += batch.num_filtered
+
+    def all_carried(self) -> dict[str, pl.Series]:
+        """Every value of the columns that are carried along."""
+        columns: list[list[pa.DictionaryArray]] = [list(column) for column in zip(*self.carried, strict=True)]
+        texts = [pa.chunked_array(column).cast(pa.string()) for column in columns]
+        return {
+            name: pl.Series(column, dtype=pl.String) for name, column in zip(self.carried_names, texts, strict=False)
+        }
 
     def all_times(self) -> tuple[Times, TimeUnit]:
         """Every time, in the one unit of all files or, where they differ, in seconds."""
@@ -193,7 +212,9 @@ def _judged(gathered: _Gathered, what: str, max_bad_row_share: float) -> Interac
         bad_rows=tuple(bad_rows),
         num_filtered=gathered.num_filtered,
         notes=tuple(gathered.notes),
+        warnings=tuple(gathered.warnings),
         time_unit=time_unit,
+        carried={name: column.filter(pl.Series(~minority)) for name, column in gathered.all_carried().items()},
     )
 
 

@@ -14,17 +14,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from models.data.reading.times import TimeUnit, iso_seconds
+from models.data.reading.times import TimeUnit, iso_seconds, time_format_problem
 from models.errors import ConfigurationError, InputFormatError
 
 Role = Literal["user", "item", "domain", "timestamp"]
 ROLES: tuple[Role, ...] = ("user", "item", "domain", "timestamp")
 KNOWN_NAMES: dict[Role, tuple[str, ...]] = {
     "user": ("user", "user_id", "reviewerID", "uid", "customer_id", "visitor_id"),
-    "item": ("item", "item_id", "parent_asin", "asin", "movieId", "business_id", "product_id", "isbn", "iid"),
+    "item": (
+        *("item", "item_id", "parent_asin", "asin", "movieId", "business_id", "product_id", "isbn", "iid", "gmap_id"),
+        *("video_id", "book_id", "article_id", "track_id", "song_id", "artist_id", "game_id", "goods_id", "sku"),
+    ),
     "domain": ("domain",),
-    "timestamp": ("timestamp", "time", "unixReviewTime", "date", "datetime", "ts", "created_at"),
+    "timestamp": (
+        *("timestamp", "time", "unixReviewTime", "time_ms", "event_time", "date", "datetime", "ts", "created_at"),
+        *("event_timestamp", "review_date", "date_added", "t_dat"),
+    ),
 }
+ENCODINGS = ("utf-8", "utf-16", "latin-1", "cp1250", "cp1251", "cp1252", "gb18030", "big5", "shift_jis", "euc_kr")
+"""What text may be in; others than UTF-8 and marked UTF-16 must be stated."""
 # Without a header, tables of these widths are what everybody writes.
 POSITIONS: dict[int, tuple[str, ...]] = {
     3: ("user", "item", "timestamp"),
@@ -61,7 +69,7 @@ class Condition:
     value: str
 
     def holds(self, value: str | None) -> bool:
-        """Compare as numbers if both are, else as texts; nothing compares to a missing value."""
+        """Compare as numbers if both are (true is 1), else as texts; nothing compares to a missing value."""
         if value is None:
             return False
         compare = _COMPARISONS[self.comparison]
@@ -99,11 +107,29 @@ def parse_condition(text: str) -> Condition:
     return Condition(match[1], match[2], match[3].strip("'\""))
 
 
+def parse_separator(text: str) -> str:
+    r"""
+    A separator as a shell can say it.
+
+    >>> parse_separator(r"\t"), parse_separator("::"), parse_separator("tab")
+    ('\t', '::', '\t')
+    """
+    if text.startswith("\\"):
+        try:
+            return text.encode("ascii").decode("unicode_escape")
+        except UnicodeError:
+            return text
+    return {"tab": "\t", "space": " "}.get(text, text)
+
+
 def _number(text: str) -> float:
     try:
-        return float(text)
+        return float(_TRUTH.get(text.lower(), text))
     except ValueError:
         return math.nan
+
+
+_TRUTH = {"true": "1", "false": "0"}
 
 
 @dataclass(frozen=True)
@@ -120,7 +146,9 @@ class Layout:
         where: rows that fail one of these are not read.
         prefix_items: put the domain and a colon before every item id, for domains that number their items alike.
         time_unit: of times that are numbers.
-        carried: columns that jobs carry along to their results, as texts.
+        time_format: of times, in the words of ``strptime``, as ``%d/%m/%Y``.
+        encoding: of text, one of ``ENCODINGS``.
+        carried: columns that come along to the results, as texts.
     """
 
     columns: Columns = field(default_factory=Columns)
@@ -131,7 +159,15 @@ class Layout:
     where: tuple[Condition, ...] = ()
     prefix_items: bool = False
     time_unit: TimeUnit | None = None
+    time_format: str | None = None
+    encoding: str | None = None
     carried: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.encoding is not None and self.encoding not in ENCODINGS:
+            raise ConfigurationError(f"no encoding {self.encoding!r}; there are {', '.join(ENCODINGS)}")
+        if self.time_format is not None and (problem := time_format_problem(self.time_format)):
+            raise ConfigurationError(f"the time format {self.time_format!r} {problem}")
 
 
 PRESETS: dict[str, Layout] = {

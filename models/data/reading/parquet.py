@@ -119,7 +119,10 @@ class ParquetInput:
         texts = {name for name, kind in kinds.items() if _is_text(kind)}
         if budget.expanded_bytes is not None:
             _check_size(parquet.metadata, columns, texts, budget)
-        paths = [column.path for column in parquet.schema if column.path.split(".")[0] in texts]
+            as_dictionaries = texts
+        else:  # the file is trusted: what Arrow cannot read as a dictionary is read as it is
+            as_dictionaries = texts - _delta_columns(parquet.metadata)
+        paths = [column.path for column in parquet.schema if column.path.split(".")[0] in as_dictionaries]
         # As dictionaries: a long value that is repeated, which costs the file next to nothing, is held once.
         reader = pq.ParquetFile(file, metadata=parquet.metadata, read_dictionary=paths)
         return cls(reader, columns, budget)
@@ -230,6 +233,12 @@ def _check_size(metadata: pq.FileMetaData, columns: Sequence[str], texts: Iterab
             _check_column_size(f"row group {group}, column {name}", column, is_text=name in texts)
     # A repeated value takes almost no space in the file and an offset of 4 bytes or more once decoded.
     budget.allow(max(declared, 4 * values))
+
+
+def _delta_columns(metadata: pq.FileMetaData) -> set[str]:
+    groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
+    columns = (group.column(index) for group in groups for index in range(group.num_columns))
+    return {column.path_in_schema for column in columns if _DELTA_ENCODINGS.intersection(column.encodings)}
 
 
 def _check_column_size(place: str, column: pq.ColumnChunkMetaData, *, is_text: bool) -> None:

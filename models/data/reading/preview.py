@@ -10,6 +10,7 @@ Shapes: N = rows, D = domains, U = users.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import combinations
@@ -24,7 +25,8 @@ from models.errors import ImplausibleInputError
 MOST_DOMAINS = 100
 # Times of two domains that differ by a unit do so by a factor of 1,000 each.
 _UNIT_FACTOR = 1000.0
-FEW_SHARED = 0.01
+# So many rows whose times are all no larger than ratings have ratings for times.
+MANY_ROWS, HIGHEST_RATING = 50, 10.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def preview(interactions: Interactions, *, anyway: bool = False) -> Preview:
     """
     num_users, num_domains = len(interactions.ids.users), len(interactions.ids.domains)
     names = interactions.ids.domains.to_list()
-    problem = _implausible(interactions, names)
+    problem = implausible_domains(names, len(interactions.ids.items))
     if problem is not None and not anyway:
         raise ImplausibleInputError(problem)
     cells = np.zeros(num_users * num_domains, dtype=np.bool_)
@@ -89,7 +91,7 @@ def preview(interactions: Interactions, *, anyway: bool = False) -> Preview:
     )
     num_items = sum(domain.items for domain in domains)
     warnings = [] if problem is None else [problem]
-    warnings += _warnings(domains, shared)
+    warnings += [*interactions.warnings, *domain_warnings(domains, shared)]
     return Preview(
         len(interactions.times_N), seen_users, num_items, shared, domains, interactions.notes, tuple(warnings)
     )
@@ -111,13 +113,19 @@ def _domain(interactions: Interactions, code: int, name: str, users: int, all_us
     )
 
 
-def _implausible(interactions: Interactions, names: list[str]) -> str | None:
+def implausible_domains(names: Sequence[str], num_items: int | None = None) -> str | None:
+    """
+    Why *names* can hardly be domains; None if they can.
+
+    Args:
+        num_items: how many items there are, where that is known.
+    """
     numbers = [_number(name) for name in names]
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     advice = "name the right column with --columns domain=NAME, or write DOMAIN=FILE; --anyway goes on"
     if len(names) > MOST_DOMAINS:
         return f"the domain column has {len(names):,} values ({shown}): more than any log has domains; {advice}"
-    if len(names) > 1 and len(names) == len(interactions.ids.items) > 3:
+    if len(names) > 3 and len(names) == num_items:
         return f"every item is a domain of its own ({shown}): the domain column is that of the items; {advice}"
     ratings = [number for number in numbers if 0 <= number <= 10 and (2 * number).is_integer()]
     if len(names) > 2 and len(ratings) == len(names) and any("." in name for name in names):
@@ -125,7 +133,13 @@ def _implausible(interactions: Interactions, names: list[str]) -> str | None:
     return None
 
 
-def _warnings(domains: tuple[DomainPreview, ...], shared: int) -> list[str]:
+def domain_warnings(domains: Sequence[DomainPreview], shared: int) -> list[str]:
+    """
+    What is odd about the domains of an input.
+
+    Args:
+        shared: users with a row in every domain.
+    """
     found: list[str] = []
     if len(domains) == 1:
         found.append(
@@ -139,6 +153,22 @@ def _warnings(domains: tuple[DomainPreview, ...], shared: int) -> list[str]:
     if len(domains) > 2 and all(not math.isnan(_number(domain.domain)) for domain in domains):
         listed = ", ".join(domain.domain for domain in domains[:5])
         found.append(f"the domains are numbers ({listed}): is their column one of ratings or categories?")
+    for domain in domains:
+        if domain.domain != domain.domain.strip():
+            found.append(
+                f"the domain {domain.domain!r} begins or ends with a blank: are there blanks around the separator? "
+                "State it with them (--separator ', ')"
+            )
+    rows, first, last = (
+        sum(domain.rows for domain in domains),
+        min((domain.first for domain in domains), default=0.0),
+        max((domain.last for domain in domains), default=0.0),
+    )
+    if rows >= MANY_ROWS and 0 <= first < last <= HIGHEST_RATING:
+        found.append(
+            f"all times lie between {first:g} and {last:g}: is their column one of ratings? Name the right one with "
+            "--columns time=NAME"
+        )
     for one, other in combinations(domains, 2):
         warning = _disjoint(one, other)
         if warning is not None:

@@ -26,6 +26,7 @@ from models.data.reading.identifiers import (
     CodedIds,
     coded_ids,
     id_problem,
+    may_be_rounded,
     texts_of,
 )
 from models.data.reading.input_formats import INPUT_FORMATS, format_by_content, format_by_name
@@ -35,6 +36,8 @@ from models.data.reading.times import Mask, ParsedTimes, Times, TimeUnit, in_sec
 from models.errors import InputFormatError
 
 SHOWN_CHARACTERS = 60
+# What Hive and Spark call the folder of rows that have no value.
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,9 @@ class RowReader:
         self._facts, self._layout = facts, layout
         with_name = f"{facts.name}: " if facts.name else ""
         self.notes: list[str] = []
+        self.warnings: list[str] = []
         self.time_unit: TimeUnit | None = layout.time_unit
+        self._date_digits: int | None = None
         try:
             self.input_format = format_by_name(facts.name, layout.input_format) or format_by_content(file)
             self._table: RawTable = INPUT_FORMATS[self.input_format].open(file, layout, budget)
@@ -123,6 +128,11 @@ class RowReader:
         except InputFormatError as error:
             raise InputFormatError(f"{with_name}{error}") from error
         self._prefix = with_name
+
+    @property
+    def name(self) -> str:
+        """Of the file, for messages."""
+        return self._facts.name
 
     @property
     def has_times(self) -> bool:
@@ -180,9 +190,9 @@ class RowReader:
             item = _prefixed(item, domain)
         parsed = self._times(raw, num_rows)
         if self.time_unit is None and np.isfinite(parsed.times_N).any():
-            self.time_unit = parsed.unit()
-            if self.time_unit != "seconds":
-                self.notes.append(f"{self._facts.name or 'the input'}: times are read as {self.time_unit}")
+            self._look_at_times(parsed)
+        if self._date_digits is not None:
+            parsed = parsed.from_digits(self._date_digits)
         wanted_R = self._wanted(raw, num_rows)
         bad_R = (user.codes_N < 0) | (item.codes_N < 0) | (domain.codes_N < 0) | np.isnan(parsed.times_N)
         bad_R &= wanted_R
@@ -209,25 +219,47 @@ class RowReader:
             self._carried(raw, np.flatnonzero(good_R)),
         )
 
+    def _look_at_times(self, parsed: ParsedTimes) -> None:
+        """Find what the file's numbers count, and say so where it is not seconds."""
+        self._date_digits = parsed.date_digits()
+        self.time_unit = "seconds" if self._date_digits else parsed.unit()
+        name = self._facts.name or "the input"
+        if self._date_digits:
+            self.notes.append(f"{name}: times are read as dates of {self._date_digits} digits, such as 20140301")
+        elif self.time_unit != "seconds":
+            self.notes.append(f"{name}: times are read as {self.time_unit}")
+
     def _ids(self, raw: RawBatch, name: str, num_rows: int) -> CodedIds:
         if name in self._partitions:
             return _constant(self._partitions[name], num_rows)
         column = raw.columns[name]
         try:
+            if name in (self._chosen.user, self._chosen.item) and may_be_rounded(column):
+                self._warn(
+                    f"column {name} holds numbers so large that floats cannot tell neighbours apart: different ids may "
+                    "have become one; write them as integers or texts"
+                )
             return texts_of(column) if isinstance(column, list) else coded_ids(column)
         except InputFormatError as error:
             raise InputFormatError(f"column {name} {error}") from error
 
+    def _warn(self, warning: str) -> None:
+        """Once, however many rows give cause."""
+        said = f"{self._prefix}{warning}"
+        if said not in self.warnings:
+            self.warnings.append(said)
+
     def _times(self, raw: RawBatch, num_rows: int) -> ParsedTimes:
-        name = self._chosen.timestamp
+        name, time_format = self._chosen.timestamp, self._layout.time_format
         if name is None:
             return ParsedTimes(np.zeros(num_rows), None, {})
         if name in self._partitions:
-            return parsed_times(pa.array([self._partitions[name]] * num_rows, pa.string()))
+            return parsed_times(pa.array([self._partitions[name]] * num_rows, pa.string()), time_format)
         column = raw.columns[name]
         try:
             return parsed_times(
-                pa.array(list(map(_time_text, column)), pa.string()) if isinstance(column, list) else column
+                pa.array(list(map(_time_text, column)), pa.string()) if isinstance(column, list) else column,
+                time_format,
             )
         except InputFormatError as error:
             raise InputFormatError(f"column {name} {error}") from error
@@ -268,11 +300,19 @@ class RowReader:
         text = str(written)[:SHOWN_CHARACTERS]
         if text.strip("+-").lower() in {"nan", "inf", "infinity"}:
             return f"{chosen.timestamp} is not finite: {text!r}"
-        return f"{chosen.timestamp} is neither a number nor a date of ISO 8601: {text!r}"
+        if self._layout.time_format is not None:
+            return f"{chosen.timestamp} does not fit the time format {self._layout.time_format!r}: {text!r}"
+        if self._date_digits is not None:
+            return f"{chosen.timestamp} is no date of {self._date_digits} digits, as others of the file are: {text!r}"
+        return (
+            f"{chosen.timestamp} is neither a number nor a date of ISO 8601: {text!r}; a time format such as "
+            "%d/%m/%Y may be stated"
+        )
 
 
 def _constant(text: str, num_rows: int) -> CodedIds:
-    return CodedIds(np.zeros(num_rows, dtype=np.int32), pa.array([text], pa.string()))
+    code = MISSING if text in ("", NULL_PARTITION) else 0
+    return CodedIds(np.full(num_rows, code, dtype=np.int32), pa.array([text], pa.string()))
 
 
 def _prefixed(items: CodedIds, domains: CodedIds) -> CodedIds:

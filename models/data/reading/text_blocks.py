@@ -7,6 +7,7 @@ taken out and told, so that what is left are rows; nothing depends on where one 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -101,6 +102,22 @@ class TextBlocks:
             places = zip(starts[kept].tolist(), ends[kept].tolist(), strict=True)
             content = b"".join(content[start:end] + b"\n" for start, end in places)
         return TextBlock(content, lines[~odd], lines[is_blank], broken, is_last)
+
+
+class Resumed(io.RawIOBase):
+    """A stream whose first lines, *head*, were read: given back."""
+
+    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+        super().__init__()
+        self._head = head
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        head, self._head = self._head, b""
+        return head + self._stream.read(-1 if size is None else size)
 
 
 def first_line(stream: BinaryIO) -> bytes:

@@ -45,7 +45,7 @@ def test_a_file_is_read_alike_by_both_callers(tmp_path, name):
 def test_mutated_files_are_read_alike_by_both_callers(tmp_path):
     """A small share of `make fuzz-reader`; Parquet, which may end a process, is left to that."""
     problems = {}
-    for name, content in cases(250, seed=7):
+    for _, name, content in cases(250, seed=7):
         if not name.endswith(".parquet"):
             (tmp_path / name).write_bytes(content)
             problem = problem_of(tmp_path / name)

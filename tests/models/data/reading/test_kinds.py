@@ -1,0 +1,195 @@
+"""Kinds of files that people have: each is read as it lies by `taesar prepare` and by jobs, or refused in words."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from app.jobs.formats import SequenceRow, SourceLimits, read_rows
+from models.data.reading.interactions import read_interactions
+from models.data.reading.layouts import Layout, parse_condition, parse_separator, with_columns
+from models.data.reading.places import files_of
+from models.data.reading.preview import preview
+from models.errors import BadRowsError, ConfigurationError, InputFormatError
+
+HEADER = "user,item,domain,timestamp\n"
+CSV = HEADER + "007,x,a,1300000000\n008,y,b,1300086400\n"
+ROWS = [("007", "x", "a", 1300000000.0), ("008", "y", "b", 1300086400.0)]
+MIDNIGHT = 1393891200.0
+LIMITS = SourceLimits(max_bytes=1 << 30, max_expanded_bytes=1 << 30, max_items=100)
+
+
+def rows_of(place: Path | str, layout: Layout | None = None) -> list[tuple[str, str, str, float]]:
+    """What both callers read, sorted; they must agree."""
+    layout = layout or Layout()
+    found = read_interactions([place], layout, max_bad_row_share=0.5)
+    ids = found.ids
+    columns = zip(found.users_N, found.items_N, found.domains_N, found.times_N, strict=True)
+    prepared = sorted((ids.users[int(u)], ids.items[int(i)], ids.domains[int(d)], float(t)) for u, i, d, t in columns)
+    read = [row for row in read_rows(files_of([place]), layout, LIMITS) if isinstance(row, SequenceRow)]
+    of_job = [
+        (row.user_id, item, domain, time)
+        for row in read
+        for item, domain, time in zip(row.item_ids, row.domains, row.times, strict=True)
+    ]
+    assert sorted(of_job) == prepared
+    return prepared
+
+
+def lines_of(rows: list[dict[str, object]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("mark.csv", b"\xef\xbb\xbf" + CSV.encode()),
+        ("carriage.csv", CSV.replace("\n", "\r\n").encode()),
+        ("utf_16.csv", CSV.encode("utf-16")),
+        ("utf_16.csv.gz", gzip.compress(CSV.encode("utf-16"))),
+        ("quoted.csv", '"user","item","domain","timestamp"\n"007","x","a","1300000000"\n"008","y","b","1300086400"\n'),
+        ("semicolons.csv", CSV.replace(",", ";")),
+        ("excel.csv", "sep=;\n" + CSV.replace(",", ";")),
+        ("hive.txt", CSV.replace(",", "\x01")),
+        ("blanks.txt", CSV.replace(",", " ")),
+        ("carets.txt", CSV.replace(",", "^")),
+        ("spark.csv", 'user,item,domain,timestamp,title\n007,x,a,1300000000,"a \\"b\\", c"\n008,y,b,1300086400,d\n'),
+        ("index.csv", ",user,item,domain,timestamp\n0,007,x,a,1300000000\n1,008,y,b,1300086400\n"),
+        ("names.csv", "UserID,Item_Id,DOMAIN,eventTime\n007,x,a,1300000000\n008,y,b,1300086400\n"),
+        ("dates.csv", HEADER + "007,x,a,2011-03-13 07:06:40 UTC\n008,y,b,2011-03-14T08:06:40+01:00\n"),
+        ("slashes.csv", HEADER + "007,x,a,2011/3/13 7:06:40\n008,y,b,2011/03/14 07:06:40\n"),
+        ("digits.csv", HEADER + "007,x,a,20110313070640\n008,y,b,20110314070640\n"),
+    ],
+)
+def test_text_is_read_as_it_lies(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+    assert rows_of(tmp_path / name) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("time_format", "text"),
+    [("%d/%m/%Y", "04/03/2014"), ("%m/%d/%Y", "03/04/2014"), ("%m %d, %Y", "03 4, 2014"), ("%Y%m%d", "20140304")],
+)
+def test_a_stated_time_format_says_what_day_it_was(tmp_path, time_format, text):
+    (tmp_path / "a.csv").write_text(f'{HEADER}u,x,a,"{text}"\n')
+
+    assert rows_of(tmp_path / "a.csv", Layout(time_format=time_format)) == [("u", "x", "a", MIDNIGHT)]
+
+
+def test_a_day_that_might_be_a_month_is_no_time_until_its_format_is_stated(tmp_path):
+    (tmp_path / "a.csv").write_text(f"{HEADER}u,x,a,03/04/2014\n")
+
+    with pytest.raises(BadRowsError, match=r"'03/04/2014'; a time format such as %d/%m/%Y may be stated"):
+        read_interactions([tmp_path / "a.csv"], max_bad_row_share=0.5)
+
+
+def test_whole_numbers_that_are_dates_are_read_as_dates_and_said_to_be(tmp_path):
+    table = pa.table({"user": ["u"], "item": ["x"], "domain": ["a"], "timestamp": [20140304]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = read_interactions([tmp_path / "a.parquet"], max_bad_row_share=0.0)
+
+    assert rows_of(tmp_path / "a.parquet") == [("u", "x", "a", MIDNIGHT)]
+    assert found.notes == (f"{tmp_path / 'a.parquet'}: times are read as dates of 8 digits, such as 20140301",)
+
+
+@pytest.mark.parametrize("wrong", [{"time_format": "dd/mm"}, {"time_format": "%H:%M"}, {"encoding": "utf-9"}])
+def test_a_layout_that_means_nothing_is_refused(wrong):
+    with pytest.raises(ConfigurationError):
+        Layout(**wrong)
+
+
+def test_a_stated_encoding_is_read_and_without_it_the_rows_are_named(tmp_path):
+    (tmp_path / "a.csv").write_bytes((HEADER + "u,café,a,5\n").encode("latin-1"))
+
+    assert rows_of(tmp_path / "a.csv", Layout(encoding="latin-1")) == [("u", "café", "a", 5.0)]
+    with pytest.raises(BadRowsError, match="line 2: not UTF-8: item"):
+        rows_of(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(("said", "meant"), [(r"\t", "\t"), ("tab", "\t"), (r"\x01", "\x01"), (", ", ", ")])
+def test_a_shell_can_say_any_separator(said, meant):
+    assert parse_separator(said) == meant
+
+
+def test_keys_within_keys_are_columns_and_wrapped_values_are_unwrapped(tmp_path):
+    rows = [{"user": {"id": "007"}, "item": {"$oid": "x"}, "domain": "a", "ts": {"$date": "2011-03-13T07:06:40Z"}}]
+    (tmp_path / "a.jsonl").write_bytes(lines_of(rows))
+    (tmp_path / "b.jsonl").write_bytes(lines_of([{"who": {"key": {"n": "007"}}, "item": "x", "domain": "a", "ts": 5}]))
+
+    assert rows_of(tmp_path / "a.jsonl") == ROWS[:1]
+    assert rows_of(tmp_path / "b.jsonl", with_columns(Layout(), "user=who.key.n")) == [("007", "x", "a", 5.0)]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [('[{"user": "u"}]', "of an array, write each element on a line"), ("{'user': 'u'}", "single quotes are Python's")],
+)
+def test_what_looks_like_json_lines_and_is_not_says_what_to_do(tmp_path, content, says):
+    (tmp_path / "a.json").write_text(content)
+
+    with pytest.raises(InputFormatError, match=says):
+        read_interactions([tmp_path / "a.json"], max_bad_row_share=1.0)
+
+
+def test_blocks_of_an_item_and_its_ratings_are_read(tmp_path):
+    """The Netflix prize's; the line that names the item is no row."""
+    (tmp_path / "combined_data_1.txt").write_text("1:\n7,3,2005-09-06\n8,5,2005-05-13\n2:\n7,4,2005-10-19\nbroken\n")
+    found = read_interactions([f"films={tmp_path}/combined_data_1.txt"], max_bad_row_share=0.5)
+
+    assert [(row.line, row.reason) for row in found.bad_rows] == [(6, "1 fields instead of 3")]
+    assert [row[:3] for row in rows_of(f"films={tmp_path}/combined_data_1.txt")] == [
+        ("7", "1", "films"),
+        ("7", "2", "films"),
+        ("8", "1", "films"),
+    ]
+
+
+@pytest.mark.parametrize("condition", ["is_click=1", "is_click=true", "is_click=True"])
+@pytest.mark.parametrize("yes", ["1", "1.0", "true", "True"])
+def test_a_condition_holds_of_every_spelling_of_true(condition, yes):
+    assert parse_condition(condition).holds(yes)
+    assert not parse_condition(condition).holds({"1": "0", "1.0": "0.0", "true": "false", "True": "False"}[yes])
+
+
+def test_rows_of_a_partition_without_a_value_have_no_domain(tmp_path):
+    for name in ("a", "__HIVE_DEFAULT_PARTITION__"):
+        (tmp_path / f"domain={name}").mkdir()
+        (tmp_path / f"domain={name}" / "part-0.csv").write_text("user,item,time\nu,x,5\n")
+    found = read_interactions([tmp_path], max_bad_row_share=0.5)
+
+    assert [bad.reason for bad in found.bad_rows] == ["missing domain"]
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32()])
+def test_ids_that_a_float_may_have_rounded_are_warned_of(tmp_path, kind):
+    for name, number in (("large", 2.0**60), ("small", 1000.0)):
+        table = {"user": ["u"], "item": pa.array([number], kind), "domain": ["a"], "timestamp": [5]}
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+    large, small = (read_interactions([tmp_path / f"{n}.parquet"], max_bad_row_share=0.0) for n in ("large", "small"))
+
+    assert ["different ids may have become one" in warning for warning in large.warnings] == [True]
+    assert small.warnings == ()
+
+
+def test_times_that_are_ratings_and_domains_with_blanks_are_warned_of(tmp_path):
+    rows = "".join(f"u{n},i{n},{'ab'[n % 2]}, {n % 5 + 1}\n" for n in range(60))
+    (tmp_path / "a.csv").write_text(HEADER + rows)
+    (tmp_path / "b.csv").write_text(HEADER + rows.replace(",a,", ", a,"))
+    plain, blanks = (
+        preview(read_interactions([tmp_path / n], max_bad_row_share=0.0)).warnings for n in ("a.csv", "b.csv")
+    )
+
+    assert any("all times lie between 1 and 5: is their column one of ratings?" in warning for warning in plain)
+    assert any("the domain ' a' begins or ends with a blank" in warning for warning in blanks)
+
+
+def test_delta_encoded_parquet_is_read(tmp_path):
+    table = pa.table({"user": ["007"], "item": ["x"], "domain": ["a"], "timestamp": [5]})
+    encodings = {"user": "DELTA_BYTE_ARRAY", "item": "DELTA_LENGTH_BYTE_ARRAY", "domain": "DELTA_BYTE_ARRAY"}
+    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False, column_encoding=encodings)
+
+    assert len(read_interactions([tmp_path / "a.parquet"], max_bad_row_share=0.0).times_N) == 1
