@@ -1,9 +1,10 @@
-# make demo    prepare, train, serve and regenerate on the bundled sample of real data
+# make demo    prepare, train, serve and regenerate on the bundled sample of real data; KEEP=1 ends with a page
 # make test    the whole test suite, in two processes; WORKERS=0 in one
 # make check   linting, formatting, strict typing, Dockerfile and compose file, and that everything imports
 # make image-test  builds the image without Docker (Debian, root) and asks its processes the demo's question
 # make docs    docs/reference.md and .env.example, written from the code
 # make charts  docs/charts/*.svg and the table of docs/results.md, from the numbers in docs/data
+# make screenshots  docs/screenshots, of a demo, in Debian's chromium
 # make map     the rooms, their files and which room imports which
 # make interop  RecBole as an oracle; RecBole, RecTools and RePlay train on the exports; in .venv-interop
 # make mutants  small faults in decoding, metrics, preparation, jobs, mappings, batcher: does a test notice each?
@@ -15,7 +16,7 @@
 # make sbom    sbom.json: what is installed, as CycloneDX
 # make soak    half an hour of mixed load while everything is killed; ARGS='--minutes 3' for less
 # make bench   every benchmark but bench-recbole; the last line of each is its result as JSON
-# make bench-decode | bench-training | bench-serving | bench-scaling   one of them: make bench-decode ARGS='--rounds 9'
+# make bench-decode | bench-training | bench-serving | bench-scaling | bench-page   one of them: make bench-decode ARGS='--rounds 9'
 # make bench-recbole   training speed of SASRec and GRU4Rec next to RecBole's own trainer, in .venv-interop
 #
 # On a fresh machine each of them first builds .venv; only Python >= 3.11 with venv is needed. PYTHON names another
@@ -37,7 +38,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install demo test check docs interop bench bench-recbole chaos chaos-activations mutants image-test clean charts map sbom
+.PHONY: help install demo test check docs interop bench bench-recbole chaos chaos-activations mutants image-test clean charts map sbom screenshots
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -64,7 +65,7 @@ sbom: $(INSTALLED)
 	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible -o sbom.json
 
 demo: $(INSTALLED)
-	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/demo.py $(if $(KEEP),--keep)
 
 # It runs in two processes (WORKERS=0: in this one), each with servers of its own; with a thread each, or they get in each other's way.
 test: $(INSTALLED) $(BIN)/helm
@@ -85,6 +86,9 @@ docs: $(INSTALLED)
 
 charts: $(INSTALLED)
 	$(BIN)/python docs/draw_charts.py
+
+screenshots: $(INSTALLED)
+	$(BIN)/python docs/take_screenshots.py
 
 map: $(INSTALLED)
 	@$(BIN)/python docs/print_map.py

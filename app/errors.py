@@ -5,8 +5,10 @@ ServiceError
 |- UnauthorizedError             no key, or one that is not accepted
 |- ForeignHostError              without keys, a name that is none of this service's
 |- ForeignPageError              without keys, a web page of another origin
+|- MissingCsrfTokenError         a browser's cookie came without the token of the page that it belongs to
 |- ContentTypeError              a body that does not say it is what the path takes
 |- ReceivingFullError            too much is being received at once, and this sender was the slowest
+|- UnknownReportError            no report of that name
 |- UnknownModelError             no bundle of that version is loaded or can be loaded
 |- RequestTooLargeError          over a documented limit: sequences, items or bytes
 |- UnknownSequenceItemsError     on_unknown "error" and items that the model does not know
@@ -64,6 +66,20 @@ class ServiceError(Exception):
 
 class UnauthorizedError(ServiceError):
     """No bearer key was sent, or one that is not accepted."""
+
+
+class MissingCsrfTokenError(ServiceError):
+    """A browser's cookie vouches for a change only beside the token that its own page was given."""
+
+    def __init__(self) -> None:
+        super().__init__("a request that changes something needs the page's token in the header X-CSRF-Token")
+
+
+class UnknownReportError(ServiceError):
+    """No report has this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no report {name!r}; GET /reports lists those that are there")
 
 
 class ForeignHostError(ServiceError):

@@ -206,6 +206,13 @@ class Settings(BaseSettings):
         "record and its counts in the mappings stay.",
     )
 
+    # Reports
+    reports: Path | None = Field(
+        default=None,
+        description="Folder whose subfolders are reports of `taesar evaluate`, for GET /reports and the pages Data and "
+        "Results. Unset: none are shown, because no client should choose paths on the server.",
+    )
+
     # HTTP
     host: str = Field(
         default="127.0.0.1",
@@ -222,6 +229,12 @@ class Settings(BaseSettings):
         default=None,
         description="File with one accepted key per line, for secrets that are mounted rather than exported. Lines "
         "that begin with # are comments.",
+    )
+    session_secret: SecretStr | None = Field(
+        default=None,
+        min_length=32,
+        description="Signs the cookie that a browser gets for a key at /ui/login; 32 characters or more, the same for "
+        "every API process. Unset: a new one at every start, which ends the sessions of before.",
     )
     without_keys: Literal["loopback", "anywhere"] = Field(
         default="loopback",

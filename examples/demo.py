@@ -1,10 +1,11 @@
 """
 The whole of Taesar on real data in a minute or two: prepare, train, serve, regenerate over HTTP.
 
-    python examples/demo.py [folder]
+    python examples/demo.py [folder] [--keep]
 
-Some users are taken out of the sample before anything sees it; at the end the service rewrites the history of one of
-them for each domain. Everything is written to the folder (``demo-run``), which is emptied first.
+With --keep the service stays up until Ctrl-C, and its pages at /ui show all of it in a browser. Some users are taken
+out of the sample before anything sees it; at the end the service rewrites the history of one of them for each domain.
+Everything is written to the folder (``demo-run``), which is emptied first.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ console = Console(width=None if sys.stdout.isatty() else 120)
 def main() -> None:
     """Run the demo; a step that fails ends it with that step's exit code."""
     started = time.perf_counter()
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo-run")
+    keep = "--keep" in sys.argv[1:]
+    folder = Path(next((argument for argument in sys.argv[1:] if argument != "--keep"), "demo-run"))
     empty(folder)
     held_back = hold_back_users(folder / "interactions.csv")
     dataset, bundle = folder / "dataset", folder / "bundle"
@@ -54,10 +56,17 @@ def main() -> None:
     for target in targets:
         taesar("regenerate", bundle, dataset, "--target", target, "--out", folder / target)
         show_mapping(pl.read_parquet(folder / target / "mapping.parquet"), target)
+        evaluate(folder, target)
     with service(bundle, log=folder / "service.log") as client:
         for target in targets:
             show_sequence(*best_known(held_back, regenerate(client, held_back, target)), target)
-    console.print(f"\n[bold]Done in {time.perf_counter() - started:.0f} s.[/bold] Everything it wrote is in {folder}/.")
+        submit_jobs(client, folder / "interactions.csv", targets)
+        seconds = time.perf_counter() - started
+        console.print(f"\n[bold]Done in {seconds:.0f} s.[/bold] Everything it wrote is in {folder}/.")
+        if keep:
+            stay_up(client)
+            return
+    console.print("`make demo KEEP=1` ends with the address of a page that shows all of this, and stays up.")
 
 
 def empty(folder: Path) -> None:
@@ -104,6 +113,34 @@ def taesar(*arguments: str | Path) -> None:
         sys.exit(done.returncode)
 
 
+def evaluate(folder: Path, target: str) -> None:
+    """A report of recommenders that count, which takes seconds; the page shows it."""
+    quickly = ("--recommender", "popularity,markov", "--seeds", "1", "--ranking", "unseen")
+    made = ("--bundle", folder / "bundle", "--composite", folder / target)
+    taesar("evaluate", folder / "dataset", "--target", target, *made, *quickly, "--out", folder / "reports" / target)
+
+
+def submit_jobs(client: httpx.Client, interactions: Path, targets: list[str]) -> None:
+    """A job for every target over all that was read: its decisions are the mappings that the page shows."""
+    console.rule("POST /jobs", align="left")
+    for target in targets:
+        with interactions.open("rb") as file:
+            data = {"target_domain": target, "purpose": "training"}
+            job = client.post("/jobs", data=data, files={"file": (interactions.name, file)}).raise_for_status().json()
+        while job["state"] in ("queued", "running"):
+            time.sleep(0.2)
+            job = client.get(f"/jobs/{job['job_id']}").raise_for_status().json()
+        counts = job["counts"]
+        console.print(f"{target}: {job['state']}, {counts['sequences']:,} sequences, {counts['replaced']:,} replaced")
+
+
+def stay_up(client: httpx.Client) -> None:
+    """Leave the service running for a browser until Ctrl-C."""
+    console.print(f"\nThe page: [bold]{client.base_url}/ui[/bold]   (Ctrl-C ends it)", highlight=False)
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
+
+
 def executable() -> str:
     """The ``taesar`` beside the running interpreter."""
     return str(Path(sys.executable).with_name("taesar"))
@@ -121,6 +158,7 @@ def service(bundle: Path, *, log: Path) -> Iterator[httpx.Client]:
     # A setting of the reader's own service, a key for instance, is not for this one.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TAESAR_")}
     environment["TAESAR_DATA"] = str(bundle.parent / "service")
+    environment["TAESAR_REPORTS"] = str(bundle.parent / "reports")
     with log.open("w") as output:
         server = subprocess.Popen([executable(), *command], stdout=output, stderr=output, env=environment)
     try:

@@ -33,8 +33,8 @@ class ServiceMissingError(Exception):
     """A server's program is not installed."""
 
 
-def require(error: ServiceMissingError) -> None:
-    """Skip the test that needs the service; under CI fail instead, so that no suite passes without it."""
+def require(error: Exception) -> None:
+    """Skip the test that needs a program that is missing; under CI fail instead, so that no suite passes without it."""
     if is_ci():
         pytest.fail(f"{error} (CI must run .ci/install-tools)", pytrace=False)
     pytest.skip(str(error))

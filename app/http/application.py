@@ -38,9 +38,11 @@ from app.http.middleware import (
     HeadMiddleware,
     RequestMiddleware,
 )
+from app.http.pages.site import install_pages
 from app.http.problems import Problem, install_error_handlers, problem_responses
 from app.http.receptions import Receptions
-from app.http.routes import health, jobs, mappings, models, regenerate
+from app.http.routes import health, items, jobs, mappings, models, regenerate, reports
+from app.http.sessions import Sessions
 from app.http.spools import Spools
 from app.runtime.job_metrics import JobMetrics
 from app.runtime.metrics import Metrics
@@ -48,11 +50,13 @@ from app.runtime.readiness import Probe
 from app.runtime.shutdown import Shutdown
 from app.serving.activations import ActivationStore
 from app.serving.batching import Batcher, BatchingConfig
+from app.serving.item_map import ItemMaps
 from app.serving.model_process import CLOSE_SECONDS
 from app.serving.model_registry import ModelRegistry
 from app.serving.regeneration import BatchKey, BatchRow, Inference, RegenerationBatcher, run_batch
 from app.serving.regeneration_bodies import RegenerateRequest
 from app.serving.registry_follower import RegistryFollower
+from app.serving.report_folders import ReportFolders
 from app.settings import Settings
 from app.storage import schema
 from app.storage.database import open_engine
@@ -124,6 +128,7 @@ def inference_part(settings: Settings, metrics: Metrics) -> ServicePart:
         await registry.start()
         batcher.start()
         app.state.inference = inference
+        app.state.item_maps = ItemMaps(settings.data / "maps")
         follower = RegistryFollower(registry, asyncio.get_running_loop())
         follower.start()
         try:
@@ -136,7 +141,7 @@ def inference_part(settings: Settings, metrics: Metrics) -> ServicePart:
             engine.dispose()
 
     return ServicePart(
-        routers=(regenerate.router, models.router),
+        routers=(regenerate.router, models.router, items.router),
         probes=(
             Probe("model", registry.unreadiness),
             Probe("activation", registry.lag),
@@ -157,7 +162,18 @@ def jobs_part(settings: Settings, metrics: Metrics) -> ServicePart:
     )
 
 
-PARTS: tuple[PartBuilder, ...] = (inference_part, jobs_part)
+def reports_part(settings: Settings, _metrics: Metrics) -> ServicePart:
+    """The reports of evaluations."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.reports = ReportFolders(settings.reports)
+        yield
+
+    return ServicePart(routers=(reports.router,), probes=(), lifespan=lifespan)
+
+
+PARTS: tuple[PartBuilder, ...] = (inference_part, jobs_part, reports_part)
 
 
 class Application(FastAPI):
@@ -232,12 +248,15 @@ def create_app(
     # Only declares the scheme in the OpenAPI document; ApiKeyMiddleware is what checks, before a body is read
     bearer = [Depends(HTTPBearer(auto_error=False, description="One of the accepted API keys."))]
     keys = settings.accepted_keys()
+    secret = settings.session_secret
+    app.state.sessions = Sessions(keys, None if secret is None else secret.get_secret_value())
     common = problem_responses(
         UnauthorizedError, ForeignHostError, ForeignPageError, RequestTooLargeError, ReceivingFullError, Exception
     )
     for part in built:
         for router in part.routers:
             app.include_router(router, dependencies=bearer if keys else [], responses=common)
+    install_pages(app)
     # The last added is the outermost
     app.add_middleware(
         BodyLimitMiddleware,
@@ -246,7 +265,7 @@ def create_app(
         receptions=Receptions(settings.max_receiving_bytes, retry_after_seconds=settings.retry_after_seconds),
     )
     app.add_middleware(HeadMiddleware)
-    app.add_middleware(ApiKeyMiddleware, keys=keys)
+    app.add_middleware(ApiKeyMiddleware, keys=keys, sessions=app.state.sessions)
     app.add_middleware(ForeignPageMiddleware, hosts=settings.allowed_hosts, any_page=bool(keys))
     app.add_middleware(RequestMiddleware, metrics=metrics)
     return app

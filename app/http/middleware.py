@@ -15,9 +15,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import ForeignHostError, ForeignPageError, RequestTooLargeError, UnauthorizedError
+from app.errors import (
+    ForeignHostError,
+    ForeignPageError,
+    MissingCsrfTokenError,
+    RequestTooLargeError,
+    UnauthorizedError,
+)
 from app.http.problems import problem_response
 from app.http.receptions import Reception, Receptions
+from app.http.sessions import Sessions, is_open_page, is_page, to_login
 from app.runtime.logs import REQUEST_ID_HEADER, accepted_request_id, logger, request_context, stopwatch
 from app.runtime.metrics import METHODS, Metrics
 from app.runtime.tracing import span
@@ -113,27 +120,37 @@ def _ignore(_name: str) -> None:
 
 class ApiKeyMiddleware:
     """
-    Let through what carries an accepted bearer key, and the open paths; 401 for the rest, unknown paths included.
+    Let through what carries an accepted bearer key, or the cookie of a session that one began, and the open paths; 401
+    for the rest, unknown paths included, and the login form instead of a page.
 
     Args:
         keys: accepted keys; empty lets everything through.
+        sessions: of browsers.
     """
 
-    def __init__(self, app: ASGIApp, keys: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, keys: tuple[str, ...], sessions: Sessions) -> None:
         self._app = app
         self._keys = tuple(key.encode() for key in keys)
+        self._sessions = sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] == "http" and self._keys and scope["path"] not in OPEN_PATHS:
+        path = scope.get("path", "")  # a lifespan has none
+        if scope["type"] == "http" and self._keys and path not in OPEN_PATHS and not is_open_page(path):
+            headers = Headers(scope=scope)
             try:
-                self._check(Headers(scope=scope).get("Authorization"))
-            except UnauthorizedError as error:
-                await problem_response(error, path=scope["path"])(scope, receive, send)
+                self._check(headers, scope["method"])
+            except (UnauthorizedError, MissingCsrfTokenError) as error:
+                lost = isinstance(error, UnauthorizedError) and is_page(path)
+                answer = to_login(headers, path) if lost else problem_response(error, path=path)
+                await answer(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _check(self, authorization: str | None) -> None:
+    def _check(self, headers: Headers, method: str) -> None:
+        authorization = headers.get("Authorization")
+        if authorization is None and self._sessions.key_of_request(headers, method) is not None:
+            return
         scheme, _, sent = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not sent:
             raise UnauthorizedError("send an accepted key as 'Authorization: Bearer <key>'")

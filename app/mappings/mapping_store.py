@@ -209,6 +209,16 @@ def page(
     return [_row(r) for r in connection.execute(statement.limit(limit))]
 
 
+def most_frequent(
+    connection: Connection, dictionary: Dictionary, where: MappingFilter, *, limit: int
+) -> list[MappingRow]:
+    """The *limit* lines of the largest counts, largest first, equals in key order; lines of deletions are left out."""
+    pairs = mapping_pairs.c
+    key = (pairs.source_domain, pairs.source_item, pairs.target_item)
+    statement = _lines(dictionary, where).where(pairs.target_item != DELETED).order_by(None)
+    return [_row(r) for r in connection.execute(statement.order_by(pairs["count"].desc(), *key).limit(limit))]
+
+
 def stream(connection: Connection, dictionary: Dictionary, where: MappingFilter) -> Iterator[list[MappingRow]]:
     """Every line in key order, a block at a time; memory does not grow with the dictionary."""
     _walk_the_index(connection)

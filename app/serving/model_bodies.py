@@ -124,3 +124,31 @@ class Models(BaseModel):
         description="In the memory of the process that answers, most recently active first; a request may name any."
     )
     available: list[str] = Field(description="Versions in the bundle folder that activation would load.")
+
+
+class KnownItem(BaseModel):
+    """An item that a model knows."""
+
+    number: int = Field(description="Its place in GET /models/{version}/map, from 0; domains follow one another.")
+    domain: str
+    item_id: str
+
+
+class ItemMatches(BaseModel):
+    """Items that were asked for."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model_version": "4f0c2a9be1d7",
+                    "items": [{"number": 778, "domain": "kitchen", "item_id": "K007"}],
+                    "total": 1,
+                }
+            ]
+        }
+    )
+
+    model_version: str
+    items: list[KnownItem]
+    total: int = Field(description="How many there are in all; the answer holds the first of them.")

@@ -22,7 +22,7 @@ from app.serving.bundle_folders import BundleFolders
 from app.serving.model_bodies import Canary, DataPeriod, Domain, Model, Models
 from app.serving.model_process import JOBS, REQUESTS, ModelProcess, RemoteRegenerator
 from models.bundle import BundleDescription, describe_bundle
-from models.decoding.rules import GUARDED_RULE, Rule
+from models.decoding.rules import GUARDED_RULE, Rule, load_rule
 from models.errors import ModelError
 from models.tuning import TargetTuning
 
@@ -228,7 +228,7 @@ class ModelRegistry:
             StoreUnavailableError: the decision cannot be recorded; what serves stays.
         """
         await self._decide(lambda serving: serving.activated(version))
-        return self._describe(self.active())
+        return self._describe(self.active().bundle)
 
     async def start_canary(self, version: str, share: float) -> None:
         """
@@ -259,7 +259,7 @@ class ModelRegistry:
             active=state.serving.active,
             previous=state.serving.previous,
             canary=None if canary is None else Canary(version=canary, share=state.serving.canary_share),
-            loaded=[self._describe(model) for model in state.models.values()],
+            loaded=[self._describe(model.bundle) for model in state.models.values()],
             available=sorted(set(on_disk) - set(state.models)),
         )
 
@@ -349,17 +349,26 @@ class ModelRegistry:
                 number=serving.number,
             )
 
-    def _describe(self, model: LoadedModel) -> Model:
-        vocabulary = model.bundle.vocabulary
+    async def facts(self, version: str) -> Model:
+        """
+        What is known of one version, in memory or in a folder.
+
+        Raises:
+            UnknownModelError, BundleError: as ``description``.
+        """
+        return self._describe(await self.description(version))
+
+    def _describe(self, bundle: BundleDescription) -> Model:
+        vocabulary = bundle.vocabulary
         ranges = zip(vocabulary.domains, vocabulary.token_ranges, strict=True)
         return Model(
-            version=model.bundle.version,
-            **_facts_of(model.bundle.provenance),
-            active=model.bundle.version == self._state.serving.active,
-            rule=model.rule,
-            max_items=model.regenerator.max_items,
-            domains=[_domain(name, len(tokens), model.bundle.tuning(name), model.rule) for name, tokens in ranges],
-            provenance=dict(model.bundle.provenance),
+            version=bundle.version,
+            **_facts_of(bundle.provenance),
+            active=bundle.version == self._state.serving.active,
+            rule=self.rule,
+            max_items=load_rule(self.rule).max_items(bundle.config),
+            domains=[_domain(name, len(tokens), bundle.tuning(name), self.rule) for name, tokens in ranges],
+            provenance=dict(bundle.provenance),
         )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from models.composite.regenerated_rows import SHORTEST_ROW
 from models.data.dataset import Dataset, Sequences
+from models.data.period import period_of
 from models.evaluation.arms import Composite, duplicate_rows, keep_domain, pick_rows
 from models.evaluation.projection import principal_components, t_sne
 from models.vocabulary import Vocabulary
@@ -30,6 +31,7 @@ SEGMENT_ENDS = (0.1, 0.5, 1.0)
 SEGMENTS = ("top 10 %", "mid 40 %", "tail 50 %")
 LONGEST_PLOTTED = 50
 RANKS_PLOTTED = 1000
+TIME_SPANS = 24
 # Source items compared with all target items at once.
 CORRESPONDENCE_ROWS = 1024
 
@@ -63,6 +65,30 @@ class RowStatistics:
     gini: float
     entropy: float
     coverage: float
+
+
+@dataclass(frozen=True)
+class DomainReach:
+    """
+    When and by whom a domain was used, in the training rows: sequences can tell of one domain to another only where
+    people and times meet.
+
+    Args:
+        domain: its name.
+        users: with an item of it.
+        interactions: items of it.
+        first_date, last_date: of its items, ISO 8601; None where the log has no times.
+        shared_users: of each domain, in the vocabulary's order, how many of *users* are there, too.
+        by_time: its items in 24 equal spans of the time that all domains cover; none where the log has no times.
+    """
+
+    domain: str
+    users: int
+    interactions: int
+    first_date: str | None
+    last_date: str | None
+    shared_users: tuple[int, ...]
+    by_time: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -150,6 +176,33 @@ def describe_rows(name: str, rows: Sequences, num_items: int, fixed_order_I: npt
         entropy=float(-(present * np.log(present)).sum()),
         coverage=len(present) / num_items,
     )
+
+
+def describe_reach(dataset: Dataset) -> tuple[DomainReach, ...]:
+    """People and times of every domain in the training rows, in the vocabulary's order."""
+    train, names = dataset.train, dataset.vocabulary.domains
+    domains_N = dataset.vocabulary.domain_of_tokens(train.token_ids)
+    present_RD = np.zeros((len(train), len(names)), dtype=np.int64)
+    present_RD[np.repeat(np.arange(len(train)), train.lengths), domains_N] = 1
+    shared_DD = present_RD.T @ present_RD
+    times_N = dataset.times.of_first(train.lengths) if dataset.has_times else np.zeros(0)
+    found = []
+    for index, name in enumerate(names):
+        own_N = times_N[domains_N == index] if len(times_N) else times_N
+        span = (times_N.min(), times_N.max()) if len(times_N) else (0.0, 0.0)
+        period = period_of(own_N)
+        found.append(
+            DomainReach(
+                domain=name,
+                users=int(shared_DD[index, index]),
+                interactions=int(np.count_nonzero(domains_N == index)),
+                first_date=period["first_date"],
+                last_date=period["last_date"],
+                shared_users=tuple(shared_DD[index].tolist()),
+                by_time=tuple(np.histogram(own_N, TIME_SPANS, span)[0].tolist()) if len(times_N) else (),
+            )
+        )
+    return tuple(found)
 
 
 def gini(counts_I: npt.NDArray[np.int64]) -> float:

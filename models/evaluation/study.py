@@ -44,9 +44,11 @@ from models.evaluation.scheduling import CellReport, CellTask, run_cells
 from models.evaluation.served import BASE_DECODER, TARGET_EXPERT, DecoderScorer, advised, regenerate_histories
 from models.evaluation.statistics import (
     Correspondence,
+    DomainReach,
     ProjectedItems,
     RowStatistics,
     describe_composite,
+    describe_reach,
     find_top_mappings,
     judge_correspondence,
     project_items,
@@ -136,6 +138,7 @@ class Report:
     statistics: tuple[RowStatistics, ...]
     correspondences: tuple[Correspondence, ...]
     projections: tuple[ProjectedItems, ...]
+    reach: tuple[DomainReach, ...] = ()  # reports of earlier versions have none
 
 
 def run_study(
@@ -219,6 +222,7 @@ def run_study(
         statistics=() if composite is None else describe_composite(dataset, study.target, composite),
         correspondences=correspondences,
         projections=projections,
+        reach=describe_reach(dataset),
     )
 
 

@@ -29,6 +29,7 @@ NO_T_SNE = (
     "taesar[plots] and run the command again: finished cells are read back."
 )
 SHOWN_COMPARISONS = ("HR@10", "NDCG@10")
+BEFORE_AND_AFTER = "Training rows before and after"
 TEMPLATES = Environment(
     loader=PackageLoader("models.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
 )
@@ -106,6 +107,12 @@ def tables(report: Report) -> list[Table]:
 
 def drawings(report: Report) -> list[str]:
     """Every chart that has data: results, intervals, figure 5, figure 4."""
+    shown = result_drawings(report) + draw_rows(report.statistics)
+    return shown + draw_correspondence(report.projections, report.provenance.target)
+
+
+def result_drawings(report: Report) -> list[str]:
+    """Results by recommender and arm, and the intervals of the differences between arms."""
     parts = []
     main = [score for score in report.results.scores if score.group == MAIN.name]
     recommenders = list(dict.fromkeys(score.recommender for score in main))
@@ -133,7 +140,7 @@ def drawings(report: Report) -> list[str]:
         if compared:
             title = f"Difference in {metric}, 95 % interval"
             parts.append(charts.interval_chart(title, compared, x_label=f"difference in {metric}"))
-    return parts + draw_rows(report.statistics) + draw_correspondence(report.projections, report.provenance.target)
+    return parts
 
 
 def draw_rows(statistics: Sequence[RowStatistics]) -> list[str]:
@@ -310,7 +317,7 @@ def _run_table(results: Results) -> Table:
 
 def _statistics_table(statistics: Sequence[RowStatistics]) -> Table:
     return Table(
-        "Training rows before and after",
+        BEFORE_AND_AFTER,
         "Segments are shares of the interactions that fall on the most frequent 10 %, the next 40 % and the last 50 % "
         "of all target items, ranked in each set of rows (in brackets: ranked in the original). The composite holds "
         "the original rows and the regenerated ones, so its counts are about twice the original's for that reason "

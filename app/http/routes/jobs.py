@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
@@ -42,6 +43,7 @@ from app.http.routes.models import inference_of
 from app.http.streams import ClosingStream
 from app.jobs.chunk_files import read_result
 from app.jobs.formats import BadRow
+from app.jobs.input_preview import InputPreview, preview_input
 from app.jobs.intake import Accepted, JobIntake
 from app.jobs.job_bodies import JobBody, JobOptions, JobPage, JobRequest
 from app.jobs.parts import JobParts
@@ -56,6 +58,7 @@ from models.exports.export_formats import FILE_FORMATS, FileFormatName, describe
 router = APIRouter(tags=["jobs"])
 
 FORM = "multipart/form-data"
+NDJSON = "application/x-ndjson"
 EVENT_SECONDS = 0.5
 MAX_PAGE = 1000
 # Of the formats of one media type, the Accept header means the first.
@@ -341,31 +344,34 @@ def download_result(
     response_class=StreamingResponse,
     responses={
         **problem_responses(UnknownJobError, ResultGoneError, RequestValidationError, StoreUnavailableError),
-        200: _stream_of("application/x-ndjson"),
+        200: _stream_of(NDJSON),
     },
 )
-def download_errors(job_id: str, parts: JobPartsOf) -> StreamingResponse:
+def download_errors(
+    job_id: str,
+    parts: JobPartsOf,
+    limit: Annotated[int | None, Query(ge=1, le=MAX_PAGE, description="Only so many, the first; all else.")] = None,
+) -> StreamingResponse:
     """One JSON object per bad row: its line in the input (in Parquet its row), from 1, and the reason."""
+    if limit is not None:
+        return StreamingResponse(iter(map(_error_line, parts.jobs.bad_rows(job_id, limit=limit))), media_type=NDJSON)
     first = parts.jobs.bad_rows(job_id)
-    return StreamingResponse(_error_lines(parts, job_id, first), media_type="application/x-ndjson")
+    return StreamingResponse(_error_lines(parts, job_id, first), media_type=NDJSON)
 
 
 def _error_lines(parts: JobParts, job_id: str, rows: list[BadRow]) -> Iterator[bytes]:
     """The bad rows from the page *rows* on. No connection waits with the generator for a client that reads slowly."""
     while rows:
-        yield "".join(f"{json.dumps({'line': row.line, 'reason': row.reason})}\n" for row in rows).encode()
+        yield b"".join(map(_error_line, rows))
         rows = parts.jobs.bad_rows(job_id, after=rows[-1].line)
 
 
+def _error_line(row: BadRow) -> bytes:
+    return f"{json.dumps({'line': row.line, 'reason': row.reason})}\n".encode()
+
+
 async def _accept_form(request: Request, intake: JobIntake, registry: ModelRegistry, key: str | None) -> Accepted:
-    form = await _form_of(request)
-    try:
-        file = form.get("file")
-        fields = {name: value for name, value in form.multi_items() if name != "file"}
-        if not isinstance(file, UploadFile):
-            missing = {"type": "missing", "loc": ("body", "file"), "msg": "a file is required", "input": None}
-            raise RequestValidationError([missing])
-        options = validated(JobOptions, json.dumps(fields, default=str))
+    async with uploaded(request) as (options, file):
         bundle = await registry.description(options.model_version)
         bundle.vocabulary.domain_index(options.target_domain)
         return await run_in_threadpool(
@@ -377,6 +383,50 @@ async def _accept_form(request: Request, intake: JobIntake, registry: ModelRegis
             rule=registry.rule,
             key=key,
         )
+
+
+@router.post(
+    "/previews",
+    summary="See how an upload would be read",
+    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM_SCHEMA}}}},
+    responses=problem_responses(
+        RequestTooLargeError,
+        UnsupportedFormatError,
+        ContentTypeError,
+        RequestValidationError,
+        InvalidBodyError,
+        InvalidSourceError,
+    ),
+)
+async def preview_upload(request: Request, parts: JobPartsOf) -> InputPreview:
+    """
+    The columns and first rows of a file, what each column is taken for, and why POST /jobs would refuse it, if so.
+
+    Takes the form of POST /jobs and records nothing. The beginning of a text file is enough: some 256 KiB.
+    """
+    if media_type(request) != FORM:
+        raise ContentTypeError(FORM)
+    async with uploaded(request) as (options, file):
+        return await run_in_threadpool(preview_input, options, file.file, _name_of(file), parts.limits)
+
+
+@contextlib.asynccontextmanager
+async def uploaded(request: Request) -> AsyncIterator[tuple[JobOptions, UploadFile]]:
+    """
+    The options and the file of a form, while the block runs.
+
+    Raises:
+        RequestValidationError: there is no file, or the options are none.
+        InvalidBodyError: it is no form.
+    """
+    form = await _form_of(request)
+    try:
+        file = form.get("file")
+        fields = {name: value for name, value in form.multi_items() if name != "file"}
+        if not isinstance(file, UploadFile):
+            missing = {"type": "missing", "loc": ("body", "file"), "msg": "a file is required", "input": None}
+            raise RequestValidationError([missing])
+        yield validated(JobOptions, json.dumps(fields, default=str)), file
     finally:
         await form.close()
 

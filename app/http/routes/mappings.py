@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pyarrow as pa
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -34,6 +34,7 @@ from app.mappings.mapping_store import (
     MappingKey,
     MappingRow,
     find_dictionary,
+    most_frequent,
     page,
     stream,
 )
@@ -139,6 +140,13 @@ async def read_mappings(
     chosen: Annotated[Selection, Depends(selection)],
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Lines on a page of JSON.")] = 100,
     cursor: Annotated[str | None, Query(description="'next' of the page before.")] = None,
+    order: Annotated[
+        Literal["key", "count"],
+        Query(
+            description="'key': by source domain, source item and target item, page after page; 'count': one page of "
+            "JSON, the most frequent replacements first."
+        ),
+    ] = "key",
     accept: Annotated[str | None, Header()] = None,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
@@ -151,7 +159,7 @@ async def read_mappings(
     media_type = preferred(accept, (JSON, *STREAMS))
     after = None if cursor is None or media_type != JSON else MappingKey(*decode_cursor(cursor, 3))
     tag, body = await run_in_threadpool(
-        _tag_and_page, parts, chosen, after, limit, if_none_match, with_page=media_type == JSON
+        _tag_and_page, parts, chosen, after, limit, if_none_match, order if media_type == JSON else None
     )
     headers = {"ETag": tag, "Vary": "Accept"}
     if is_unchanged(if_none_match, tag):
@@ -179,15 +187,17 @@ def _tag_and_page(
     after: MappingKey | None,
     limit: int,
     if_none_match: str | None,
-    *,
-    with_page: bool,
+    order: Literal["key", "count"] | None,
 ) -> tuple[str, MappingPage | None]:
-    """The state of the dictionary, and a page of it where one is asked for and not known already."""
+    """The state of the dictionary, and a page of it where one is asked for by an *order* and not known already."""
     with reading(parts.engine) as connection:
         dictionary = find_dictionary(connection, chosen.key)
         tag = _etag(dictionary)
-        if not with_page or is_unchanged(if_none_match, tag):
+        if order is None or is_unchanged(if_none_match, tag):
             return tag, None
+        if order == "count":
+            found = [] if dictionary is None else most_frequent(connection, dictionary, chosen.where, limit=limit)
+            return tag, MappingPage.of(chosen.key, found, None)
         lines = [] if dictionary is None else page(connection, dictionary, chosen.where, after=after, limit=limit + 1)
     following = _cursor(lines[limit - 1]) if len(lines) > limit else None
     return tag, MappingPage.of(chosen.key, lines[:limit], following)

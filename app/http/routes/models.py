@@ -38,6 +38,16 @@ async def list_models(inference: InferenceOf) -> Models:
     return await inference.registry.describe()
 
 
+@router.get(
+    "/models/{version}",
+    summary="One model",
+    responses=problem_responses(UnknownModelError, BundleError, ModelUnavailableError, RequestValidationError),
+)
+async def read_model(version: Version, inference: InferenceOf) -> Model:
+    """What is known of a model, in memory or not: its domains, data and training."""
+    return await inference.registry.facts(version)
+
+
 @router.post(
     "/models/{version}/activate",
     summary="Switch to a model",

@@ -17,6 +17,7 @@ from app.mappings.mapping_store import (
     fold_in,
     increments_of,
     merge_staged,
+    most_frequent,
     page,
     stage,
     stream,
@@ -49,6 +50,17 @@ def rows(engine, key, where=ANY):
     with reading(engine) as connection:
         found = find_dictionary(connection, key)
         return [] if found is None else [row for block in stream(connection, found, where) for row in block]
+
+
+def test_the_most_frequent_replacements_come_first_and_deletions_are_none(engine):
+    merge(engine, JOB, [*FIRST, *SECOND])
+    with reading(engine) as connection:
+        dictionary = find_dictionary(connection, JOB)
+        found = most_frequent(connection, dictionary, ANY, limit=2)
+        of_k1 = most_frequent(connection, dictionary, MappingFilter(target_item="k1"), limit=9)
+
+    assert [(row.source_item, row.target_item, row.count) for row in found] == [("f1", "k1", 7), ("b1", "k1", 1)]
+    assert [(row.source_item, row.count) for row in of_k1] == [("f1", 7), ("b1", 1)]
 
 
 def test_decisions_become_counts_and_score_sums_per_pair():
