@@ -119,6 +119,7 @@ def test_text_is_ordered_by_code_point_on_both_databases(engine):
         pytest.param("0003", "result_uri", None, id="every result was downloaded"),
         pytest.param("0003", "carried", None, id="no column came along"),
         pytest.param("0004", "input_description", None, id="every input was found by looking at it"),
+        pytest.param("0006", "traceparent", None, id="no trace was kept"),
     ],
 )
 def test_a_job_from_before_a_column_has_what_was_true_then(empty, revision, column, value):
