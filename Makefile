@@ -15,8 +15,9 @@
 # make fuzz    100,000 mutated bodies, uploads, URIs and headers; ARGS='--cases 2000' for less
 # make sbom    sbom.json: what is installed, as CycloneDX
 # make soak    half an hour of mixed load while everything is killed; ARGS='--minutes 3' for less
-# make bench   every benchmark but bench-recbole; the last line of each is its result as JSON
+# make bench   every benchmark but bench-recbole and bench-refresh; the last line of each is its result as JSON
 # make bench-decode | bench-training | bench-serving | bench-scaling | bench-page   one of them: make bench-decode ARGS='--rounds 9'
+# make bench-refresh   ten days of refreshes next to trainings from nothing; ARGS='--log LOG.csv --days 10'
 # make bench-recbole   training speed of SASRec and GRU4Rec next to RecBole's own trainer, in .venv-interop
 #
 # On a fresh machine each of them first builds .venv; only Python >= 3.11 with venv is needed. PYTHON names another
@@ -104,8 +105,8 @@ $(INTEROP)/.installed: pyproject.toml constraints.txt tests/interop/requirements
 interop: $(INTEROP)/.installed
 	$(INTEROP)/bin/python -m pytest tests/interop $(ARGS)
 
-# All but bench_recbole.py, which has an environment of its own.
-BENCHES := $(filter-out benchmarks/bench_recbole.py,$(sort $(wildcard benchmarks/bench_*.py)))
+# All but bench_recbole.py, which has an environment of its own, and bench_refresh.py, which takes hours.
+BENCHES := $(filter-out benchmarks/bench_recbole.py benchmarks/bench_refresh.py,$(sort $(wildcard benchmarks/bench_*.py)))
 bench: $(INSTALLED)
 	@for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python -m benchmarks.$$(basename "$$bench" .py) $(ARGS); done
 

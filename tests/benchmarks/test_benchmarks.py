@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 
-from benchmarks import bench_decode, bench_scaling, bench_serving, bench_training
+from benchmarks import bench_decode, bench_refresh, bench_scaling, bench_serving, bench_training
 from benchmarks.measure import interleaved_seconds, random_bundle, random_sequences, rounded
 from models.data.dataset import pad_right
 from models.decoding.regenerator import Regenerator
@@ -76,6 +77,16 @@ def test_an_answer_for_another_client_is_counted_as_wrong() -> None:
 
     first, second = asyncio.run(checked())
     assert (first.right, second.right) == (True, False)
+
+
+def test_a_log_is_cut_into_days_that_hold_every_row_once_in_order_of_time(tmp_path) -> None:
+    paths = bench_refresh.days_of(bench_refresh.SAMPLE, tmp_path, 0.8, 3)
+    days = [pl.read_csv(path)["timestamp"] for path in paths]
+    whole = pl.read_csv(bench_refresh.SAMPLE)["timestamp"].sort()
+
+    assert len(days) == 4
+    assert len(days[0]) == pytest.approx(0.8 * len(whole), abs=1)
+    assert pl.concat(days).to_list() == whole.to_list()
 
 
 def test_programs_take_turns() -> None:
