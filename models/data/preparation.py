@@ -382,14 +382,7 @@ def _write(
 
 def _check_output(out: Path, *, overwrite: bool) -> None:
     required = frozenset({MANIFEST, *REQUIRED_FILES})
-    known = required | {BAD_ROWS, TIMES, LATER, WAITING}
+    known = required | {BAD_ROWS, TIMES, LATER, WAITING, CARRIED}
     check_replaceable(out, what="a dataset", required=required, ours=lambda name: name in known)
-    written = {MANIFEST, *REQUIRED_FILES}
-    check_replaceable(
-        out,
-        what="a dataset",
-        required=frozenset(written),
-        ours=lambda name: name in written | {BAD_ROWS, TIMES, CARRIED},
-    )
     if (out / MANIFEST).is_file() and not overwrite:
         raise OutputExistsError(f"{out}: holds a dataset already; --overwrite replaces it, or name another folder")
