@@ -24,14 +24,22 @@ TABLES = {
 MARKED = r"(?<=<!-- {}: written by `make charts` -->\n)(?:\|.*\n)+"
 # What each use of a bundle is called, and its line and dial in gains.csv.
 USES = {
+    "duplicated rows, the control": ("duplicated", "all"),
     "SASRec + expert, no regeneration": ("with expert", "all"),
     "target expert alone": ("target expert", "all"),
     "target-only": ("regenerated", "all"),
     "served": ("served", "all"),
     "served + expert": ("served with expert", "all"),
-    "what the guard kept": ("served", "auto"),
+    "default: what the guard kept": ("served", "auto"),
+    "default + expert": ("served with expert", "auto"),
 }
-DRAWN = ("SASRec + expert, no regeneration", "target-only", "served", "what the guard kept")
+DRAWN = (
+    "SASRec + expert, no regeneration",
+    "target-only",
+    "served",
+    "default: what the guard kept",
+    "default + expert",
+)
 MEASURED = {
     "a4any": "amazon4, any overlap",
     "fk": "Food-Kitchen",

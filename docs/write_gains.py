@@ -18,7 +18,7 @@ from typing import Any
 
 RECOMMENDER, EXPERT = "sasrec", ("target expert", "mixed")
 METRIC, MAIN = "NDCG@10", "1 or more"
-LINES = ("original", "with expert", "regenerated", "served", "served with expert")
+LINES = ("original", "duplicated", "with expert", "regenerated", "served", "served with expert")
 
 
 def main(out: Path, paths: Sequence[str]) -> None:
