@@ -79,7 +79,7 @@ class RegenerateRequest(_Body):
         le=MAX_LIKELY_ITEMS,
         description="Also return so many of the items that the target's expert expects next after the whole history, "
         "with their log-probabilities: added to the logarithms of a recommender's own probabilities, with the weight "
-        "that `taesar evaluate` finds, they rank better than either (docs/experiments/two-readings.md).",
+        "that GET /models shows as expert_weight, they mostly rank better than either (docs/results.md).",
     )
     on_unknown: OnUnknown = Field(
         default="skip",
