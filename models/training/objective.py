@@ -164,7 +164,7 @@ class PredictionObjective:
             return pad_right((self.sequences[row] for row in rows), longest)
         recent = [self.sequences[row][-longest:] for row in rows]
         own = [sequence[self.candidates.mask(sequence)] for sequence in recent]
-        return pad_right(own, max(2, *map(len, own), 2))
+        return pad_right(own, max(2, *map(len, own)))
 
     @cached_property
     def _lengths_U(self) -> npt.NDArray[np.int64]:

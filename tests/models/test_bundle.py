@@ -147,7 +147,7 @@ def test_a_newer_format_is_refused(copied: Path) -> None:
         load_bundle(copied)
 
 
-GUARD = Guard(training_hints=3, serving_hints=0, finding="it helped: .02 -> .03")
+GUARD = Guard(training_hints=3, serving_hints=0, finding="it helped: .02 -> .03", expert_weight=0.3)
 TUNINGS = (TargetTuning(OwnShares(0.25, 1.0), GUARD), TargetTuning(OwnShares(0.0, 0.5)), TargetTuning())
 
 
@@ -202,6 +202,8 @@ def test_a_bundle_that_was_replaced_meanwhile_gets_no_choices(copied: Path) -> N
         [{"own_shares": {}, "guard": {"training_hints": 0, "serving_hints": -1, "finding": ""}}] * 3,
         [{"own_shares": {}, "guard": {"training_hints": 0.5, "serving_hints": 0, "finding": ""}}] * 3,
         [{"own_shares": {}, "guard": {"training_hints": 0, "serving_hints": 0, "finding": 7}}] * 3,
+        [{"own_shares": {}, "guard": {"training_hints": 0, "serving_hints": 0, "finding": "", "expert_weight": 1.1}}]
+        * 3,
         [{"own_shares": {}, "guard": {"training_hints": 1}}] * 3,
         [{"own_shares": {}, "guard": None}] * 2,
     ],
