@@ -1,5 +1,5 @@
 """
-Draw docs/charts/*.svg, and write the tables of docs/results.md, from the numbers in docs/data/.
+Draw docs/charts/*.svg, and write the tables of the results, from the numbers in docs/data/.
 
     make charts
 """
@@ -16,30 +16,23 @@ from models.evaluation.bootstrap import Interval
 from models.report.charts import IntervalRow, Series, bar_chart, interval_chart
 
 DOCS = Path(__file__).resolve().parent
-RESULTS = DOCS / "results.md"
-TABLES = {
-    "table": lambda: gain_table(),
-    "table of earlier bundles": lambda: earlier_table(),
+# Name of a table -> the page that has it, and what writes it.
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "table": ("results", lambda: gain_table()),
+    "table of earlier bundles": ("results-caveats", lambda: earlier_table()),
 }
 MARKED = r"(?<=<!-- {}: written by `make charts` -->\n)(?:\|.*\n)+"
 # What each use of a bundle is called, and its line and dial in gains.csv.
 USES = {
-    "duplicated rows, the control": ("duplicated", "all"),
-    "SASRec + expert, no regeneration": ("with expert", "all"),
-    "target expert alone": ("target expert", "all"),
+    "SASRec + expert": ("with expert", "all"),
+    "expert": ("target expert", "all"),
     "target-only": ("regenerated", "all"),
     "served": ("served", "all"),
     "served + expert": ("served with expert", "all"),
-    "default: what the guard kept": ("served", "auto"),
+    "default": ("served", "auto"),
     "default + expert": ("served with expert", "auto"),
 }
-DRAWN = (
-    "SASRec + expert, no regeneration",
-    "target-only",
-    "served",
-    "default: what the guard kept",
-    "default + expert",
-)
+DRAWN = ("SASRec + expert", "target-only", "served", "default", "default + expert")
 MEASURED = {
     "a4any": "amazon4, any overlap",
     "fk": "Food-Kitchen",
@@ -59,12 +52,12 @@ def main() -> None:
     """Write every chart and the tables."""
     for name, draw in CHARTS.items():
         (DOCS / "charts" / f"{name}.svg").write_text(draw() + "\n", encoding="utf-8")
-    text = RESULTS.read_text(encoding="utf-8")
-    for name, write in TABLES.items():
-        place = re.compile(MARKED.format(name))
-        assert place.search(text), f"docs/results.md has lost the place of its {name}"
-        text = place.sub(lambda _, write=write: write(), text)
-    RESULTS.write_text(text, encoding="utf-8")
+    for name, (page, write) in TABLES.items():
+        path = DOCS / f"{page}.md"
+        text, place = path.read_text(encoding="utf-8"), re.compile(MARKED.format(name))
+        assert place.search(text), f"docs/{page}.md has lost the place of its {name}"
+        table = write()
+        path.write_text(place.sub(lambda _, table=table: table, text), encoding="utf-8")
 
 
 def gain_chart() -> str:
@@ -85,19 +78,16 @@ def gain_chart() -> str:
 
 def gain_table() -> str:
     """The same numbers and those of the other uses as Markdown."""
-    lines = [
-        f"| target | test users | bundles | SASRec of target rows | {' | '.join(USES)} |",
-        f"|{'---|' * (4 + len(USES))}",
-    ]
-    for label, users, (bundles, original), gains in gains_by_target():
-        cells = (_stated(gains[use]) if use in gains else "" for use in USES)
-        lines.append(f"| {label} | {users} | {bundles} | {original:.4f} | {' | '.join(cells)} |")
+    lines = [f"| target | users | SASRec | {' | '.join(USES)} |", f"|{'---|' * (3 + len(USES))}"]
+    for label, users, original, gains in gains_by_target():
+        cells = (_stated(gains[use]).replace(" %", "") if use in gains else "" for use in USES)
+        lines.append(f"| {label} | {users} | {original:.4f} | {' | '.join(cells)} |")
     return "".join(f"{line}\n" for line in lines)
 
 
-def gains_by_target() -> Iterator[tuple[str, str, tuple[int, float], dict[str, Interval]]]:
+def gains_by_target() -> Iterator[tuple[str, str, float, dict[str, Interval]]]:
     """
-    Target, test users, (bundles, NDCG@10 of SASRec of target rows), and the gain of each use.
+    Target, test users, NDCG@10 of SASRec of target rows, and the gain of each use.
 
     Of several bundles the means of gains and of the ends of their intervals: no narrower than one bundle's, as the
     users are the same.
@@ -113,7 +103,7 @@ def gains_by_target() -> Iterator[tuple[str, str, tuple[int, float], dict[str, I
                 ends = ([float(row[f"{end}_percent"] or 0) for row in found] for end in ("mean", "low", "high"))
                 gains[use] = Interval(*(sum(values) / len(values) / 100 for values in ends))
         users = f"{int(own[0]['users']):,}"
-        yield target.replace("_", " "), users, (len(originals), sum(originals) / len(originals)), gains
+        yield target.replace("_", " "), users, sum(originals) / len(originals), gains
 
 
 def earlier_table() -> str:
