@@ -118,7 +118,7 @@ def _activate_somewhere(cluster: Cluster, source: random.Random, versions: Seque
     at = source.sample(cluster.clients, source.choice([1, len(cluster.clients)]))
 
     def activate(client: httpx.Client, version: str) -> None:
-        answer = client.post(f"/models/{version}/activate")
+        answer = httpx.post(client.base_url.join(f"models/{version}/activate"), timeout=60)
         if answer.status_code != 200:
             found.wrong.append(f"activation: {answer.status_code} {answer.text}")
 
@@ -131,7 +131,9 @@ def _activate_somewhere(cluster: Cluster, source: random.Random, versions: Seque
 
 
 def _active(cluster: Cluster) -> list[str]:
-    return [client.get("/models").json()["active"] for client in cluster.clients]
+    # New connections: between two looks the server may close one that is idle, just as it is used again.
+    urls = [client.base_url.join("models") for client in cluster.clients]
+    return [httpx.get(url, timeout=60).json()["active"] for url in urls]
 
 
 def _seconds_until_agreed(cluster: Cluster) -> float:
