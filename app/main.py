@@ -15,6 +15,7 @@ import uvicorn
 from app.http.application import Application, create_app
 from app.http.guard import BACKLOG, ConnectionGuard, ConnectionLimits, quieten_accepting
 from app.runtime.logs import configure_logging, logger
+from app.runtime.memory import return_large_blocks
 from app.runtime.shutdown import SPARE_SECONDS, Shutdown, end_within
 from app.runtime.tracing import configure_tracing, stop_tracing
 from app.settings import Settings
@@ -25,6 +26,8 @@ log = logger(__name__)
 
 
 LOOK_TICKS = 10  # of a tenth of a second
+# After the signal to stop: who has connected and sent by then is read before nobody is listened to any more
+LAST_CALL_SECONDS = 0.25
 
 
 class Server(uvicorn.Server):
@@ -73,8 +76,9 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, end what follows along, wait for the other answers."""
+        """Read what has been sent, stop listening, end what follows along, wait for the other answers."""
         self._shutdown.begin()
+        await asyncio.sleep(LAST_CALL_SECONDS)
         await super().shutdown(sockets)
 
 
@@ -92,6 +96,7 @@ def serve(settings: Settings) -> None:
         OSError: the address cannot be listened on, or another server works on the jobs of TAESAR_DATA.
     """
     configure_logging(settings.log_level)
+    return_large_blocks()
     if settings.bundle is not None:
         read_version(settings.bundle)  # before anything is started: a wrong folder is the commonest mistake
     settings.refuse_exposure()

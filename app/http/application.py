@@ -37,9 +37,10 @@ from app.http.middleware import (
     ForeignPageMiddleware,
     HeadMiddleware,
     RequestMiddleware,
+    SlashMiddleware,
 )
 from app.http.pages.site import install_pages
-from app.http.problems import Problem, install_error_handlers, problem_responses
+from app.http.problems import Problem, allowed_methods, install_error_handlers, problem_responses
 from app.http.receptions import Receptions
 from app.http.routes import health, items, jobs, mappings, models, regenerate, reports
 from app.http.sessions import Sessions
@@ -51,6 +52,7 @@ from app.runtime.shutdown import Shutdown
 from app.serving.activations import ActivationStore
 from app.serving.batching import Batcher, BatchingConfig
 from app.serving.item_map import ItemMaps
+from app.serving.model_bodies import Share
 from app.serving.model_process import CLOSE_SECONDS
 from app.serving.model_registry import ModelRegistry
 from app.serving.regeneration import BatchKey, BatchRow, Inference, RegenerationBatcher, run_batch
@@ -177,14 +179,14 @@ PARTS: tuple[PartBuilder, ...] = (inference_part, jobs_part, reports_part)
 
 
 class Application(FastAPI):
-    """FastAPI whose OpenAPI document also holds what routes refer to without FastAPI: the one Problem, and a body."""
+    """FastAPI whose OpenAPI document also holds what routes refer to without FastAPI: the one Problem, and bodies."""
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, built once."""
         if self.openapi_schema is None:
             document = super().openapi()
             components = document.setdefault("components", {}).setdefault("schemas", {})
-            for kind in (Problem, RegenerateRequest):
+            for kind in (Problem, RegenerateRequest, Share):
                 schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
                 components.update(schema.pop("$defs", {}))
                 components[kind.__name__] = schema
@@ -267,5 +269,6 @@ def create_app(
     app.add_middleware(HeadMiddleware)
     app.add_middleware(ApiKeyMiddleware, keys=keys, sessions=app.state.sessions)
     app.add_middleware(ForeignPageMiddleware, hosts=settings.allowed_hosts, any_page=bool(keys))
+    app.add_middleware(SlashMiddleware, is_path=lambda scope: "GET" in allowed_methods(app, scope))
     app.add_middleware(RequestMiddleware, metrics=metrics)
     return app

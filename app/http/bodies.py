@@ -31,7 +31,8 @@ MAX_OPTIONS_BYTES = 64 * 1024
 MAX_DESCRIBED = 1000
 # A sequence has two fields, and so has an item; this many more are described one by one
 MAX_FIELDS = 16
-LARGE_AT_ONCE = 2
+# The parser holds the interpreter from the first byte to the last, 50 ms at most: two together would be a hundred
+LARGE_AT_ONCE = 1
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,11 @@ BACKLOG = 128
 FEWEST_CONNECTIONS = 16
 # So much of a refused body is still taken and thrown away, for its client to read the answer
 LINGER_BYTES = 32 * 1024 * 1024
+# So much is taken from a connection at a time
+READ_BYTES = 64 * 1024
+# Chunks that a body may come in, however small, and bytes of it that allow for one more: chunks of a byte would cost
+# the event loop, and so everybody, a second for each megabyte. Lines of a log that are sent a chunk each are longer
+FREE_CHUNKS, BYTES_A_CHUNK = 1024, 32
 # A process may open so many files where the system lets it choose
 MOST_DESCRIPTORS = 65_536
 # What is closed under attack is told once in so many seconds, as a number
@@ -156,6 +161,24 @@ class ConnectionGuard:
         return connection.has_answered, -self._per_peer[connection.peer], connection.since
 
 
+class CountedChunks(h11.Connection):
+    """HTTP as it comes, refused when a body comes in chunks of a few bytes."""
+
+    _chunks = _bytes = 0
+
+    def next_event(self) -> Any:
+        """See ``h11.Connection``."""
+        event = super().next_event()
+        if type(event) is h11.Request:
+            self._chunks = self._bytes = 0
+        elif type(event) is h11.Data:
+            self._bytes += len(event.data)
+            self._chunks += event.chunk_start
+            if self._chunks > FREE_CHUNKS + self._bytes // BYTES_A_CHUNK:
+                raise h11.RemoteProtocolError("the body comes in chunks of a few bytes")
+        return event
+
+
 class LingeringTransport:
     """
     A connection that is not closed on a client who is still sending: what it sends is thrown away until it has ended.
@@ -211,6 +234,7 @@ class GuardedProtocol(H11Protocol):
         guard: ConnectionGuard,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.conn = CountedChunks(h11.SERVER)
         self._guard = guard
         self._received = 0
         self._drained = 0
@@ -238,6 +262,8 @@ class GuardedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See ``asyncio.Protocol``."""
         super().connection_made(transport)
+        if hasattr(transport, "max_size"):  # of asyncio's own loop
+            transport.max_size = READ_BYTES
         self._lingering = LingeringTransport(transport, lambda: self.conn.their_state is h11.SEND_BODY)
         self.transport = self._lingering  # type: ignore[assignment]
         self.peer = self.client[0] if self.client else ""

@@ -1,7 +1,7 @@
 """
 What happens to every request before a route sees it, outermost first: request id, log line and metrics; the last net
-for errors; foreign pages; the API key; HEAD; the size of the body. Plain ASGI, so that streams and disconnections pass
-through untouched.
+for errors; a slash too many; foreign pages; the API key; HEAD; the size of the body. Plain ASGI, so that streams and
+disconnections pass through untouched.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import hmac
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from urllib.parse import quote
 
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import (
@@ -116,6 +118,33 @@ class RequestMiddleware:
 
 def _ignore(_name: str) -> None:
     """What a request without a span is renamed by."""
+
+
+class SlashMiddleware:
+    """
+    Lead who asks for a path with a slash too many to the path without it.
+
+    By the path alone: a full URL would repeat the name that the request came by, which may be anybody's.
+
+    Args:
+        is_path: whether there is something at a path.
+    """
+
+    def __init__(self, app: ASGIApp, is_path: Callable[[Scope], bool]) -> None:
+        self._app = app
+        self._is_path = is_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] == "http" and scope["method"] in BODILESS and scope["path"].endswith("/"):
+            path = scope["path"].rstrip("/")
+            # Two slashes at the beginning would be another host
+            if path and not path.startswith("//") and self._is_path({**scope, "path": path}):
+                query = scope["query_string"].decode("ascii")
+                location = quote(path) + (f"?{query}" if query else "")
+                await Response(status_code=308, headers={"Location": location})(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class ApiKeyMiddleware:

@@ -28,7 +28,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from app.errors import RequestTooLargeError, UnsupportedFormatError
+from app.errors import FilesUnavailableError, RequestTooLargeError, UnsupportedFormatError
 from app.jobs import reading_server
 from app.jobs.formats import BadRow, SequenceRow, SourceLimits
 from app.jobs.reading_task import CHECK_CPU_SECONDS, ROW_FIELDS
@@ -36,7 +36,8 @@ from models.data.reading.layouts import Layout, layout_fields
 from models.data.reading.places import InputFile
 from models.errors import InputFormatError
 
-CHECK_SECONDS = 30.0
+# Far beyond its time of computing: only a process that is stuck takes so long, or a machine that is
+CHECK_SECONDS = 120.0
 END_SECONDS = 5.0
 COPY_BYTES = 1 << 20
 # All that the program is told of this process's environment: where libraries lie. What else it needs is set here.
@@ -52,6 +53,7 @@ def check_in_process(file: InputFile, layout: Layout, limits: SourceLimits) -> s
     Raises:
         InputFormatError: the file is not of its format, or ended the process, or takes too long.
         RequestTooLargeError, UnsupportedFormatError: see there.
+        FilesUnavailableError: the program that reads was killed.
     """
     with _Reading([file], layout, limits, only_check=True) as reading:
         for message in reading.messages():
@@ -73,6 +75,7 @@ def read_in_process(
     Raises:
         InputFormatError: a file is not of its format, or ended the process.
         RequestTooLargeError, UnsupportedFormatError: see there; and what opening a file raises.
+        FilesUnavailableError: the program that reads was killed.
     """
     with _Reading(files, layout, limits, only_check=False) as reading:
         for message in reading.messages():
@@ -193,7 +196,10 @@ class _Reading:
             ) from error
         except (BrokenPipeError, ConnectionResetError, ValueError):
             pass  # it died in the middle of a message
-        raise InputFormatError(f"{current}: the file ended the process that read it ({self._ending()}); is it damaged?")
+        ending = self._ending()
+        if ending is None:
+            raise FilesUnavailableError("the program that reads inputs was ended; it is started again for the next")
+        raise InputFormatError(f"{current}: the file ended the process that read it ({ending}); is it damaged?")
 
     def _send(self, file: InputFile) -> None:
         """An open file for the process: the descriptor, or that of a copy where there is none."""
@@ -208,10 +214,11 @@ class _Reading:
             os.lseek(descriptor, 0, os.SEEK_SET)
             socket.send_fds(self._socket, [b"\n"], [descriptor])
 
-    def _ending(self) -> str:
+    def _ending(self) -> str | None:
+        """How the process ended; None where the program that it came from did, which reads no file."""
         code = self._exit_code()
         if code is None:
-            return "no answer"
+            return None
         if code == -signal.SIGXCPU:
             return f"it took more than {CHECK_CPU_SECONDS} s"
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"

@@ -286,6 +286,28 @@ def test_a_process_serves_until_sigterm_and_logs_json_only(bundle, tmp_path, pay
     assert "Application shutdown complete." in {line["event"] for line in lines}
 
 
+def test_who_connected_and_sent_before_sigterm_is_answered_even_where_the_process_had_not_come_to_it(bundle, tmp_path):
+    """A busy process takes connections up later than the system does: none of them is reset."""
+    port = free_port()
+    process = start_process(tmp_path, port, TAESAR_BUNDLE=str(bundle.directory))
+    try:
+        eventually(lambda: is_up(port), seconds=60)
+        process.send_signal(signal.SIGSTOP)
+        clients = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(8)]
+        for client in clients:
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)
+        answers = [client.recv(100).split(b"\r\n")[0] for client in clients]
+        process.communicate(timeout=30)
+    finally:
+        process.kill()
+    for client in clients:
+        client.close()
+
+    assert answers == [b"HTTP/1.1 200 OK"] * 8
+
+
 def test_a_port_that_is_in_use_is_named_with_the_way_out(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

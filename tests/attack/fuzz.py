@@ -1,5 +1,5 @@
 """
-``make fuzz``: mutated bodies, uploads, URIs and headers against a running service; the last line is JSON.
+``make fuzz``: mutated bodies, uploads, URIs, headers and bundles against a running service; the last line is JSON.
 
 Case n of a seed is always the same, so that a failure can be repeated by --seed, --first n and --cases 1, and a long
 run be cut into pieces.
@@ -163,7 +163,7 @@ def case_of(seed: int, number: int) -> Case:
 
 
 def fuzz(cluster: Cluster, *, seed: int, first: int, cases: int) -> Tally:
-    """Send the cases by several clients and judge every answer, then the log."""
+    """Send the cases by several clients and judge every answer."""
     tally, numbers, changing = Tally(), iter(range(first, first + cases)), threading.Lock()
 
     def work() -> None:
@@ -182,7 +182,7 @@ def fuzz(cluster: Cluster, *, seed: int, first: int, cases: int) -> Tally:
                 connection = None
             with changing:
                 tally.statuses[str(status)] += 1
-                if (reason := _judge(cluster, status, content)) is not None:
+                if (reason := judge(cluster, status, content)) is not None:
                     tally.wrong.append(f"case {number}: {case.method} {case.target[:80]}: {reason}")
         if connection is not None:
             connection.close()
@@ -192,28 +192,43 @@ def fuzz(cluster: Cluster, *, seed: int, first: int, cases: int) -> Tally:
         client.start()
     for client in clients:
         client.join()
+    return tally
+
+
+def told_in_log(cluster: Cluster) -> list[str]:
+    """What the log should not say."""
+    wrong: list[str] = []
     for line in log_lines(cluster):
         text = json.dumps(line)
         if KEY in text:
-            tally.wrong.append(f"the log tells the key: {text[:200]}")
+            wrong.append(f"the log tells the key: {text[:200]}")
         if line.get("event") == "unhandled_error" or "Exception in ASGI" in str(line.get("event")):
-            tally.wrong.append(f"the log has an error that nobody handled: {text[-300:]}")
-    return tally
+            wrong.append(f"the log has an error that nobody handled: {text[-300:]}")
+    return wrong
 
 
 def main() -> int:
     """Fuzz; 1 when something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=100_000)
+    parser.add_argument("--bundles", type=int, default=1000, help="spoilt bundles that are activated besides")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=2026)
     arguments = parser.parse_args()
+    from tests.attack.bundle_fuzz import fuzz_bundles  # it uses what is here
+
     began = time.monotonic()
     with reachable_folder() as folder:
         bundle, path = food_kitchen(folder, num_sequences=10)
-        with served(folder / "service", bundle, path.parent, api_keys=KEY, slow_client_seconds=2) as cluster:
+        root = folder / "bundles"
+        root.mkdir()
+        settings = {"api_keys": KEY, "slow_client_seconds": 2, "bundle_root": root}
+        with served(folder / "service", bundle, path.parent, **settings) as cluster:
             before = num_descriptors(process_id(cluster))
             tally = fuzz(cluster, seed=arguments.seed, first=arguments.first, cases=arguments.cases)
+            numbers = {"seed": arguments.seed, "first": arguments.first, "cases": arguments.bundles}
+            of_bundles = fuzz_bundles(cluster, bundle, root, **numbers)
+            wrong = [*tally.wrong, *of_bundles.wrong, *told_in_log(cluster)]
             time.sleep(6)
             alive = is_alive(cluster)
             report = {
@@ -221,15 +236,17 @@ def main() -> int:
                 "seed": arguments.seed,
                 "first": arguments.first,
                 "statuses": dict(sorted(tally.statuses.items())),
+                "bundles": arguments.bundles,
+                "statuses_of_bundles": dict(sorted(of_bundles.statuses.items())),
                 "alive": alive,
                 "descriptors": [before, num_descriptors(process_id(cluster))] if alive else None,
                 "peak_megabytes": round(megabytes(process_id(cluster), "VmHWM")) if alive else None,
-                "num_wrong": len(tally.wrong),
-                "wrong": tally.wrong[:20],
+                "num_wrong": len(wrong),
+                "wrong": wrong[:20],
                 "seconds": round(time.monotonic() - began, 1),
             }
     print(json.dumps(report))  # noqa: T201
-    return 0 if alive and not tally.wrong else 1
+    return 0 if alive and not wrong else 1
 
 
 def _key() -> tuple[tuple[str, bytes], ...]:
@@ -269,7 +286,8 @@ def _answer(connection: http.client.HTTPConnection, case: Case) -> tuple[int | N
         return None, b"", False
 
 
-def _judge(cluster: Cluster, status: int | None, content: bytes) -> str | None:
+def judge(cluster: Cluster, status: int | None, content: bytes) -> str | None:
+    """What is wrong with an answer, or None."""
     if KEY.encode() in content:
         return "the answer tells the key"
     if not is_alive(cluster):

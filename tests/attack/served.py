@@ -29,13 +29,12 @@ def served(folder: Path, bundle: Path, inputs: Path, **settings: object) -> Iter
 
 def process_id(cluster: Cluster) -> int:
     """Of the API."""
-    assert cluster.api is not None
-    return cluster.api.pid
+    return cluster.apis[0].pid
 
 
 def is_alive(cluster: Cluster) -> bool:
     """Whether the API's process is still the one that was started."""
-    return cluster.api is not None and cluster.api.poll() is None
+    return cluster.apis[0].poll() is None
 
 
 def megabytes(process: int, what: str = "VmRSS") -> float:

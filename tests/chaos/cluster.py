@@ -15,7 +15,7 @@ import httpx
 
 from tests.services import PostgresServer, RedisServer, free_port
 
-START_SECONDS = 120
+START_SECONDS = 300
 TERMINAL = ("succeeded", "failed", "cancelled")
 
 

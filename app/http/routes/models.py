@@ -9,11 +9,13 @@ from fastapi.exceptions import RequestValidationError
 
 from app.errors import (
     ActivationConflictError,
+    ContentTypeError,
     ModelProcessDiedError,
     ModelUnavailableError,
     StoreUnavailableError,
     UnknownModelError,
 )
+from app.http.bodies import bodies_of, json_body
 from app.http.problems import problem_responses
 from app.serving.model_bodies import Model, Models, Share
 from app.serving.regeneration import Inference
@@ -77,14 +79,17 @@ async def activate_model(version: Version, inference: InferenceOf) -> Model:
         ModelUnavailableError,
         ModelProcessDiedError,
         StoreUnavailableError,
+        ContentTypeError,
     ),
+    openapi_extra=json_body(Share),
 )
-async def start_canary(version: Version, wanted: Share, inference: InferenceOf) -> Models:
+async def start_canary(version: Version, request: Request, inference: InferenceOf) -> Models:
     """
     Beside the active version, on every replica; again with another share changes it. Jobs are never a canary's.
 
     Activating the canary makes it the one that serves, POST /models/roll-back ends it.
     """
+    wanted = await bodies_of(request).options(Share, request)
     await inference.registry.start_canary(version, wanted.share)
     return await inference.registry.describe()
 

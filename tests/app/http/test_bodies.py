@@ -1,10 +1,13 @@
 """Bodies that would take long to validate are refused while they come, and never validated."""
 
+import importlib
 import json
+from pkgutil import iter_modules
 
 import pytest
 
 import app.http.bodies as bodies
+from app.http import routes
 from app.settings import Settings
 
 MEGABYTES = 8 * 1024 * 1024 - 100
@@ -101,3 +104,18 @@ def test_a_body_that_is_not_said_to_be_json_is_415(client, payload, path, conten
 def test_the_bound_on_all_bodies_admits_the_largest_of_one():
     with pytest.raises(ValueError, match="TAESAR_MAX_RECEIVING_BYTES is below TAESAR_MAX_BODY_BYTES"):
         Settings(max_receiving_bytes=2048, max_body_bytes=4096)
+
+
+def test_no_route_leaves_its_body_to_the_framework():
+    """It would read all of it, and build an object for every part, before it asks whether there may be so many."""
+    modules = [importlib.import_module(f"{routes.__name__}.{found.name}") for found in iter_modules(routes.__path__)]
+    found = {route.path: route.body_field for module in modules for route in module.router.routes}
+
+    assert {"/regenerate", "/jobs", "/models/{version}/canary"} <= found.keys()
+    assert [path for path, field in found.items() if field is not None] == []
+
+
+def test_a_body_of_unknown_keys_is_refused_before_it_is_read_to_its_end(client):
+    body = b"{" + b",".join(b'"k%d":0' % n for n in range(100_000)) + b"}"
+    for path in ("/jobs", "/models/x/canary"):
+        assert client.post(path, content=body, headers={"Content-Type": "application/json"}).status_code == 413, path

@@ -174,3 +174,37 @@ def test_a_client_that_sends_all_of_a_refused_body_before_it_reads_gets_the_answ
     client.sendall(head + body)
 
     assert client.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
+def chunked(content, size):
+    parts = (content[start : start + size] for start in range(0, len(content), size))
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+CHUNKED_HEAD = (
+    b"POST /regenerate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("size", "status"),
+    [pytest.param(1, b"400", id="a byte each"), pytest.param(40, b"200", id="a line of a log each")],
+)
+def test_a_body_in_chunks_of_next_to_nothing_is_refused(listening, connect, payload, size, status):
+    """Each chunk is an event of its own, on the loop that everybody shares."""
+    body = json.dumps(payload("b01 k02")).encode().ljust(200_000)
+    client = connect(listening(), CHUNKED_HEAD + chunked(body, size))
+
+    assert client.recv(100).split(b" ")[1] == status
+
+
+def test_a_body_that_is_typed_is_read(listening, connect, payload):
+    """However small its parts are: it is read, as long as there are not many."""
+    body = chunked(json.dumps(payload("b01 k02")).encode(), 1)
+    client = connect(listening(), CHUNKED_HEAD)
+    for start in range(0, len(body), 60):
+        client.sendall(body[start : start + 60])
+        time.sleep(0.001)
+
+    assert client.recv(100).split(b" ")[1] == b"200"

@@ -70,11 +70,20 @@ def test_a_wrong_method_is_told_all_that_are_right(client, path, allowed):
     assert answer.headers["allow"] == allowed
 
 
-def test_no_path_redirects_to_the_name_it_was_asked_by(client):
-    answer = client.get("/jobs/")
+def test_a_slash_too_many_leads_to_the_path_without_it_and_never_to_the_name_it_was_asked_by(client):
+    answer = client.get("/jobs/?limit=2", headers={"Host": "rebound.evil.example"})
 
-    assert answer.status_code in (404, 405)
-    assert "location" not in answer.headers
+    assert (answer.status_code, answer.headers["location"]) == (308, "/jobs?limit=2")
+    assert client.post("/jobs/").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path", ["//evil.example/", "//evil.example/jobs/", "/nothing/", "/", "/%0d%0aX:%20y/", "/jobs//"]
+)
+def test_no_path_leads_elsewhere(client, path):
+    answer = client.get(f"http://localhost{path}")
+
+    assert answer.headers.get("location", "/jobs") == "/jobs"
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,11 @@ def _readers():
     return [reader for program in _programs() for reader in _children(program)]
 
 
+def _links(process):
+    """What is open in a process; nothing in one that has ended."""
+    return [link.readlink() for link in Path(f"/proc/{process}/fd").iterdir()]
+
+
 def _programs():
     return _children(os.getpid(), b"reading_server")
 
@@ -125,6 +130,7 @@ def test_a_process_that_reads_has_neither_this_ones_environment_nor_its_descript
         monkeypatch.setenv(name, value)
     for program in _programs():
         os.kill(program, signal.SIGKILL)
+        os.waitid(os.P_PID, program, os.WEXITED | os.WNOWAIT)
     text = "user_id,item_id,domain\n" + "".join(f"u{n},x,d\n" for n in range(5000))
     with (
         (tmp_path / "open").open("w") as ours,
@@ -132,10 +138,7 @@ def test_a_process_that_reads_has_neither_this_ones_environment_nor_its_descript
     ):
         os.set_inheritable(ours.fileno(), True)
         next(rows)
-        found = [
-            (_read(f"/proc/{process}/environ"), [link.readlink() for link in Path(f"/proc/{process}/fd").iterdir()])
-            for process in (*_programs(), *_readers())
-        ]
+        found = [(_read(f"/proc/{process}/environ"), _links(process)) for process in (*_programs(), *_readers())]
 
     assert len(found) == 2
     for environment, links in found:

@@ -49,10 +49,11 @@ async def running(process, *, on_batch=lambda rows, seconds: None, **changes):
 
 @contextlib.asynccontextmanager
 async def busy(process, **changes):
-    """A batcher whose thread stands in a first call until the gate opens."""
+    """A batcher whose thread stands in a first call, of a long request, until the gate opens."""
     process.gate.clear()
+    length = bounds(**changes).max_batch_positions
     async with running(process, **changes) as batcher:
-        first = asyncio.create_task(batcher.submit("first", [0], [1]))
+        first = asyncio.create_task(batcher.submit("first", [0], [length]))
         await asyncio.to_thread(process.entered.wait, 10)
         try:
             yield batcher
@@ -180,6 +181,62 @@ def test_a_small_request_does_not_wait_for_the_whole_of_a_large_one():
     assert small == [198]
     assert large == [2 * n for n in range(1, 41)]
     assert next(n for n, (_, rows) in enumerate(recorder.calls) if 99 in rows) <= 4
+
+
+class Stepping(Recorder):
+    """A recorder that waits to be let on before every call but the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.may_go = threading.Semaphore(0)
+
+    def __call__(self, key, rows):
+        if self.calls:
+            assert self.may_go.acquire(timeout=10)
+        return super().__call__(key, rows)
+
+
+def test_short_requests_pass_a_long_one_between_two_of_its_calls_and_never_stop_it():
+    """However many come, one call of theirs is made, then one of the long request's."""
+    process = Stepping()
+
+    async def scenario():
+        async with busy(process, max_batch_positions=40) as batcher:
+            long = asyncio.create_task(batcher.submit("a", list(range(1, 41)), [10] * 40))
+            await queued(batcher, 41)
+            process.gate.set()
+            await queued(batcher, 40)  # the long request's first call is about to be made
+            short = [asyncio.create_task(batcher.submit("a", [100 + n], [4])) for n in range(25)]
+            await queued(batcher, 65)
+            process.may_go.release(100)
+            return await asyncio.gather(long, *short)
+
+    long, *short = asyncio.run(scenario())
+
+    assert long == [2 * n for n in range(1, 41)]
+    assert short == [[2 * (100 + n)] for n in range(25)]
+    calls = [rows for _, rows in process.calls[1:7]]
+    assert calls[0] == [1, 2, 3, 4]
+    assert calls[1] == list(range(100, 110))
+    assert calls[2] == [5, 6, 7, 8]
+    assert calls[3] == list(range(110, 120))
+
+
+def test_long_requests_are_cut_smaller_while_short_ones_come():
+    recorder = Recorder()
+
+    async def scenario():
+        async with busy(recorder, max_batch_positions=40) as batcher:
+            long = asyncio.create_task(batcher.submit("a", list(range(1, 9)), [10] * 8))
+            await queued(batcher, 9)
+            short = asyncio.create_task(batcher.submit("a", [99], [5]))
+            await queued(batcher, 10)
+            recorder.gate.set()
+            await asyncio.gather(long, short)
+
+    asyncio.run(scenario())
+
+    assert [rows for _, rows in recorder.calls[1:]] == [[99], *([n] for n in range(1, 9))]
 
 
 def row_of(request, index, *, key="a", length=1):

@@ -1,0 +1,22 @@
+"""How the C library keeps memory that Python has freed."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_MMAP_THRESHOLD = -3  # of malloc.h
+LARGE_BYTES = 128 * 1024
+
+
+def return_large_blocks() -> bool:
+    """
+    Let every freed block of LARGE_BYTES go back to the system at once; False where the C library cannot.
+
+    glibc learns from the first large block that is freed to keep such blocks, so that bodies of 8 MiB that came at the
+    same time leave a heap full of holes: after sixty of them 92 MB more than before, and 15 MB so.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and mallopt(_MMAP_THRESHOLD, LARGE_BYTES) == 1
