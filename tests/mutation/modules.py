@@ -45,6 +45,7 @@ _JOBS = (
     "tests/app/jobs/test_interrupted_jobs.py",
     "tests/app/jobs/test_job_files.py",
     "tests/app/jobs/test_jobs.py",
+    "tests/app/jobs/test_presence.py",
     "tests/app/jobs/test_retries.py",
 )
 _PREPARATION = (
