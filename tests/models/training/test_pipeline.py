@@ -233,7 +233,7 @@ def test_poisoned_test_items_change_nothing(trained: Bundle, dataset: Dataset, t
         composite_bytes(dataset, trained, tmp_path / "clean"),
         composite_bytes(poisoned, bundle, tmp_path / "b"),
     )
-    assert len(clean) == 2 * 3 * 5
+    assert len(clean) == 2 * 3 * 6
     assert clean == dirty
 
 
