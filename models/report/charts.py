@@ -80,7 +80,9 @@ def bar_chart(title: str, categories: Sequence[str], series: Sequence[Series], *
     )
     bars = base.mark_bar().encode(y=alt.Y("value:Q", title=y_label), color=_colour(names))
     errors = base.mark_rule(color=PAGE_COLOUR).encode(y=alt.Y("low:Q", title=y_label), y2="high:Q")
-    return _svg(alt.layer(bars, errors).properties(width=WIDTH, height=HEIGHT), title)
+    # A layer without marks would be a picture without a name to those who listen
+    layers = (bars, errors) if any("low" in row for row in rows) else (bars,)
+    return _svg(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), title)
 
 
 def _bars(categories: Sequence[str], series: Sequence[Series]) -> Iterator[dict[str, Any]]:

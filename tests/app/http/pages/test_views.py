@@ -212,7 +212,7 @@ def test_the_map_moves_by_keys_and_shows_the_item_that_is_clicked(address, tab, 
 def points_of(address):
     """Where the items lie on the map, by the API."""
     version = httpx.get(f"{address}/models").json()["active"]
-    return np.frombuffer(httpx.get(f"{address}/models/{version}/map").content, dtype="<f4").reshape(-1, 2)
+    return np.frombuffer(httpx.get(f"{address}/models/{version}/map").content, dtype="<f4").reshape(-1, 2).tolist()
 
 
 def test_a_mapping_is_followed_there_and_back(address, tab, finished_job):
