@@ -304,10 +304,8 @@ class RowReader:
             return f"{chosen.timestamp} does not fit the time format {self._layout.time_format!r}: {text!r}"
         if self._date_digits is not None:
             return f"{chosen.timestamp} is no date of {self._date_digits} digits, as others of the file are: {text!r}"
-        return (
-            f"{chosen.timestamp} is neither a number nor a date of ISO 8601: {text!r}; a time format such as "
-            "%d/%m/%Y may be stated"
-        )
+        advice = "; a time format such as %d/%m/%Y may be stated" if any(map(str.isdigit, text)) else ""
+        return f"{chosen.timestamp} is neither a number nor a date of ISO 8601: {text!r}{advice}"
 
 
 def _constant(text: str, num_rows: int) -> CodedIds:

@@ -249,7 +249,7 @@ def test_a_share_of_bad_rows_at_the_limit_passes(tmp_path):
         ("input.csv", b"", "expected a header"),
         ("input.csv", b"user,item,time\nu,x,1\n", "no column for the domain; columns found: user, item, time"),
         ("input.csv", b"user,item,item,domain,timestamp\n", "more than one column named 'item'"),
-        ("input.csv", "user,item,domain,timestamp\n".encode("utf-16"), "not UTF-8"),
+        ("input.csv", b"user,item,domain,timestamp,caf\xe9\n", "not UTF-8"),
         ("input.csv", b"PK\x03\x04", "a zip archive"),
         ("input.csv.gz", TORN, "damaged gzip data"),
         ("input.inter", b"user:token\tthing:token\n", "no column for the item; columns found: user, thing"),
