@@ -287,6 +287,16 @@ class GuardedProtocol(H11Protocol):
         self._drained += 1
         super().resume_writing()
 
+    def send_400_response(self, msg: str) -> None:
+        """See ``H11Protocol``. What comes after it is no HTTP: no other answer of the application's may follow."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:  # an answer has begun
+            self.cut()
+
     def on_response_complete(self) -> None:
         """See ``H11Protocol``."""
         self._num_answered += 1

@@ -208,3 +208,13 @@ def test_a_body_that_is_typed_is_read(listening, connect, payload):
         time.sleep(0.001)
 
     assert client.recv(100).split(b" ")[1] == b"200"
+
+
+def test_what_is_no_http_in_the_middle_of_a_body_has_one_answer(listening, connect, caplog):
+    """The application, whose answer it would have been, does not fail over it."""
+    client = connect(listening(), CHUNKED_HEAD.replace(b"/regenerate", b"/models") + b"zz\r\n")
+    answer = rest_of(client)
+
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert [record.message for record in caplog.records if "Exception in ASGI" in record.message] == []
