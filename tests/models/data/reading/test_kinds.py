@@ -49,7 +49,7 @@ def lines_of(rows: list[dict[str, object]]) -> bytes:
         ("mark.csv", b"\xef\xbb\xbf" + CSV.encode()),
         ("carriage.csv", CSV.replace("\n", "\r\n").encode()),
         ("utf_16.csv", CSV.encode("utf-16")),
-        ("utf_16.csv.gz", gzip.compress(CSV.encode("utf-16"))),
+        ("utf_16.csv.gz", gzip.compress(CSV.encode("utf-16"), mtime=0)),
         ("quoted.csv", '"user","item","domain","timestamp"\n"007","x","a","1300000000"\n"008","y","b","1300086400"\n'),
         ("semicolons.csv", CSV.replace(",", ";")),
         ("excel.csv", "sep=;\n" + CSV.replace(",", ";")),
