@@ -120,9 +120,12 @@ def _best(values_CX: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     Which of them topk takes depends on how many are asked for, and so, here, on the other sequences of the call.
     """
+    if count == values_CX.shape[1]:
+        every = values_CX.sort(dim=1, descending=True, stable=True)
+        return every.values, every.indices
     # One more than wanted: where it equals the last one wanted, more share that place than it has room for.
-    best_CK, column_CK = values_CX.topk(min(count + 1, values_CX.shape[1]), dim=1)
-    tied_C = (best_CK[:, count:] == best_CK[:, count - 1 : count]).any(dim=1)
+    best_CK, column_CK = values_CX.topk(count + 1, dim=1)
+    tied_C = best_CK[:, count] == best_CK[:, count - 1]
     best_CK, column_CK = best_CK[:, :count], column_CK[:, :count]
     if tied_C.any():
         ordered = values_CX[tied_C].sort(dim=1, descending=True, stable=True)

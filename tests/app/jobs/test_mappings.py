@@ -53,7 +53,8 @@ def rows(engine, key, where=ANY):
 
 
 def test_the_most_frequent_replacements_come_first_and_deletions_are_none(engine):
-    merge(engine, JOB, [*FIRST, *SECOND])
+    merge(engine, JOB, FIRST)
+    merge(engine, JOB, SECOND)
     with reading(engine) as connection:
         dictionary = find_dictionary(connection, JOB)
         found = most_frequent(connection, dictionary, ANY, limit=2)

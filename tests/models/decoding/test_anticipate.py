@@ -116,6 +116,21 @@ def test_of_equals_at_the_last_place_the_lowest_tokens_are_taken(count: int):
     assert found.token_ids_RK.tolist() == [[60, *range(1, count)]] * 3
 
 
+@pytest.mark.parametrize("count", [1, 8, 40, 199, 200])
+def test_items_come_by_probability_and_then_by_token_whichever_of_them_are_equal(count: int):
+    """Rows of many kinds in one call: some of the items equal, some equal to the last one wanted, or none."""
+    generator = np.random.default_rng(0)
+    levels_NX = np.stack([generator.integers(0, most, 200) for most in (9, 60, 60, 400, 400, 400, 9000)])
+    table = torch.from_numpy(levels_NX.T.astype(np.float32) / 1024)
+    states = torch.eye(len(levels_NX))
+    found = rank_expected(View(states, torch.cat([torch.zeros(1, len(states)), table])), TokenRange(1, 200), count)
+
+    assert found.token_ids_RK.tolist() == [
+        (np.lexsort((np.arange(200), -levels))[:count] + 1).tolist() for levels in levels_NX
+    ]
+    assert (np.diff(found.log_probabilities_RK, axis=1) <= 0).all()
+
+
 def test_a_source_item_changes_what_stands_in_for_it(bundle: Bundle):
     """The contrastive rules never read the item that they replace; this one does."""
     target, source = (bundle.vocabulary.token_range(domain) for domain in DOMAINS[:2])

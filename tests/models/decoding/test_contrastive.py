@@ -68,6 +68,14 @@ def test_confidence_is_one_minus_normalised_entropy() -> None:
     torch.testing.assert_close(confidence(logits_of(0.5, 0.25, 0.25)), torch.tensor([1 - entropy / log(3)]))
 
 
+def test_confidence_keeps_its_digits_however_large_the_logits_are() -> None:
+    """Whole numbers, which a thousand more leaves exact: entropy is a difference of what grows with them."""
+    logits = torch.arange(6.0).repeat(2, 1)
+    logits[1] += 1000
+
+    torch.testing.assert_close(*confidence(logits), rtol=0, atol=1e-6)
+
+
 def test_confidence_of_uniform_is_zero_and_of_certain_is_one() -> None:
     torch.testing.assert_close(confidence(torch.zeros(1, 7)), torch.tensor([0.0]), rtol=0, atol=1e-6)
     assert confidence(torch.tensor([[200.0, 0.0, 0.0]])).item() == 1
