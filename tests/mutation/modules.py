@@ -53,6 +53,8 @@ _PREPARATION = (
     "tests/models/data/test_preparation_inputs.py",
     "tests/models/data/test_preparation_properties.py",
     "tests/models/data/test_prepared_folders.py",
+    "tests/models/data/test_splits.py",
+    "tests/models/data/test_extension.py",
 )
 
 _TABLE = (

@@ -160,12 +160,22 @@ def test_the_defaults_are_those_of_the_paper():
         {"ties": "random"},
         {"user_threshold": "both"},
         {"numbering": "alphabetical"},
+        {"split": "by halves"},
         {"numbering": "first-appearance", "numbering_seed": 1},
+        {"validation_from": "2024-01-01"},
+        {"test_from": "2024-01-01"},
     ],
 )
 def test_a_value_out_of_range_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         PreparationConfig(**wrong)
+
+
+def test_the_dates_of_a_split_by_time_are_of_no_other():
+    PreparationConfig(split="time", validation_from="2024-01-01", test_from="2024-02-01")
+
+    with pytest.raises(ValueError, match="are of a split by time"):
+        PreparationConfig(validation_from="2024-01-01", test_from="2024-02-01")
 
 
 # -- Ties in time, item numbers
