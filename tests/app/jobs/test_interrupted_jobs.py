@@ -298,12 +298,12 @@ def test_an_input_that_is_long_in_being_cut_is_not_lost_while_its_worker_says_so
     job = harness.submit(mixed)
     seen = []
 
-    def slow_rows(*arguments):
+    def slow_rows(*arguments, **options):
         time.sleep(0.01)
         begun_before = now_ms()
         harness.runner.renew()
         seen.extend(harness.parts.retries.lost_tasks(older_than_ms=begun_before, queue_is_empty=True))
-        yield from read_in_process(*arguments)
+        yield from read_in_process(*arguments, **options)
 
     monkeypatch.setattr("app.jobs.runner.read_in_process", slow_rows)
     harness.runner.run(harness.tasks.pop(0))
