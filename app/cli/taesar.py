@@ -74,9 +74,14 @@ def options(
     """Regenerate mixed-domain interaction sequences into target-domain sequences."""
 
 
+def start() -> None:
+    """What the installed command runs: ``main``, in a process of its own where strangers' files could end it."""
+    contain_crashes(sys.argv[1:])
+    main()
+
+
 def main() -> None:
     """Run the command; errors on purpose and of the file system become one line and exit code 2."""
-    contain_crashes(sys.argv[1:])
     try:
         cli()
     except (ModelError, ServiceError, SettingsError, OSError) as error:
