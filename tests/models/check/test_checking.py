@@ -30,7 +30,7 @@ pl.read_parquet(test).select("query").join(items, how="cross").write_parquet(out
 
 
 def request(folder: Path, **options: Any) -> CheckRequest:
-    values: dict[str, Any] = {"recommender": "markov", "minutes": 0.02, "seeds": 1} | options
+    values: dict[str, Any] = {"recommender": "markov", "minutes": 0.001, "seeds": 1} | options
     return CheckRequest(TARGET, folder=folder, device=torch.device("cpu"), anyway=True, **values)
 
 
@@ -130,7 +130,7 @@ def test_a_time_too_short_to_learn_in_gives_no_verdict_but_the_time_that_it_take
     report = run(dataset, asked)
 
     assert report.verdict is None
-    assert report.sentence.startswith("Undecided: 0.02 minutes on this machine train too little")
+    assert report.sentence.startswith("Undecided: 0.001 minutes on this machine train too little")
     assert outcome_of(report) == "undecided"
     assert not (tmp_path / "bundle").exists()
 
@@ -138,7 +138,7 @@ def test_a_time_too_short_to_learn_in_gives_no_verdict_but_the_time_that_it_take
 def test_a_forced_verdict_after_too_short_a_time_says_so_first(checked) -> None:
     report, _ = checked
 
-    assert report.sentence.startswith("Undecided: 0.02 minutes")
+    assert report.sentence.startswith("Undecided: 0.001 minutes")
     assert outcome_of(report) == "undecided"
 
 
