@@ -51,7 +51,7 @@ def mean_gain(row: str, base: str, metric: str) -> float:
     How much better *row* is than *base*, as a fraction, mean over the domains of *row*.
 
     >>> round(mean_gain("SASRec+Taesar", "SASRec", "NDCG@10"), 3)
-    0.152
+    0.146
     """
     own, other = read_scores()[row], read_scores()[base]
     return sum(own[domain][metric] / other[domain][metric] - 1 for domain in own) / len(own)
