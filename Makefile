@@ -14,6 +14,7 @@
 # make attack  what once took the service down, against a running one: a line each, right or wrong
 # make fuzz    100,000 mutated bodies, uploads, URIs and headers; ARGS='--cases 2000' for less
 # make sbom    sbom.json: what is installed, as CycloneDX
+# make fuzz-openapi  10,000 requests drawn from the OpenAPI document with the key of each scope; ARGS='--cases 500' for less
 # make soak    half an hour of mixed load while everything is killed; ARGS='--minutes 3' for less
 # make bench   every benchmark but bench-recbole and bench-refresh; the last line of each is its result as JSON
 # make bench-decode | bench-training | bench-serving | bench-scaling | bench-page   one of them: make bench-decode ARGS='--rounds 9'
@@ -135,6 +136,9 @@ attack: $(INSTALLED)
 
 fuzz: $(INSTALLED)
 	$(BIN)/python -m tests.attack.fuzz $(ARGS)
+
+fuzz-openapi: $(INSTALLED)
+	$(BIN)/python -m tests.attack.openapi_cases $(ARGS)
 
 soak: $(INSTALLED)
 	$(BIN)/python -m tests.attack.soak $(ARGS)

@@ -3,6 +3,9 @@ Every error that the service raises on purpose; ``app.http.problems`` gives each
 
 ServiceError
 |- UnauthorizedError             no key, or one that is not accepted
+|- MissingScopeError             the key may not do this
+|- KeyLimitError                 the key asks for more than its share
+|- KeyFileError                  the file of keys cannot be used
 |- ForeignHostError              without keys, a name that is none of this service's
 |- ForeignPageError              without keys, a web page of another origin
 |- MissingCsrfTokenError         a browser's cookie came without the token of the page that it belongs to
@@ -80,6 +83,33 @@ class UnknownReportError(ServiceError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"no report {name!r}; GET /reports lists those that are there")
+
+
+class MissingScopeError(ServiceError):
+    """The key is accepted, but may not do this."""
+
+    def __init__(self, name: str, scope: str) -> None:
+        super().__init__(f"the key {name} lacks the scope {scope}")
+        self.scope = scope
+
+
+class KeyLimitError(ServiceError):
+    """
+    The key asks for more than its share.
+
+    Args:
+        what: it asks for.
+        setting: says how much its share is.
+        retry_after_seconds: when there may be room.
+    """
+
+    def __init__(self, what: str, setting: str, *, retry_after_seconds: int) -> None:
+        super().__init__(f"{what} ({setting}); try again in {retry_after_seconds} s")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class KeyFileError(ServiceError):
+    """The file of keys cannot be used; says which line is wrong, never what stands there."""
 
 
 class ForeignHostError(ServiceError):

@@ -100,7 +100,7 @@ def serve(settings: Settings) -> None:
     if settings.bundle is not None:
         read_version(settings.bundle)  # before anything is started: a wrong folder is the commonest mistake
     settings.refuse_exposure()
-    if not settings.accepted_keys():
+    if not settings.asks_for_keys():
         log.warning("authentication_off", reason="no API key is set")
     configure_tracing(settings.otlp_endpoint, "api")
     app = create_app(settings)

@@ -23,6 +23,9 @@ DATABASE_DRIVERS = ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psyco
 # A scheme, then host and folders without user names, escapes or queries; of file:// an absolute folder, not the root
 _ROOT = re.compile(r"file:(?://(?:/[^/\\%?#]+)+)/?|(?!file:)[a-z][a-z0-9+.-]*://[^/\\%?#@:]+(?:/[^/\\%?#]+)*/?")
 
+# What browsers send: a scheme and a host in lower case, perhaps a port, and nothing behind
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
+
 TEST_PREFIX = "TAESAR_TEST_"  # what the tests ask the environment
 
 
@@ -221,14 +224,31 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65_535, description="Port to listen on; 0 lets the system choose (tests).")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
-        description="Accepted bearer keys, comma-separated; several allow a rotation without downtime. Where neither "
-        "this nor TAESAR_API_KEYS_FILE is set everybody on this machine may call; set, but without a key, it is an "
-        "error.",
+        description="Accepted bearer keys, comma-separated, that may do everything. Where neither this nor "
+        "TAESAR_API_KEYS_FILE is set everybody on this machine may call; set, but without a key, it is an error.",
     )
     api_keys_file: Path | None = Field(
         default=None,
-        description="File with one accepted key per line, for secrets that are mounted rather than exported. Lines "
-        "that begin with # are comments.",
+        description="File of accepted keys, with a name, scopes and a hash each (`taesar keys`, docs/keys.md). What "
+        "changes in it counts within 2 s, without a restart.",
+    )
+    key_requests_per_second: float = Field(
+        default=100.0,
+        ge=0,
+        description="Requests of one key in a second, over all replicas where they share Redis; more is 429. 0: any "
+        "number. One process answers about as many, so a key may use one but not several.",
+    )
+    key_queued_sequences: int | None = Field(
+        default=None,
+        ge=1,
+        description="Sequences of one key that wait for an answer at once, in each process; more is 429. Unset: half "
+        "of TAESAR_MAX_QUEUED_SEQUENCES, or one full request where that is more, so that the others always find room.",
+    )
+    key_unfinished_jobs: int | None = Field(
+        default=None,
+        ge=1,
+        description="Jobs of one key queued or running at once; more is 429. Unset: half of "
+        "TAESAR_MAX_UNFINISHED_JOBS.",
     )
     session_secret: SecretStr | None = Field(
         default=None,
@@ -246,6 +266,11 @@ class Settings(BaseSettings):
         description="Names, comma-separated, by which clients may call beside localhost and addresses; *.example.org "
         "means every name below. Asked for without keys, where any web page in a browser nearby could otherwise call "
         "by a name of its own; with keys only when set.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins, comma-separated, whose web pages may call, as https://app.example.org. Then OPTIONS is "
+        "answered, too. None by default: keys do not belong into pages.",
     )
     max_connections: int = Field(
         default=1000,
@@ -300,7 +325,7 @@ class Settings(BaseSettings):
         default="info", description="Least severe log line written; one line per request at info."
     )
 
-    @field_validator("api_keys", "input_roots", "output_roots", "allowed_hosts", mode="before")
+    @field_validator("api_keys", "input_roots", "output_roots", "allowed_hosts", "cors_origins", mode="before")
     @classmethod
     def _split_list(cls, value: object) -> object:
         if isinstance(value, str):
@@ -314,6 +339,14 @@ class Settings(BaseSettings):
             if not _ROOT.fullmatch(root) or {".", ".."} & set(root.split("/")):
                 raise ValueError(f"{root!r} is not the URI of a folder, such as file:///data/in or s3://bucket/logs")
         return roots
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin, such as https://app.example.org or http://localhost:3000")
+        return origins
 
     @field_validator("database_url")
     @classmethod
@@ -348,8 +381,11 @@ class Settings(BaseSettings):
         # A secret that came out empty must not open the service to everybody
         if "api_keys" in self.model_fields_set and not self.api_keys:
             raise ValueError("TAESAR_API_KEYS is set but holds no key; unset it where none is meant")
-        if self.api_keys_file is not None and not _keys_in(self.api_keys_file):
-            raise ValueError(f"TAESAR_API_KEYS_FILE {self.api_keys_file} holds no key")
+        if self.most_sequences_of_a_key() < self.max_sequences_per_request:
+            raise ValueError(
+                "TAESAR_KEY_QUEUED_SEQUENCES is below TAESAR_MAX_SEQUENCES_PER_REQUEST: "
+                "the largest permitted request could never be admitted"
+            )
         return self
 
     def database(self) -> str:
@@ -362,10 +398,19 @@ class Settings(BaseSettings):
         """The place of jobs' files, the default filled in."""
         return self.storage if self.storage is not None else str(self.data / "jobs")
 
-    def accepted_keys(self) -> tuple[str, ...]:
-        """All accepted keys, of the environment and of the file; empty means that authentication is off."""
-        from_file = () if self.api_keys_file is None else _keys_in(self.api_keys_file)
-        return (*(key.get_secret_value() for key in self.api_keys), *from_file)
+    def asks_for_keys(self) -> bool:
+        """Whether a key is needed."""
+        return bool(self.api_keys) or self.api_keys_file is not None
+
+    def most_sequences_of_a_key(self) -> int:
+        """TAESAR_KEY_QUEUED_SEQUENCES, the default filled in."""
+        if self.key_queued_sequences is not None:
+            return self.key_queued_sequences
+        return max(self.max_queued_sequences // 2, self.max_sequences_per_request)
+
+    def most_jobs_of_a_key(self) -> int:
+        """TAESAR_KEY_UNFINISHED_JOBS, the default filled in."""
+        return self.key_unfinished_jobs or max(self.max_unfinished_jobs // 2, 1)
 
     def refuse_exposure(self) -> None:
         """
@@ -374,7 +419,7 @@ class Settings(BaseSettings):
         Raises:
             ExposedError: it would.
         """
-        if self.accepted_keys() or self.without_keys == "anywhere" or _is_loopback(self.host):
+        if self.asks_for_keys() or self.without_keys == "anywhere" or _is_loopback(self.host):
             return
         raise ExposedError(
             f"no API key is set, and {self.host} is not this machine's loopback: set TAESAR_API_KEYS or "
@@ -414,14 +459,6 @@ def _check_redis_url(url: str) -> None:
         parse_url(url)  # type: ignore[no-untyped-call]
     except ValueError:
         raise ValueError("not a URL such as redis://host:6379/0, rediss://host:6379/0 or unix:///path") from None
-
-
-def _keys_in(path: Path) -> tuple[str, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"TAESAR_API_KEYS_FILE {path} cannot be read: {error}") from error
-    return tuple(key for key in (line.strip() for line in lines) if key and not key.startswith("#"))
 
 
 def unknown_settings(environment: Iterable[str]) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.access.key_file import ALL_SCOPES, AccessKey, add_key, hash_of
 from tests.compose import HostProcesses, Topology, read_compose, rewrite_both_ways, running
 from tests.conftest import DOMAINS, write_interactions
 from tests.services import ServiceMissingError, reachable_folder, require
@@ -69,7 +70,8 @@ def test_with_nothing_configured_it_trains_first_then_serves_and_works_on_jobs(f
 def test_with_a_bundle_and_secrets_as_files_it_serves_that_bundle_to_who_has_a_key(folder, bundle):
     """Two workers; no password and no key stands in the environment of a process that Compose starts."""
     keys, password = folder / "keys", folder / "password"
-    keys.write_text("first-key\nsecond-key\n", encoding="utf-8")
+    for name in ("first", "second"):
+        add_key(keys, AccessKey(name, ALL_SCOPES, hash_of(f"{name}-key".encode())))
     password.write_text("it's a secret:@/\n", encoding="utf-8")
     variables = {
         "BUNDLE": str(bundle.directory),

@@ -15,12 +15,14 @@ from typing import Annotated
 
 import typer
 
+from app.cli.audit import audit
 from app.cli.backup import backup, restore
 from app.cli.check import check
 from app.cli.console import fail, is_disk_full, say, set_result, with_output_options
 from app.cli.crashes import contain_crashes
 from app.cli.evaluate import evaluate
 from app.cli.gate import gate
+from app.cli.keys import keys
 from app.cli.lineage import lineage
 from app.cli.migrate import migrate
 from app.cli.options import SettingsError
@@ -47,7 +49,7 @@ cli = typer.Typer(
 
 # The order is that of `taesar --help`: first the way from a log to a service, then what keeps it running.
 way = (check, prepare, train, regenerate, evaluate, tune, reproduce, gate, lineage)
-for command in (*way, worker, migrate, prune, backup, restore, probe, serve, settings):
+for command in (*way, worker, migrate, prune, backup, restore, keys, audit, probe, serve, settings):
     cli.command()(with_output_options(command))
 
 

@@ -17,18 +17,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
-from fastapi.security import HTTPBearer
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 from starlette.responses import HTMLResponse
 
+from app.access.audit import record_keys
+from app.access.key_limits import KeyLimits
+from app.access.key_ring import KeyRing
 from app.errors import (
     ForeignHostError,
     ForeignPageError,
+    KeyLimitError,
+    MissingScopeError,
     ReceivingFullError,
     RequestTooLargeError,
+    StoreUnavailableError,
     UnauthorizedError,
 )
 from app.http.bodies import BodyReader
+from app.http.cross_origin import OptionsMiddleware, allow_pages
 from app.http.docs_page import CONTENT_SECURITY_POLICY, docs_page
 from app.http.job_part import JobService
 from app.http.middleware import (
@@ -41,10 +49,13 @@ from app.http.middleware import (
 )
 from app.http.pages.site import install_pages
 from app.http.problems import Problem, allowed_methods, install_error_handlers, problem_responses
+from app.http.queries import refuse_unknown_query
 from app.http.receptions import Receptions
-from app.http.routes import health, items, jobs, mappings, models, regenerate, reports
+from app.http.routes import health, index, items, jobs, mappings, models, regenerate, reports
 from app.http.sessions import Sessions
 from app.http.spools import Spools
+from app.jobs.job_bodies import JobRequest
+from app.jobs.parts import JobParts
 from app.runtime.job_metrics import JobMetrics
 from app.runtime.metrics import Metrics
 from app.runtime.readiness import Probe
@@ -182,16 +193,49 @@ class Application(FastAPI):
     """FastAPI whose OpenAPI document also holds what routes refer to without FastAPI: the one Problem, and bodies."""
 
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, built once."""
+        """The OpenAPI document, built once; without keys no route asks for one."""
         if self.openapi_schema is None:
             document = super().openapi()
+            if not self.state.settings.asks_for_keys():
+                for operations in document["paths"].values():
+                    for operation in operations.values():
+                        operation.pop("security", None)
+                document["components"].pop("securitySchemes", None)
             components = document.setdefault("components", {}).setdefault("schemas", {})
-            for kind in (Problem, RegenerateRequest, Share):
+            components["JobUpload"] = jobs.UPLOAD_FORM
+            for kind in (Problem, RegenerateRequest, JobRequest, Share):
                 schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
                 components.update(schema.pop("$defs", {}))
                 components[kind.__name__] = schema
         assert self.openapi_schema is not None
         return self.openapi_schema
+
+
+def _operation_id(route: APIRoute) -> str:
+    """The name of the route's function: generated clients call their functions so, and a test pins the names."""
+    return route.name
+
+
+@contextlib.asynccontextmanager
+async def _watching(keys: KeyRing, app: FastAPI) -> AsyncIterator[None]:
+    """Inside, keys that come and go in their file count, and are recorded."""
+
+    def record() -> bool:
+        parts: JobParts | None = getattr(app.state, "job_parts", None)
+        if parts is None:  # a service without SQL keeps no record
+            return True
+        try:
+            record_keys(parts.engine, keys.keys_of_file)
+        except StoreUnavailableError:  # readiness says so; the next look tries again
+            return False
+        return True
+
+    watching = asyncio.create_task(keys.watch(record))
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
 
 def create_app(
@@ -210,13 +254,16 @@ def create_app(
     """
     metrics = Metrics(registry or CollectorRegistry())
     built = [build(settings, metrics) for build in parts]
+    keys, key_limits = KeyRing.of(settings), KeyLimits(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(key_limits.close)
             try:
                 for part in built:
                     await stack.enter_async_context(part.lifespan(app))
+                await stack.enter_async_context(_watching(keys, app))
             except Exception as error:
                 app.state.startup_error = error
                 raise
@@ -230,15 +277,20 @@ def create_app(
         redoc_url=None,
         docs_url=None,
         redirect_slashes=False,
+        dependencies=[Depends(refuse_unknown_query)],
+        responses=problem_responses(RequestValidationError),
+        generate_unique_id_function=_operation_id,
     )
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.bodies = BodyReader(settings)
+    app.state.key_limits = key_limits
     app.state.spools = Spools()
     app.state.shutdown = Shutdown(settings.shutdown_seconds)
     app.state.probes = tuple(probe for part in built for probe in part.probes)
     app.state.startup_error = None
     install_error_handlers(app)
+    app.include_router(index.router)
     app.include_router(health.router)
 
     @app.get("/docs", include_in_schema=False)
@@ -247,17 +299,22 @@ def create_app(
         headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY}
         return HTMLResponse(docs_page(app.openapi()), headers=headers)
 
-    # Only declares the scheme in the OpenAPI document; ApiKeyMiddleware is what checks, before a body is read
-    bearer = [Depends(HTTPBearer(auto_error=False, description="One of the accepted API keys."))]
-    keys = settings.accepted_keys()
     secret = settings.session_secret
     app.state.sessions = Sessions(keys, None if secret is None else secret.get_secret_value())
     common = problem_responses(
-        UnauthorizedError, ForeignHostError, ForeignPageError, RequestTooLargeError, ReceivingFullError, Exception
+        UnauthorizedError,
+        MissingScopeError,
+        KeyLimitError,
+        ForeignHostError,
+        ForeignPageError,
+        RequestTooLargeError,
+        ReceivingFullError,
+        RequestValidationError,
+        Exception,
     )
     for part in built:
         for router in part.routers:
-            app.include_router(router, dependencies=bearer if keys else [], responses=common)
+            app.include_router(router, responses=common)
     install_pages(app)
     # The last added is the outermost
     app.add_middleware(
@@ -267,8 +324,17 @@ def create_app(
         receptions=Receptions(settings.max_receiving_bytes, retry_after_seconds=settings.retry_after_seconds),
     )
     app.add_middleware(HeadMiddleware)
-    app.add_middleware(ApiKeyMiddleware, keys=keys, sessions=app.state.sessions)
-    app.add_middleware(ForeignPageMiddleware, hosts=settings.allowed_hosts, any_page=bool(keys))
+    if settings.cors_origins:
+        app.add_middleware(OptionsMiddleware, routes=app)
+    app.add_middleware(ApiKeyMiddleware, keys=keys, limits=key_limits, sessions=app.state.sessions)
+    app.add_middleware(
+        ForeignPageMiddleware,
+        hosts=settings.allowed_hosts,
+        pages=settings.cors_origins,
+        any_page=not keys.is_empty,
+    )
     app.add_middleware(SlashMiddleware, is_path=lambda scope: "GET" in allowed_methods(app, scope))
+    if settings.cors_origins:
+        allow_pages(app, settings.cors_origins)
     app.add_middleware(RequestMiddleware, metrics=metrics)
     return app

@@ -1,14 +1,13 @@
 """
 What happens to every request before a route sees it, outermost first: request id, log line and metrics; the last net
-for errors; a slash too many; foreign pages; the API key; HEAD; the size of the body. Plain ASGI, so that streams and
-disconnections pass through untouched.
+for errors; a slash too many; foreign pages; the key and its pace; HEAD; the size of the body. Plain ASGI, so that
+streams and disconnections pass through untouched.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from urllib.parse import quote
@@ -17,17 +16,22 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.access.key_file import AccessKey
+from app.access.key_limits import KeyLimits
+from app.access.key_ring import KeyRing
 from app.errors import (
     ForeignHostError,
     ForeignPageError,
+    KeyLimitError,
     MissingCsrfTokenError,
     RequestTooLargeError,
     UnauthorizedError,
 )
+from app.http.key_checks import ACCESS_KEY
 from app.http.problems import problem_response
 from app.http.receptions import Reception, Receptions
 from app.http.sessions import Sessions, is_open_page, is_page, to_login
-from app.runtime.logs import REQUEST_ID_HEADER, accepted_request_id, logger, request_context, stopwatch
+from app.runtime.logs import REQUEST_ID_HEADER, accepted_request_id, key_context, logger, request_context, stopwatch
 from app.runtime.metrics import METHODS, Metrics
 from app.runtime.tracing import span
 
@@ -35,7 +39,7 @@ log = logger(__name__)
 
 # Open without a key: orchestrators and scrapers hold none, and the answers tell nothing of anybody's data; the
 # description of the API is the same for everyone
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"})
+OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"})
 
 
 BODILESS = frozenset({"GET", "HEAD"})
@@ -112,12 +116,17 @@ class RequestMiddleware:
                     path=scope["path"],
                     route=route,
                     status=status,
+                    key=_name_of(scope.get(ACCESS_KEY)),
                     seconds=round(elapsed(), 6),
                 )
 
 
 def _ignore(_name: str) -> None:
     """What a request without a span is renamed by."""
+
+
+def _name_of(key: AccessKey | None) -> str | None:
+    return None if key is None else key.name
 
 
 class SlashMiddleware:
@@ -152,41 +161,49 @@ class ApiKeyMiddleware:
     Let through what carries an accepted bearer key, or the cookie of a session that one began, and the open paths; 401
     for the rest, unknown paths included, and the login form instead of a page.
 
+    What the key may do is the route's to say (``key_checks``); how often, its limits: 429 before a body is read.
+
     Args:
-        keys: accepted keys; empty lets everything through.
+        keys: accepted keys; none lets everything through.
+        limits: how often each may ask.
         sessions: of browsers.
     """
 
-    def __init__(self, app: ASGIApp, keys: tuple[str, ...], sessions: Sessions) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, limits: KeyLimits, sessions: Sessions) -> None:
         self._app = app
-        self._keys = tuple(key.encode() for key in keys)
+        self._keys = keys
+        self._limits = limits
         self._sessions = sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         path = scope.get("path", "")  # a lifespan has none
-        if scope["type"] == "http" and self._keys and path not in OPEN_PATHS and not is_open_page(path):
-            headers = Headers(scope=scope)
-            try:
-                self._check(headers, scope["method"])
-            except (UnauthorizedError, MissingCsrfTokenError) as error:
-                lost = isinstance(error, UnauthorizedError) and is_page(path)
-                answer = to_login(headers, path) if lost else problem_response(error, path=path)
-                await answer(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-    def _check(self, headers: Headers, method: str) -> None:
-        authorization = headers.get("Authorization")
-        if authorization is None and self._sessions.key_of_request(headers, method) is not None:
+        if scope["type"] != "http" or self._keys.is_empty or path in OPEN_PATHS or is_open_page(path):
+            await self._app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
+        try:
+            key = scope[ACCESS_KEY] = self._find(headers, scope["method"])
+            await self._limits.take_request(key.name)
+        except (UnauthorizedError, MissingCsrfTokenError, KeyLimitError) as error:
+            lost = isinstance(error, UnauthorizedError) and is_page(path)
+            answer = to_login(headers, path) if lost else problem_response(error, path=path)
+            await answer(scope, receive, send)
+            return
+        with key_context(key.name):
+            await self._app(scope, receive, send)
+
+    def _find(self, headers: Headers, method: str) -> AccessKey:
+        authorization = headers.get("Authorization")
+        if authorization is None and (of_session := self._sessions.key_of_request(headers, method)) is not None:
+            return of_session
         scheme, _, sent = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not sent:
             raise UnauthorizedError("send an accepted key as 'Authorization: Bearer <key>'")
-        # Headers are latin-1 by the protocol; every key is compared, in constant time, so timing tells nothing
-        given = sent.strip().encode("latin-1")
-        if not sum(hmac.compare_digest(given, key) for key in self._keys):
+        key = self._keys.find(sent.strip().encode("latin-1"))  # headers are latin-1 by the protocol
+        if key is None:
             raise UnauthorizedError("the key is not accepted")
+        return key
 
 
 class HeadMiddleware:
@@ -232,11 +249,13 @@ class ForeignPageMiddleware:
 
     Args:
         hosts: further names of the service; ``*.example.org`` means every name below.
+        pages: origins whose pages may call (TAESAR_CORS_ORIGINS).
         any_page: whether pages are no concern, as keys are asked for: browsers do not hold them.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: Sequence[str], any_page: bool) -> None:
+    def __init__(self, app: ASGIApp, *, hosts: Sequence[str], pages: Sequence[str], any_page: bool) -> None:
         self._app = app
+        self._pages = frozenset(page.encode() for page in pages)
         self._hosts = tuple(host.lower() for host in hosts)
         self._any_host = any_page and not hosts
         self._any_page = any_page
@@ -263,7 +282,7 @@ class ForeignPageMiddleware:
                 site = value
         if not self._any_host and not self._is_own(host.decode("latin-1")):
             raise ForeignHostError(host.decode("latin-1"))
-        if self._any_page:
+        if self._any_page or origin in self._pages:
             return
         if origin is not None and origin.lower().partition(b"://")[2] != host:
             raise ForeignPageError

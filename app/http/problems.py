@@ -39,7 +39,9 @@ from app.errors import (
     InvalidPart,
     InvalidSourceError,
     JobStateError,
+    KeyLimitError,
     MissingCsrfTokenError,
+    MissingScopeError,
     ModelProcessDiedError,
     ModelThreadDiedError,
     ModelUnavailableError,
@@ -74,6 +76,8 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is left to read it, logs a
 
 STATUS: Mapping[type[Exception], int] = {
     UnauthorizedError: 401,
+    MissingScopeError: 403,
+    KeyLimitError: 429,
     ForeignHostError: 403,
     ForeignPageError: 403,
     MissingCsrfTokenError: 403,
@@ -110,6 +114,10 @@ STATUS: Mapping[type[Exception], int] = {
     ShuttingDownError: 503,
     FailedChecksError: 503,
 }
+
+
+# Those that say when to try again
+RETRIED = (KeyLimitError, QueueFullError, ReceivingFullError)
 
 
 class InvalidPartBody(BaseModel):
@@ -177,7 +185,7 @@ def problem_response(error: Exception, *, path: str) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, HTTPException):
         headers.update(error.headers or {})
-    if isinstance(error, QueueFullError | ReceivingFullError):
+    if isinstance(error, RETRIED):
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, UnauthorizedError):
         headers["WWW-Authenticate"] = 'Bearer realm="taesar"'
@@ -209,14 +217,15 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def allowed_methods(app: FastAPI, scope: Scope) -> list[str]:
-    """The methods that the path of *scope* has; HEAD wherever GET is."""
+    """The methods that the path of *scope* has; HEAD wherever GET is, OPTIONS where pages may ask."""
     candidates = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
     found = {
         method
         for method in candidates
         if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in app.router.routes)
     }
-    return [method for method in candidates if method in found or (method == "HEAD" and "GET" in found)]
+    allowed = [method for method in candidates if method in found or (method == "HEAD" and "GET" in found)]
+    return [*allowed, "OPTIONS"] if allowed and app.state.settings.cors_origins else allowed
 
 
 def problem_responses(*kinds: type[Exception]) -> dict[int | str, dict[str, Any]]:
@@ -234,7 +243,7 @@ def problem_responses(*kinds: type[Exception]) -> dict[int | str, dict[str, Any]
         )
         entry["description"] = "; ".join(filter(None, [entry["description"], title_of(kind)]))
         entry["content"][PROBLEM_JSON]["examples"][type_of(kind)] = {"value": example}
-        if kind in (QueueFullError, ReceivingFullError):
+        if kind in RETRIED:
             entry["headers"] = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
     return responses
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Sequence
 from urllib.parse import quote
 
 from itsdangerous import BadSignature, URLSafeTimedSerializer
@@ -19,6 +18,8 @@ from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse, Response
 
+from app.access.key_file import AccessKey
+from app.access.key_ring import KeyRing
 from app.errors import MissingCsrfTokenError, UnauthorizedError
 
 PAGES = "/ui"
@@ -37,35 +38,35 @@ class Sessions:
     Gives cookies for keys, and keys for cookies.
 
     Args:
-        keys: the accepted keys; without any nobody needs a session.
+        keys: those that are accepted; without any nobody needs a session.
         secret: signs; None: a new one.
     """
 
-    def __init__(self, keys: Sequence[str], secret: str | None) -> None:
-        self._keys = {_digest(key): key for key in keys}
+    def __init__(self, keys: KeyRing, secret: str | None) -> None:
+        self._keys = keys
         self._secret = secret or secrets.token_urlsafe(32)
         self._signer = URLSafeTimedSerializer(self._secret, salt="taesar session")
 
     @property
     def needed(self) -> bool:
         """Whether a key is asked for at all."""
-        return bool(self._keys)
+        return not self._keys.is_empty
 
     def begin(self, key: str) -> str:
         """The cookie for *key*; raises UnauthorizedError where it is not accepted."""
-        digest = _digest(key)
-        if not sum(hmac.compare_digest(digest, known) for known in self._keys):
+        found = self._keys.find(key.encode("utf-8", "surrogateescape"))
+        if found is None:
             raise UnauthorizedError("the key is not accepted")
         # The nonce makes every session's token its own
-        return str(self._signer.dumps([digest, secrets.token_urlsafe(12)]))
+        return str(self._signer.dumps([found.hash, secrets.token_urlsafe(12)]))
 
-    def key_of(self, cookie: str) -> str | None:
+    def key_of(self, cookie: str) -> AccessKey | None:
         """The key that *cookie* stands for; None where it is forged, too old, or its key is not accepted any more."""
         try:
             digest, _ = self._signer.loads(cookie, max_age=SESSION_SECONDS)
         except (BadSignature, ValueError, TypeError):
             return None
-        return self._keys.get(digest)
+        return self._keys.with_hash(str(digest))
 
     def csrf_token(self, cookie: str) -> str:
         """What the pages of the session *cookie* send with every change."""
@@ -75,7 +76,7 @@ class Sessions:
         """Whether *token* is that of *cookie*."""
         return hmac.compare_digest(self.csrf_token(cookie).encode(), token.encode())
 
-    def key_of_request(self, headers: Headers, method: str) -> str | None:
+    def key_of_request(self, headers: Headers, method: str) -> AccessKey | None:
         """
         The key that a browser's request stands for; None without a session.
 
@@ -111,7 +112,3 @@ def to_login(headers: Headers, path: str) -> Response:
     if headers.get("HX-Request"):  # a part of a page: the whole of it goes to the login
         return Response(status_code=401, headers={"HX-Redirect": LOGIN})
     return RedirectResponse(f"{LOGIN}?next={quote(path, safe='/')}", status_code=303)
-
-
-def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()

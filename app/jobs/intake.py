@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from app.errors import IdempotencyConflictError, QueueFullError
+from app.errors import IdempotencyConflictError, KeyLimitError, QueueFullError
 from app.jobs.destinations import format_of_result
 from app.jobs.formats import SourceFormat, format_of
 from app.jobs.job_bodies import JobOptions, JobRequest
@@ -113,7 +113,11 @@ class JobIntake:
         self._parts.storage.write_stream(f"{job_id}/{UPLOAD}", file)
         try:
             accepted = self._record(job_id, new)
-        except (IdempotencyConflictError, QueueFullError):  # after others the job may have been recorded all the same
+        except (
+            IdempotencyConflictError,
+            QueueFullError,
+            KeyLimitError,
+        ):  # after others the job may have been recorded all the same
             self._parts.storage.delete_folder(job_id)
             raise
         if not accepted.is_new:

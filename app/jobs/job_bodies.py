@@ -74,8 +74,8 @@ def _one_or_more(value: object) -> object:
 
 
 def _flag(value: object) -> object:
-    # A form has no truth values
-    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+    # A form has no truth values; generated clients write Python's
+    return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
 
 
 Flag = Annotated[bool, BeforeValidator(_flag)]
@@ -205,14 +205,13 @@ class JobOptions(BaseModel):
 
 
 class JobRequest(JobOptions):
-    """A job whose input lies at a URI that the server may read."""
+    """A job whose input lies at a URI that the server may read: source_uri or sources says where."""
 
     model_config = ConfigDict(
         strict=True,
         extra="forbid",
         frozen=True,
         json_schema_extra={
-            "anyOf": [{"required": ["source_uri"]}, {"required": ["sources"]}],
             "examples": [{"target_domain": "kitchen", "source_uri": "file:///data/in/mixed.ndjson.gz"}],
         },
     )

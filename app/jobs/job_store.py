@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from sqlalchemy import Connection, Engine, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from app.errors import IdempotencyConflictError, JobStateError, QueueFullError, ResultGoneError
+from app.access.audit import Act, append_act
+from app.errors import IdempotencyConflictError, JobStateError, KeyLimitError, QueueFullError, ResultGoneError
 from app.jobs.formats import BadRow
 from app.jobs.records import (
     ACTIVE,
@@ -24,6 +25,7 @@ from app.jobs.records import (
     output_names_of,
 )
 from app.mappings.mapping_store import drop, take_back
+from app.runtime.logs import current_key_name
 from app.storage.database import now_ms, reading, writing
 from app.storage.tables import bad_rows, chunks, jobs
 from models.item_counts import SEQUENCE_COUNTS
@@ -46,15 +48,16 @@ class JobStore:
         Raises:
             IdempotencyConflictError: the key came before with another request.
             QueueFullError: too many jobs are unfinished.
+            KeyLimitError: too many of the key that submits it are.
         """
+        submitted_by = current_key_name()
         try:
             with writing(self.engine) as connection:
                 known = _find_key(connection, new.idempotency_key, new.request_digest)
                 if known is not None:
                     return known, False
-                unfinished = connection.execute(
-                    select(func.count()).select_from(jobs).where(jobs.c.state.in_(ACTIVE))
-                ).scalar_one()
+                self._check_share(connection, submitted_by)
+                unfinished = _num_unfinished(connection)
                 if unfinished >= self._limits.max_unfinished_jobs:
                     raise QueueFullError(
                         waiting=unfinished,
@@ -69,10 +72,12 @@ class JobStore:
                         **zeros,
                         job_id=job_id,
                         state=JobState.QUEUED,
+                        submitted_by=submitted_by,
                         created_at_ms=now,
                         queued_at_ms=now,
                     )
                 )
+                append_act(connection, Act.SUBMIT, job_id, source=new.source_uri or new.source_name)
                 return get_job(connection, job_id), True
         except IntegrityError:  # the same key, at the same time
             with reading(self.engine) as connection:
@@ -119,6 +124,7 @@ class JobStore:
                 raise JobStateError(f"job {job_id} has {job.state} already; remove=true removes it")
             if job.state != JobState.CANCELLED:
                 end_job(connection, job, JobState.CANCELLED, None)
+                append_act(connection, Act.CANCEL, job_id)
             return get_job(connection, job_id)
 
     def remove(self, job_id: str) -> None:
@@ -129,6 +135,15 @@ class JobStore:
                 take_back(connection, job.dictionary)
             drop(connection, job_id=job_id)
             connection.execute(delete(jobs).where(jobs.c.job_id == job_id))
+            append_act(connection, Act.REMOVE, job_id)
+
+    def _check_share(self, connection: Connection, submitted_by: str | None) -> None:
+        if submitted_by is None:
+            return
+        of_key = _num_unfinished(connection, jobs.c.submitted_by == submitted_by)
+        if of_key >= self._limits.max_unfinished_jobs_per_key:
+            what = f"the key {submitted_by} has {of_key} unfinished jobs, its share"
+            raise KeyLimitError(what, "TAESAR_KEY_UNFINISHED_JOBS", retry_after_seconds=RETRY_AFTER_SECONDS)
 
     def output_names(self, job_id: str) -> list[str]:
         """
@@ -194,6 +209,11 @@ class JobStore:
             job = find_job(connection, job_id)
         ended = job is None or job.state in (JobState.FAILED, JobState.CANCELLED) or job.pruned_at_ms is not None
         return not ended
+
+
+def _num_unfinished(connection: Connection, *which: ColumnElement[bool]) -> int:
+    statement = select(func.count()).select_from(jobs).where(jobs.c.state.in_(ACTIVE), *which)
+    return int(connection.execute(statement).scalar_one())
 
 
 def _find_key(connection: Connection, key: str | None, request_digest: str) -> Job | None:

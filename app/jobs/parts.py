@@ -94,6 +94,7 @@ def job_parts(settings: Settings, metrics: JobMetrics | None = None) -> JobParts
     engine = open_engine(settings.database(), on_outage=partial(metrics.count_outage, "sql"))
     limits = JobLimits(
         max_unfinished_jobs=settings.max_unfinished_jobs,
+        max_unfinished_jobs_per_key=settings.most_jobs_of_a_key(),
         max_bad_row_share=settings.max_bad_row_share,
     )
     url = settings.redis_url

@@ -126,9 +126,10 @@ class Job(SequenceCounts):
 
 @dataclass(frozen=True)
 class JobLimits:
-    """The settings of the same names."""
+    """Settings, with their defaults filled in."""
 
     max_unfinished_jobs: int
+    max_unfinished_jobs_per_key: int
     max_bad_row_share: float
 
 

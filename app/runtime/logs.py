@@ -79,6 +79,19 @@ def current_request_id() -> str:
     return str(structlog.contextvars.get_contextvars().get("request_id", ""))
 
 
+@contextlib.contextmanager
+def key_context(name: str) -> Iterator[None]:
+    """Bind the name of the request's key to every log line written inside."""
+    with structlog.contextvars.bound_contextvars(key=name):
+        yield
+
+
+def current_key_name() -> str | None:
+    """What the key of the request that is being answered is called; None without a key, and outside of one."""
+    name: str | None = structlog.contextvars.get_contextvars().get("key")
+    return name
+
+
 def stopwatch() -> Callable[[], float]:
     """Start timing; the returned function says the seconds since."""
     started = time.perf_counter()

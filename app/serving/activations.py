@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from sqlalchemy import Engine, insert, select
 from sqlalchemy.exc import IntegrityError
 
+from app.access.audit import Act, append_act
 from app.errors import ActivationConflictError, ModelUnavailableError
 from app.storage.database import now_ms, reading, writing
 from app.storage.tables import activations
@@ -134,5 +135,7 @@ class ActivationStore:
                         at_ms=now_ms(),
                     )
                 )
+                detail = {"canary": decided.canary, "canary_share": decided.canary_share} if decided.canary else {}
+                append_act(connection, Act.SERVE, str(decided.active), previous=decided.previous, **detail)
         except IntegrityError as error:
             raise OvertakenError from error

@@ -61,6 +61,7 @@ jobs = Table(
     Column("source_name", Text, nullable=False),
     Column("source_format", String(16), nullable=False),
     Column("input_description", Text, nullable=True),  # JSON; null: one file whose layout is found by looking at it
+    Column("submitted_by", String(64), nullable=True),  # the name of the key; null: none was asked for
     Column("idempotency_key", String(255), nullable=True, unique=True),
     Column("request_digest", String(64), nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
@@ -157,4 +158,17 @@ mapping_sources = Table(
     Column("decisions", BigInteger, nullable=False),
     Column("deletions", BigInteger, nullable=False),
     sqlite_with_rowid=False,
+)
+
+# It only grows: triggers of the migration refuse every change, so an operator's hand is stopped, too.
+audit = Table(
+    "audit",
+    metadata,
+    Column("entry_id", Integer, primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("key_name", String(64), nullable=True),
+    Column("request_id", String(128), nullable=True),
+    Column("action", String(32), nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("detail", Text, nullable=True),  # a JSON object; null: nothing
 )

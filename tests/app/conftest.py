@@ -55,7 +55,7 @@ class Client:
         self.app = app
 
     def request(self, method, path, **arguments):
-        return self.portal.call(functools.partial(self._request, method, path, **arguments))
+        return self.portal.call(functools.partial(self.request_here, method, path, **arguments))
 
     def get(self, path, **arguments):
         return self.request("GET", path, **arguments)
@@ -70,7 +70,7 @@ class Client:
             answers = [None] * len(bodies)
 
             async def one(index):
-                answers[index] = await self._request("POST", "/regenerate", json=bodies[index])
+                answers[index] = await self.request_here("POST", "/regenerate", json=bodies[index])
 
             async with anyio.create_task_group() as group:
                 for index in range(len(bodies)):
@@ -79,7 +79,7 @@ class Client:
 
         return self.portal.call(all_of_them)
 
-    async def _request(self, method, path, **arguments):
+    async def request_here(self, method, path, **arguments):
         transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, path, **arguments)

@@ -222,7 +222,7 @@ def main() -> int:
         bundle, path = food_kitchen(folder, num_sequences=10)
         root = folder / "bundles"
         root.mkdir()
-        settings = {"api_keys": KEY, "slow_client_seconds": 2, "bundle_root": root}
+        settings = {"api_keys": KEY, "slow_client_seconds": 2, "key_requests_per_second": 0, "bundle_root": root}
         with served(folder / "service", bundle, path.parent, **settings) as cluster:
             before = num_descriptors(process_id(cluster))
             tally = fuzz(cluster, seed=arguments.seed, first=arguments.first, cases=arguments.cases)

@@ -14,7 +14,12 @@ CASES = 400
 def cluster(tmp_path):
     bundle, path = food_kitchen(tmp_path, num_sequences=10)
     (tmp_path / "bundles").mkdir()
-    settings = {"api_keys": KEY, "slow_client_seconds": 2, "bundle_root": tmp_path / "bundles"}
+    settings = {
+        "api_keys": KEY,
+        "slow_client_seconds": 2,
+        "key_requests_per_second": 0,
+        "bundle_root": tmp_path / "bundles",
+    }
     with served(tmp_path / "service", bundle, path.parent, **settings) as cluster:
         yield cluster
 

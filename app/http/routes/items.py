@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 
 from app.errors import UnknownModelError
+from app.http.key_checks import ANY_KEY
 from app.http.paging import is_unchanged
 from app.http.problems import problem_responses
 from app.http.routes.models import inference_of
@@ -45,6 +46,7 @@ def maps_of(request: Request) -> ItemMaps:
 @router.get(
     "/models/{version}/items",
     summary="Find items of a model",
+    dependencies=[ANY_KEY],
     responses=problem_responses(UnknownModelError, BundleError, UnknownDomainError, RequestValidationError),
 )
 def find_items(
@@ -81,6 +83,7 @@ def find_items(
 @router.get(
     "/models/{version}/map",
     summary="The items of a model as points",
+    dependencies=[ANY_KEY],
     response_class=Response,
     responses={
         **problem_responses(UnknownModelError, BundleError, RequestValidationError),

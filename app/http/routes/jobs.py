@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import StreamingResponse
 
+from app.access.key_file import KeyScope
 from app.errors import (
     ContentTypeError,
     DestinationNotAllowedError,
@@ -23,6 +24,7 @@ from app.errors import (
     InvalidCursorError,
     InvalidSourceError,
     JobStateError,
+    KeyLimitError,
     ModelUnavailableError,
     NotAcceptableError,
     QueueFullError,
@@ -37,6 +39,7 @@ from app.errors import (
     UnsupportedFormatError,
 )
 from app.http.bodies import JSON, MAX_OPTIONS_BYTES, bodies_of, media_type, validated
+from app.http.key_checks import check_scope, needs
 from app.http.paging import decode_cursor, encode_cursor, preferred
 from app.http.problems import problem_responses
 from app.http.routes.models import inference_of
@@ -57,6 +60,7 @@ from models.exports.export_formats import FILE_FORMATS, FileFormatName, describe
 
 router = APIRouter(tags=["jobs"])
 
+JOBS = needs(KeyScope.JOBS)
 FORM = "multipart/form-data"
 NDJSON = "application/x-ndjson"
 EVENT_SECONDS = 0.5
@@ -74,24 +78,31 @@ def _in_a_form(schema: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "anyOf": kinds}
 
 
-_FORM_SCHEMA: dict[str, Any] = {
+UPLOAD_FORM: dict[str, Any] = {
+    "title": "JobUpload",
     "type": "object",
     "additionalProperties": False,
     "required": ["target_domain", "file"],
     "properties": {
         **{name: _in_a_form(schema) for name, schema in JobOptions.model_json_schema()["properties"].items()},
-        "file": {"type": "string", "contentMediaType": "application/octet-stream", "description": "The input."},
+        "file": {
+            "type": "string",
+            "format": "binary",
+            "contentMediaType": "application/octet-stream",
+            "description": "The input.",
+        },
     },
 }
+_UPLOAD = {"$ref": "#/components/schemas/JobUpload"}
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
             "application/json": {
-                "schema": JobRequest.model_json_schema(),
+                "schema": {"$ref": "#/components/schemas/JobRequest"},
                 "example": {"target_domain": "kitchen", "source_uri": "file:///data/in/mixed.ndjson.gz"},
             },
-            "multipart/form-data": {"schema": _FORM_SCHEMA},
+            FORM: {"schema": _UPLOAD},
         },
     }
 }
@@ -118,6 +129,7 @@ JobPartsOf = Annotated[JobParts, Depends(parts_of)]
 
 @router.post(
     "/jobs",
+    dependencies=[JOBS],
     status_code=202,
     summary="Submit a bulk job",
     openapi_extra=_BODY,
@@ -137,6 +149,7 @@ JobPartsOf = Annotated[JobParts, Depends(parts_of)]
         InvalidSourceError,
         InputFormatError,
         QueueFullError,
+        KeyLimitError,
         ModelUnavailableError,
         StoreUnavailableError,
         FilesUnavailableError,
@@ -183,6 +196,7 @@ async def submit_job(
 
 @router.get(
     "/jobs",
+    dependencies=[JOBS],
     summary="List jobs, newest first",
     responses=problem_responses(RequestValidationError, InvalidCursorError, StoreUnavailableError),
 )
@@ -201,6 +215,7 @@ def list_jobs(
 
 @router.get(
     "/jobs/{job_id}",
+    dependencies=[JOBS],
     summary="One job",
     responses=problem_responses(UnknownJobError, RequestValidationError, StoreUnavailableError),
 )
@@ -211,6 +226,7 @@ def get_job(job_id: str, parts: JobPartsOf) -> JobBody:
 
 @router.delete(
     "/jobs/{job_id}",
+    dependencies=[JOBS],
     summary="Cancel or remove a job",
     response_model=JobBody,
     responses={
@@ -219,10 +235,15 @@ def get_job(job_id: str, parts: JobPartsOf) -> JobBody:
     },
 )
 def delete_job(
+    request: Request,
     job_id: str,
     parts: JobPartsOf,
     remove: Annotated[
-        bool, Query(description="Remove the job, whatever its state: its record, its files and its counts.")
+        bool,
+        Query(
+            description="Remove the job, whatever its state: its record, its files and its counts. A key needs the "
+            "scope admin for it."
+        ),
     ] = False,
 ) -> Response | JobBody:
     """
@@ -231,6 +252,7 @@ def delete_job(
     Cancelling twice changes nothing; what has succeeded or failed can only be removed.
     """
     if remove:
+        check_scope(request, KeyScope.ADMIN)
         parts.jobs.remove(job_id)
         parts.storage.delete_folder(job_id)
         return Response(status_code=204)
@@ -246,6 +268,7 @@ def job_of(job_id: str, parts: JobPartsOf) -> Job:
 
 @router.get(
     "/jobs/{job_id}/events",
+    dependencies=[JOBS],
     summary="Follow a job",
     response_class=EventSourceResponse,
     responses={
@@ -282,6 +305,7 @@ async def follow_job(
 
 @router.get(
     "/jobs/{job_id}/result",
+    dependencies=[JOBS],
     summary="Download the result",
     response_class=StreamingResponse,
     responses={
@@ -340,6 +364,7 @@ def download_result(
 
 @router.get(
     "/jobs/{job_id}/errors",
+    dependencies=[JOBS],
     summary="Download the bad rows",
     response_class=StreamingResponse,
     responses={
@@ -387,8 +412,14 @@ async def _accept_form(request: Request, intake: JobIntake, registry: ModelRegis
 
 @router.post(
     "/previews",
+    dependencies=[JOBS],
     summary="See how an upload would be read",
-    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM_SCHEMA}}}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/JobUpload"}}},
+        }
+    },
     responses=problem_responses(
         RequestTooLargeError,
         UnsupportedFormatError,

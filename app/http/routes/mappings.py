@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from sqlalchemy import Connection, Engine
 from starlette.concurrency import run_in_threadpool
 
+from app.access.key_file import KeyScope
 from app.errors import (
     InvalidCursorError,
     ModelUnavailableError,
@@ -20,6 +21,7 @@ from app.errors import (
     StoreUnavailableError,
     UnknownJobError,
 )
+from app.http.key_checks import needs
 from app.http.paging import decode_cursor, encode_cursor, is_unchanged, preferred
 from app.http.problems import problem_responses
 from app.http.routes.jobs import JobPartsOf
@@ -120,6 +122,7 @@ def selection(
     "/mappings/{domain:path}",  # a domain may be called Food/Drink
     summary="The source -> target dictionary of a domain",
     response_model=MappingPage,
+    dependencies=[needs(KeyScope.MAPPINGS)],
     responses={
         **problem_responses(
             UnknownDomainError,

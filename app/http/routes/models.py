@@ -7,15 +7,18 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.exceptions import RequestValidationError
 
+from app.access.key_file import KeyScope
 from app.errors import (
     ActivationConflictError,
     ContentTypeError,
     ModelProcessDiedError,
     ModelUnavailableError,
+    RequestTooLargeError,
     StoreUnavailableError,
     UnknownModelError,
 )
 from app.http.bodies import bodies_of, json_body
+from app.http.key_checks import ANY_KEY, needs
 from app.http.problems import problem_responses
 from app.serving.model_bodies import Model, Models, Share
 from app.serving.regeneration import Inference
@@ -31,10 +34,11 @@ def inference_of(request: Request) -> Inference:
 
 
 InferenceOf = Annotated[Inference, Depends(inference_of)]
+ADMIN = needs(KeyScope.ADMIN)
 Version = Annotated[str, Path(examples=["4f0c2a9be1d7"], description="As GET /models lists it.")]
 
 
-@router.get("/models", summary="What serves, and loaded and loadable models")
+@router.get("/models", summary="What serves, and loaded and loadable models", dependencies=[ANY_KEY])
 async def list_models(inference: InferenceOf) -> Models:
     """What serves; models in memory with domains, rule and provenance; the versions that activation would load."""
     return await inference.registry.describe()
@@ -42,6 +46,7 @@ async def list_models(inference: InferenceOf) -> Models:
 
 @router.get(
     "/models/{version}",
+    dependencies=[ANY_KEY],
     summary="One model",
     responses=problem_responses(UnknownModelError, BundleError, ModelUnavailableError, RequestValidationError),
 )
@@ -53,6 +58,7 @@ async def read_model(version: Version, inference: InferenceOf) -> Model:
 @router.post(
     "/models/{version}/activate",
     summary="Switch to a model",
+    dependencies=[ADMIN],
     responses=problem_responses(
         UnknownModelError, BundleError, RequestValidationError, ModelProcessDiedError, StoreUnavailableError
     ),
@@ -71,19 +77,21 @@ async def activate_model(version: Version, inference: InferenceOf) -> Model:
 @router.post(
     "/models/{version}/canary",
     summary="Let a model answer a share of the requests",
+    dependencies=[ADMIN],
+    openapi_extra=json_body(Share),
     responses=problem_responses(
         UnknownModelError,
         BundleError,
         ActivationConflictError,
+        ContentTypeError,
+        RequestTooLargeError,
         RequestValidationError,
         ModelUnavailableError,
         ModelProcessDiedError,
         StoreUnavailableError,
-        ContentTypeError,
     ),
-    openapi_extra=json_body(Share),
 )
-async def start_canary(version: Version, request: Request, inference: InferenceOf) -> Models:
+async def start_canary(request: Request, version: Version, inference: InferenceOf) -> Models:
     """
     Beside the active version, on every replica; again with another share changes it. Jobs are never a canary's.
 
@@ -97,6 +105,7 @@ async def start_canary(version: Version, request: Request, inference: InferenceO
 @router.post(
     "/models/roll-back",
     summary="Take back the last switch",
+    dependencies=[ADMIN],
     responses=problem_responses(
         UnknownModelError, BundleError, ActivationConflictError, ModelProcessDiedError, StoreUnavailableError
     ),

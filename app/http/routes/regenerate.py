@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 
+from app.access.key_file import KeyScope
 from app.errors import (
     ClientLeftError,
     ContentTypeError,
     InvalidBodyError,
+    KeyLimitError,
     ModelProcessDiedError,
     ModelThreadDiedError,
     ModelUnavailableError,
@@ -23,6 +25,7 @@ from app.errors import (
     UnknownSequenceItemsError,
 )
 from app.http.bodies import bodies_of, json_body
+from app.http.key_checks import key_limits_of, key_name_of, needs
 from app.http.problems import problem_responses
 from app.http.routes.models import inference_of
 from app.runtime.logs import current_request_id
@@ -38,6 +41,7 @@ ResultT = TypeVar("ResultT")
     "/regenerate",
     summary="Rewrite mixed sequences for one target domain",
     response_model=RegenerateResponse,
+    dependencies=[needs(KeyScope.REGENERATE)],
     openapi_extra=json_body(RegenerateRequest),
     responses=problem_responses(
         UnknownDomainError,
@@ -48,6 +52,7 @@ ResultT = TypeVar("ResultT")
         RequestValidationError,
         UnknownSequenceItemsError,
         QueueFullError,
+        KeyLimitError,
         ModelUnavailableError,
         ModelProcessDiedError,
         ModelThreadDiedError,
@@ -64,7 +69,8 @@ async def regenerate(request: Request) -> Response:
     # Not a dependency: FastAPI runs one that is no coroutine in a thread, for every request
     inference = inference_of(request)
     body = await bodies_of(request).regenerate_request(request)
-    answer = await while_connected(request, inference.regenerate(body, request_id=current_request_id()))
+    with key_limits_of(request).holding_sequences(key_name_of(request), len(body.sequences)):
+        answer = await while_connected(request, inference.regenerate(body, request_id=current_request_id()))
     # Written here: FastAPI would validate the answer, copy it into dictionaries and write those, three times the work
     return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Path, Request
 from fastapi.exceptions import RequestValidationError
 
 from app.errors import UnknownReportError
+from app.http.key_checks import ANY_KEY
 from app.http.problems import problem_responses
 from app.serving.report_folders import ReportFolders, Reports
 
@@ -21,7 +22,7 @@ def reports_of(request: Request) -> ReportFolders:
     return folders
 
 
-@router.get("/reports", summary="Reports of evaluations")
+@router.get("/reports", summary="Reports of evaluations", dependencies=[ANY_KEY])
 async def list_reports(folders: Annotated[ReportFolders, Depends(reports_of)]) -> Reports:
     """What `taesar evaluate` wrote into subfolders of TAESAR_REPORTS, the newest first."""
     return Reports(reports=await asyncio.to_thread(folders.listed))
@@ -30,6 +31,7 @@ async def list_reports(folders: Annotated[ReportFolders, Depends(reports_of)]) -
 @router.get(
     "/reports/{name}",
     summary="One report",
+    dependencies=[ANY_KEY],
     responses=problem_responses(UnknownReportError, RequestValidationError),
 )
 async def read_report(

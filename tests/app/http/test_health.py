@@ -197,11 +197,12 @@ def test_requests_are_counted_by_route_template_and_status(client, payload):
 
 
 def test_decisions_batches_and_sequences_are_counted(client, payload):
-    answer = client.post("/regenerate", json=payload("b01 f02 k03 b99", "k01", "")).json()["sequences"]
+    whole = client.post("/regenerate", json=payload("b01 f02 k03 b99", "k01", "")).json()
+    answer = whole["sequences"]
 
     for action in ("kept", "replaced", "deleted", "unknown", "unknown_kept", "truncated"):
         assert value(client, "taesar_decisions_total", action=action) == sum(one[action] for one in answer)
-    assert value(client, "taesar_sequences_regenerated_total") == 3
+    assert value(client, "taesar_sequences_regenerated_total", version=whole["model_version"]) == 3
     assert value(client, "taesar_batch_sequences_sum") == 2  # the empty sequence needs no model
     assert value(client, "taesar_queued_sequences") == 0
     assert value(client, "taesar_batch_seconds_count") >= 1
@@ -209,9 +210,10 @@ def test_decisions_batches_and_sequences_are_counted(client, payload):
 
 def test_applications_do_not_share_counts(serving, payload):
     first, second = serving(), serving()
-    first.post("/regenerate", json=payload("k01"))
+    version = first.post("/regenerate", json=payload("k01")).json()["model_version"]
 
-    assert value(second, "taesar_sequences_regenerated_total") == 0
+    assert value(first, "taesar_sequences_regenerated_total", version=version) == 1
+    assert value(second, "taesar_sequences_regenerated_total", version=version) == 0
 
 
 def test_a_request_id_comes_back_and_a_harmful_one_is_replaced(client):

@@ -32,7 +32,7 @@ def test_a_report_is_given_as_it_was_written(reporting):
     assert reporting.get("/reports/first").json()["results"] == {}
 
 
-@pytest.mark.parametrize("name", ["none", "torn", "other", "..", "%2e%2e%2fsecret", "first%2f..%2f..%2fsecret"])
+@pytest.mark.parametrize("name", ["none", "torn", "other", "%2e%2e", "%2e%2e%2fsecret", "first%2f..%2f..%2fsecret"])
 def test_no_other_file_is_ever_read(reporting, name):
     assert reporting.get(f"/reports/{name}").status_code == 404
 

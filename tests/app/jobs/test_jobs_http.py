@@ -607,10 +607,11 @@ def _items(client, job):
     return {row["user_id"]: row["items"] for row in map(json.loads, lines)}
 
 
-def test_an_upload_is_described_by_fields_of_the_form(start):
+@pytest.mark.parametrize("no", ["false", "False"])
+def test_an_upload_is_described_by_fields_of_the_form(start, no):
     client = start()
     content = b"b01;u1;1300000002\nb02;u1;1300000001\n"
-    fields = {"columns": "item=1,user=2,time=3", "separator": ";", "header": "false", "domain": "books"}
+    fields = {"columns": "item=1,user=2,time=3", "separator": ";", "header": no, "domain": "books"}
     job = ended(client, upload(client, content, "log.txt", **fields))
 
     assert (job["state"], job["format"], job["counts"]["rows_read"]) == ("succeeded", "csv", 2)

@@ -13,7 +13,7 @@ from app.storage import schema
 from app.storage.database import open_engine, reading, writing
 from app.storage.tables import metadata
 
-OURS = {"activations", "jobs", "chunks", "bad_rows", "dictionaries", "mapping_pairs", "mapping_sources"}
+OURS = {"activations", "audit", "jobs", "chunks", "bad_rows", "dictionaries", "mapping_pairs", "mapping_sources"}
 
 
 @pytest.fixture

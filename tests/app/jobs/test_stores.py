@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 from sqlalchemy import select
 
-from app.errors import IdempotencyConflictError, QueueFullError, ResultGoneError
+from app.errors import IdempotencyConflictError, KeyLimitError, QueueFullError, ResultGoneError
 from app.jobs.formats import BadRow
 from app.jobs.job_store import JobStore
 from app.jobs.records import ACTIVE, MAX_REASON, JobLimits, JobState, created_at_ms_of, find_job
 from app.jobs.retries import InputChangedError
+from app.runtime.logs import key_context
 from app.storage.database import reading
 from app.storage.tables import bad_rows
 from tests.job_stores import FIRST, NEW, ONE, SECOND, THIRD
@@ -190,7 +191,7 @@ def test_files_are_kept_for_jobs_that_go_on_and_for_results(stores):
 
 
 def test_as_many_unfinished_jobs_as_stated_fit(parts, clock):
-    store = JobStore(parts.engine, JobLimits(max_unfinished_jobs=1, max_bad_row_share=0))
+    store = JobStore(parts.engine, JobLimits(max_unfinished_jobs=1, max_unfinished_jobs_per_key=1, max_bad_row_share=0))
     store.record(FIRST, NEW)
     with pytest.raises(QueueFullError) as refused:
         store.record(SECOND, NEW)
@@ -198,6 +199,22 @@ def test_as_many_unfinished_jobs_as_stated_fit(parts, clock):
 
     assert (refused.value.retry_after_seconds, "1" in str(refused.value)) == (30, True)
     assert store.record(SECOND, NEW)[1]
+
+
+def test_a_key_has_its_share_of_the_unfinished_jobs_and_the_others_theirs(parts, clock):
+    limits = JobLimits(max_unfinished_jobs=9, max_unfinished_jobs_per_key=1, max_bad_row_share=0)
+    store = JobStore(parts.engine, limits)
+    with key_context("shop"):
+        store.record(FIRST, NEW)
+        with pytest.raises(KeyLimitError, match="the key shop has 1 unfinished jobs") as refused:
+            store.record(SECOND, NEW)
+    with key_context("other"):
+        store.record(SECOND, NEW)
+    store.cancel(FIRST)
+
+    assert refused.value.retry_after_seconds == 30
+    with key_context("shop"):
+        assert store.record(THIRD, NEW)[1]
 
 
 # -- Cutting and chunks
