@@ -146,6 +146,23 @@ def test_removing_a_finished_job_takes_back_its_own_counts_only(stores):
     assert stores.jobs.output_names(SECOND) == ["out0"]
 
 
+def test_a_result_is_made_of_the_jobs_own_outputs(stores):
+    stores.finished(FIRST, SECOND)
+
+    assert [stores.jobs.output_names(job_id) for job_id in (FIRST, SECOND)] == [["out0"], ["out0"]]
+
+
+def test_a_job_knows_what_it_carries_along_and_what_was_odd_about_its_input(stores):
+    stores.jobs.record(FIRST, dataclasses.replace(NEW, carried='["price", "shop"]'))
+    stores.submit(SECOND)
+    stores.retries.begin_cutting(FIRST)
+    stores.chunks.end_cutting(FIRST, num_chunks=0, rows_read=0, bad=[], warnings=["no times"])
+    carrying, plain = (stores.jobs.get(job_id) for job_id in (FIRST, SECOND))
+
+    assert (carrying.carried_columns, plain.carried_columns) == (("price", "shop"), ())
+    assert (carrying.warnings, plain.warnings) == (("no times",), ())
+
+
 def test_pruning_is_of_jobs_that_ended_before_the_instant_in_the_order_of_their_ids(stores, clock):
     stores.finished(THIRD, FIRST)
     clock.now = 2000
