@@ -100,7 +100,7 @@ def rank_expected(view: View, target_range: TokenRange, count: int) -> Expected:
         count: K.
     """
     count = min(count, len(target_range))
-    tokens, values = [np.zeros((0, count), dtype=np.int64)], [np.zeros((0, count), dtype=np.float32)]
+    tokens, values = [np.empty((0, count), dtype=np.int64)], [np.empty((0, count), dtype=np.float32)]
     for logits_CX in logits_in_blocks(View(view.hidden_ND, view.table_VD[target_range.columns])):
         best_CK, column_CK = _best(log_softmax(logits_CX), count)
         tokens.append((column_CK + target_range.first).cpu().numpy())

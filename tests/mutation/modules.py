@@ -35,6 +35,7 @@ _DECODING = (
     "tests/models/decoding/test_windows.py",
 )
 _STORES = (
+    "tests/app/access/test_audit.py",
     "tests/app/jobs/test_attempts.py",
     "tests/app/jobs/test_retries.py",
     "tests/app/jobs/test_row_locks.py",

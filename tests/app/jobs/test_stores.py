@@ -331,3 +331,11 @@ def test_a_job_finishes_when_its_last_chunk_is_done_and_only_then(stores):
     assert (ended.state, ended.finished_at_ms) == (JobState.SUCCEEDED, 1000)
     assert (stores.chunks.finish(FIRST), stores.chunks.finish(SECOND)) == (None, None)
     assert stores.counted() == {("f1", "k1"): 2}
+
+
+def test_the_first_line_of_an_input_can_be_bad(stores):
+    stores.submit(FIRST)
+    stores.retries.begin_cutting(FIRST)
+    stores.chunks.end_cutting(FIRST, num_chunks=0, rows_read=2, bad=[BadRow(1, "no item"), BadRow(2, "no time")])
+
+    assert [row.line for row in stores.jobs.bad_rows(FIRST)] == [1, 2]

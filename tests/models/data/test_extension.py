@@ -8,7 +8,8 @@ import pytest
 
 from models.data.dataset import Dataset, load_dataset
 from models.data.preparation import PreparationConfig, prepare
-from models.errors import DatasetFormatError
+from models.data.reading.layouts import Layout
+from models.errors import ConfigurationError, DatasetFormatError
 from tests.conftest import write_interactions
 
 HEADER = "user,item,domain,timestamp"
@@ -156,3 +157,14 @@ def test_a_dataset_that_kept_no_waiting_rows_cannot_be_extended(tmp_path) -> Non
 
     with pytest.raises(DatasetFormatError, match="earlier version"):
         prepare(tmp_path / "old.csv", tmp_path / "new", extend=tmp_path / "old")
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_columns_are_not_carried_along_by_an_extension(tmp_path, before: bool) -> None:
+    """Neither those of the dataset, which newer rows may lack, nor new ones, which older rows have not."""
+    log = write(tmp_path / "log.csv", rows_of(tmp_path))
+    carrying = PreparationConfig(overlap="any", layout=Layout(carried=("timestamp",)))
+    prepare(log, tmp_path / "old", carrying if before else LOOSE)
+
+    with pytest.raises(ConfigurationError, match="not by an extension"):
+        prepare(log, tmp_path / "new", LOOSE if before else carrying, extend=tmp_path / "old")

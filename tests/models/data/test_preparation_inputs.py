@@ -11,7 +11,7 @@ import pytest
 
 from models.data.preparation import PreparationConfig, prepare
 from models.data.reading.interactions import read_interactions
-from models.data.reading.layouts import Columns, Layout
+from models.data.reading.layouts import Columns, Layout, parse_condition
 from models.errors import BadRowsError, EmptyDatasetError, InputFormatError
 from tests.prepared_tables import KEEP_ALL, TINY, Row, write_csv
 
@@ -339,3 +339,11 @@ def test_an_emptied_dataset_names_the_threshold_that_emptied_it(tmp_path, config
             write_csv(tmp_path / "t.csv", TINY), tmp_path / "dataset", PreparationConfig(**{**permissive, **config})
         )
     assert not (tmp_path / "dataset").exists()
+
+
+def test_a_condition_that_no_row_meets_is_named(tmp_path):
+    source = write_csv(tmp_path / "log.csv", TINY)
+    nobody = PreparationConfig(layout=Layout(where=(parse_condition("user = nobody"),)))
+
+    with pytest.raises(EmptyDatasetError, match="no row is left by user ?= ?nobody"):
+        prepare(source, tmp_path / "out", nobody)
