@@ -345,5 +345,5 @@ def test_a_condition_that_no_row_meets_is_named(tmp_path):
     source = write_csv(tmp_path / "log.csv", TINY)
     nobody = PreparationConfig(layout=Layout(where=(parse_condition("user = nobody"),)))
 
-    with pytest.raises(EmptyDatasetError, match="no row is left by user ?= ?nobody"):
+    with pytest.raises(EmptyDatasetError, match=r"no row is left by user ?= ?nobody"):
         prepare(source, tmp_path / "out", nobody)
