@@ -3,7 +3,8 @@ Take docs/screenshots: every view of a demo, light and dark, in Debian's Chromiu
 
     make screenshots
 
-The demo's folder (``demo-run``) is what is shown; where it is not there yet, the demo is run first.
+The demo's folder (``demo-run``) is what is shown; where it is not there yet, the demo is run first. An error in the
+console, or a request to another host, ends the command.
 """
 
 from __future__ import annotations
@@ -41,14 +42,29 @@ def main() -> None:
         page_server(DEMO / "bundle", data=Path(data), reports=DEMO / "reports") as address,
         open_browser() as browser,
     ):
-        job = None
+        job, complaints = None, []
         for scheme in ("light", "dark"):
             context = browser.new_context(base_url=address, viewport=SIZE, color_scheme=scheme)
             context.set_default_timeout(PATIENCE_MILLISECONDS)
             page = context.new_page()
+            watch(page, address, complaints)
             job = job or finished_job(page)
             take_views(page, job, scheme)
             context.close()
+    if complaints:
+        raise SystemExit("\n".join(complaints))
+
+
+def watch(page: Page, address: str, complaints: list[str]) -> None:
+    """Note what a page should not do."""
+
+    def note_request(url: str) -> None:
+        if not url.startswith((f"{address}/", "data:")):
+            complaints.append(f"request to another host: {url}")
+
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: note_request(request.url))
 
 
 def finished_job(page: Page) -> str:
