@@ -114,8 +114,9 @@ class _Recoded(_Stream):
             content = self._source.read(BLOCK_BYTES)
             try:
                 text = self._decoder.decode(content, final=not content)
-            except UnicodeDecodeError as error:
-                raise InputFormatError(f"the text is not {self._encoding}: {error.reason}") from error
+            except UnicodeError as error:  # UTF-16 without its mark is not even one that decodes
+                reason = getattr(error, "reason", error)
+                raise InputFormatError(f"the text is not {self._encoding}: {reason}") from error
             if text or not content:
                 return text.encode("utf-8")
 

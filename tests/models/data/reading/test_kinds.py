@@ -193,3 +193,13 @@ def test_delta_encoded_parquet_is_read(tmp_path):
     pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False, column_encoding=encodings)
 
     assert len(read_interactions([tmp_path / "a.parquet"], max_bad_row_share=0.0).times_N) == 1
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.ndjson"])
+@pytest.mark.parametrize("content", [b"%PDF-1.4\n1 0 obj\n", b"ab\xd8", b"\xff\xfe\x00\xd8", b"\xff\xfea"])
+def test_text_that_is_not_of_the_stated_encoding_is_said_to_be_none_of_it(tmp_path, name, content):
+    """With and without UTF-16's mark: the decoder fails in two ways."""
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(InputFormatError, match="the text is not utf-16"):
+        read_interactions([tmp_path / name], Layout(encoding="utf-16"), max_bad_row_share=0.5)
