@@ -162,8 +162,8 @@ def train(
     init: Annotated[
         Path | None,
         typer.Option(
-            help="Go on from this bundle, trained on a dataset that DATASET extends: a few epochs, in a "
-            "fraction of the time. Its size and what its trials found are kept.",
+            help="Go on from this bundle, trained on a dataset that DATASET extends, for a few epochs. "
+            "Its size and what its trials found are kept.",
             show_default="none",
         ),
     ] = None,

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.bundle import Bundle, load_bundle
+from models.bundle import Bundle
 from models.check.own_recommender import Exchange, ranks_of_lists, read_scores, run_command, write_exchange
 from models.check.plans import Plan, keep_plan, kept_plan, make_plan, time_steps
 from models.check.signs import Signs, read_signs
@@ -36,7 +36,7 @@ from models.check.verdict import LineValues, Verdict, judge
 from models.composite.folder import ensure_composite
 from models.data.dataset import Dataset, Sequences
 from models.decoding.rules import DEFAULT_RULE, Dial
-from models.errors import BundleError, ConfigurationError
+from models.errors import ConfigurationError
 from models.evaluation.advice import Advice
 from models.evaluation.arms import Arm, ArmName, Composite, Queries, build_arm, keep_domain, load_composite
 from models.evaluation.cells import Cell, Grid
@@ -46,7 +46,7 @@ from models.evaluation.served import advised, regenerate_histories
 from models.ranking_metrics import ndcg_at_k
 from models.recommenders.registry import COUNTED
 from models.training.loop import Progress
-from models.training.pipeline import PipelineConfig, train_bundle
+from models.training.pipeline import PipelineConfig, find_trained, train_bundle
 
 ARMS: tuple[ArmName, ...] = ("original", "duplicated", "regenerated")
 FIRST_SEED = 2025
@@ -282,13 +282,9 @@ def _epochs(plan: Plan) -> str:
 def _trained(dataset: Dataset, request: CheckRequest, config: PipelineConfig, progress: Progress | None) -> Bundle:
     """The bundle in the folder where it is of this dataset and plan, else a new one."""
     folder = request.folder / "bundle"
-    try:
-        bundle = load_bundle(folder, device=request.device)
-        made_of = bundle.provenance["dataset_fingerprint"], bundle.provenance["config"]
-        if made_of == (dataset.fingerprint, json.loads(json.dumps(dataclasses.asdict(config)))):
-            return bundle
-    except (BundleError, KeyError):
-        pass
+    there = find_trained(folder, dataset, config, device=request.device)
+    if there is not None:
+        return there
     return train_bundle(
         dataset,
         folder,

@@ -24,7 +24,6 @@ from models.bundle import Bundle, load_bundle
 from models.composite.folder import ensure_composite
 from models.data.dataset import Dataset
 from models.decoding.rules import Dial, Rule
-from models.errors import BundleError
 from models.evaluation.arms import ArmName, build_arm
 from models.evaluation.budgets import EvaluationConfig
 from models.evaluation.ranking import RankingName
@@ -37,7 +36,7 @@ from models.recommenders.registry import CONFIGURATIONS, MULTI_DOMAIN
 from models.reproduction.paper_rows import OF_MIXED_ROWS, SINGLE_DOMAIN, Variant
 from models.training.experts import Experts
 from models.training.loop import RESUME_SUFFIX, Progress
-from models.training.pipeline import PipelineConfig, forget_run, train_bundle
+from models.training.pipeline import PipelineConfig, find_trained, forget_run, train_bundle
 
 # The paper replaces whatever its rule says; a guard that leaves rows alone would reproduce nothing.
 DIAL: Dial = "all"
@@ -91,7 +90,7 @@ def prepare_bundle(run: Reproduction, experts: Experts) -> Bundle:
     """
     folder = run.out / "bundles" / experts
     config = with_experts(run.pipeline, experts)
-    there = _bundle_of(folder, run.dataset, config, run.device)
+    there = find_trained(folder, run.dataset, config, device=run.device)
     if there is not None:
         return there
     own_run, base_run = (run.out / "bundles" / f"{name}.run" for name in (experts, ADAPTED))
@@ -220,14 +219,3 @@ def _tuned(run: Reproduction, target: str, recommenders: tuple[str, ...]) -> Eva
             found = search(name, trainings, seed=run.seeds[0], arm=arm, progress=run.progress)
             config = with_point(config, name, found.best.point)
     return config
-
-
-def _bundle_of(folder: Path, dataset: Dataset, config: PipelineConfig, device: torch.device) -> Bundle | None:
-    """What *folder* holds, if it was trained on *dataset* by *config*."""
-    try:
-        bundle = load_bundle(folder, device=device)
-    except BundleError:
-        return None
-    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
-    same = bundle.provenance.get("config") == wanted
-    return bundle if same and bundle.provenance.get("dataset_fingerprint") == dataset.fingerprint else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 import time
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import torch
 from models.bundle import Bundle, check_destination, load_bundle, save_bundle
 from models.data.dataset import DATASET_FACTS, Dataset
 from models.data.period import now_text
+from models.errors import BundleError
 from models.files import PARTIAL_SUFFIX
 from models.network.decoder import Decoder, DecoderConfig
 from models.training import distributed
@@ -126,6 +128,18 @@ def enough_epochs(training: TrainingConfig, num_sequences: int) -> TrainingConfi
     """
     steps = max(1, -(-num_sequences // training.batch_size))
     return dataclasses.replace(training, max_epochs=max(training.max_epochs, -(-LEAST_STEPS // steps)))
+
+
+def find_trained(folder: Path, dataset: Dataset, config: PipelineConfig, *, device: torch.device) -> Bundle | None:
+    """What *folder* holds, if it is a whole bundle that *config* trained on *dataset*."""
+    try:
+        bundle = load_bundle(folder, device=device)
+    except BundleError:
+        return None
+    made_of = bundle.provenance.get("dataset_fingerprint"), bundle.provenance.get("config")
+    # As the manifest has it, in which a tuple is a list.
+    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
+    return bundle if made_of == (dataset.fingerprint, wanted) else None
 
 
 def train_bundle(
