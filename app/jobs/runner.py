@@ -110,23 +110,14 @@ class JobRunner:
         rest = ChunkRows()
         for part in cut_rows(rows, self._chunk_sequences):
             self._parts.metrics.count_bad_rows(sum(row.num_rows for row in part.bad))
-            if not part.rows:
+            if not part.rows:  # the last, of nothing but bad rows
                 rest = part
-                break
-            whole_times = whole_times and all(are_whole(row.times) for row in part.rows)
-            name = write_chunk_file(self._parts.storage, job.job_id, "input", num_chunks, input_file(part.rows))
-            if not self._parts.chunks.add_chunk(
-                job.job_id,
-                num_chunks,
-                input_name=name,
-                num_rows=len(part.rows),
-                rows_read=part.rows_read,
-                bad=part.bad,
-            ):
+            elif self._add_chunk(job, num_chunks, part):
+                num_chunks += 1
+                whole_times = whole_times and all(are_whole(row.times) for row in part.rows)
+            else:
                 self._parts.remove_files_of_ended(job.job_id)
                 return
-            self._parts.queue_next_chunks(job.job_id)
-            num_chunks += 1
         for warning in warnings:
             log.warning("input_is_odd", job_id=job.job_id, warning=warning)
         self._parts.chunks.end_cutting(
@@ -138,6 +129,21 @@ class JobRunner:
             whole_times=whole_times,
         )
         self._finish(job.job_id)
+
+    def _add_chunk(self, job: Job, chunk_index: int, part: ChunkRows) -> bool:
+        """Keep *part* as a chunk and let it have its turn; false where the job has ended meanwhile."""
+        name = write_chunk_file(self._parts.storage, job.job_id, "input", chunk_index, input_file(part.rows))
+        added = self._parts.chunks.add_chunk(
+            job.job_id,
+            chunk_index,
+            input_name=name,
+            num_rows=len(part.rows),
+            rows_read=part.rows_read,
+            bad=part.bad,
+        )
+        if added:
+            self._parts.queue_next_chunks(job.job_id)
+        return added
 
     def _chunk(self, job_id: str, chunk_index: int) -> None:
         retries = self._parts.retries

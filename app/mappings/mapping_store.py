@@ -135,9 +135,8 @@ def increments_of(
     sources, targets = np.divmod(unique, vocabulary.num_tokens)
     domains = (vocabulary.domains[index] for index in vocabulary.domain_of_tokens(sources).tolist())
     items = vocabulary.item_ids_of(sources)
-    # Token 0 has no item: its place is taken by any other's, then by DELETED.
-    names = vocabulary.item_ids_of(np.maximum(targets, 1))
-    into = (name if target else DELETED for name, target in zip(names, targets.tolist(), strict=True))
+    names = iter(vocabulary.item_ids_of(targets[targets != 0]))
+    into = (next(names) if target else DELETED for target in targets.tolist())
     increments = map(Increment, domains, items, into, counts.tolist(), sums.tolist())
     return sorted(increments, key=lambda i: (i.source_domain, i.source_item, i.target_item))
 

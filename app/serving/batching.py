@@ -312,7 +312,6 @@ class Batcher(Generic[KeyT, RowT, ResultT]):
         with self._changed:
             self._death = error
             lost = {row.ticket for row in (*window, *self._waiting)}
-            self._waiting.clear()
             self._num_uncomputed = 0
         death = ModelThreadDiedError(f"the model's thread ended: {error!r}")
         death.__cause__ = error

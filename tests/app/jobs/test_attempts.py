@@ -51,6 +51,16 @@ def test_a_failure_is_tried_again_until_the_last_attempt_and_its_reason_is_kept(
     assert stores.retries.chunk_failed(work, OSError("late")) is False
 
 
+def test_an_outage_that_is_told_twice_gives_no_attempt_more_than_there_are(stores):
+    stores.cut(FIRST, num_chunks=2)
+    work = stores.retries.begin_chunk(FIRST, 1)
+    for _ in range(2):
+        stores.retries.chunk_failed(work, OSError(errno.ENOSPC, "No space left on device"))
+    begun = [stores.retries.begin_chunk(FIRST, 1) is not None for _ in range(6)]
+
+    assert begun == [True] * 5 + [False]
+
+
 def test_the_reason_of_a_chunks_last_failure_is_told_when_its_worker_dies_after_it(stores):
     stores.cut(FIRST)
     for _ in range(4):

@@ -11,9 +11,11 @@ from app.errors import FilesUnavailableError, ResultDamagedError
 from app.jobs.chunk_files import ChunkFileDamagedError, read_chunk_file, read_result, write_chunk_file
 from app.jobs.job_bodies import JobOptions
 from app.jobs.pruning import prune
+from app.jobs.reading_process import read_in_process
 from app.jobs.records import JobState, new_job_id
 from app.jobs.tasks import Task, TaskKind
 from app.storage.job_files import Storage
+from models.errors import InputFormatError
 
 
 def files_of(parts, job):
@@ -57,13 +59,31 @@ def test_a_job_that_ends_while_a_worker_writes_leaves_no_file(harness, mixed, mo
 
 
 @pytest.mark.parametrize("end", [remove, cancel])
-def test_what_a_killed_worker_left_of_a_job_that_is_gone_goes_with_its_task(harness, mixed, end):
+@pytest.mark.parametrize("step", [TaskKind.CUT, TaskKind.CHUNK])
+def test_what_a_killed_worker_left_of_a_job_that_is_gone_goes_with_its_task(harness, mixed, end, step):
     job = harness.submit(mixed)
-    harness.runner.run(harness.tasks.pop(0))
+    if step is TaskKind.CHUNK:
+        harness.runner.run(harness.tasks.pop(0))
     end(harness.parts, job)
     write_chunk_file(harness.parts.storage, job.job_id, "output", 0, b"rows of a user")
-    harness.runner.run(Task(TaskKind.CHUNK, job.job_id, 0))
+    harness.runner.run(Task(step, job.job_id, 0))
 
+    assert files_of(harness.parts, job) == []
+
+
+def test_a_job_whose_input_cannot_be_read_to_its_end_leaves_no_file(harness, inputs, mixed, monkeypatch):
+    """Its first chunk is on disk by then."""
+
+    def rows_and_a_tear(*arguments, **options):
+        yield from itertools.islice(read_in_process(*arguments, **options), 8)
+        raise InputFormatError("torn")
+
+    monkeypatch.setattr("app.jobs.runner.read_in_process", rows_and_a_tear)
+    job = harness.submit(mixed)
+    harness.runner.run(harness.tasks.pop(0))
+
+    assert harness.tasks == [Task(TaskKind.CHUNK, job.job_id, 0)]
+    assert harness.parts.jobs.get(job.job_id).reason == "torn"
     assert files_of(harness.parts, job) == []
 
 

@@ -50,6 +50,21 @@ def test_a_one_row_job_waits_for_a_few_chunks_of_a_large_one(harness, inputs, se
     assert harness.parts.jobs.get(large.job_id).chunks_done == 25
 
 
+def test_while_a_chunk_is_regenerated_the_next_ones_wait_in_the_queue(harness, large, monkeypatch):
+    """So that another worker finds work meanwhile."""
+    regenerator, seen = harness.models.regenerator, []
+
+    def look(*arguments):
+        seen.append(len(harness.tasks))
+        return regenerator(*arguments)
+
+    monkeypatch.setattr(harness.models, "regenerator", look)
+    harness.submit(large)
+    harness.drain()
+
+    assert seen == [CHUNKS_AHEAD] * 8 + [1, 0]
+
+
 def test_three_large_jobs_advance_together(harness, large):
     ids = [harness.submit(large).job_id for _ in range(3)]
     for _ in range(3 + 15):  # the three cuts, then chunks

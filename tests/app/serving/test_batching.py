@@ -88,6 +88,17 @@ def test_an_idle_thread_dispatches_at_once_however_long_the_window():
     assert asyncio.run(scenario()) < 5
 
 
+@pytest.mark.parametrize("lengths", [[1], [1000], [1000] * 3])
+def test_a_thread_is_idle_again_after_its_last_call_be_it_of_a_short_or_a_long_request(lengths):
+    async def scenario():
+        async with running(Recorder(), window_seconds=60) as batcher:
+            await batcher.submit("a", list(range(len(lengths))), lengths)
+            async with asyncio.timeout(10):
+                return await batcher.submit("a", [1], [1])
+
+    assert asyncio.run(scenario()) == [2]
+
+
 def test_rows_that_wait_for_a_busy_thread_share_its_next_call():
     recorder = Recorder()
 

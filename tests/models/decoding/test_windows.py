@@ -11,6 +11,7 @@ from models.decoding.blocks import BLOCK_ELEMENTS, MAX_BLOCK_ROWS, MIN_BLOCK_ROW
 from models.decoding.regenerator import Regenerator
 from models.decoding.rules import DEFAULT_RULE, RULES, RuleEntry, describe_rules
 from models.decoding.window import Choices, StateReader, Window, split_spans
+from models.network.packing import Packed, pack
 from models.vocabulary import TokenRange
 from tests.conftest import random_decoder
 
@@ -79,6 +80,23 @@ def test_states_are_those_of_their_own_history_and_position(monkeypatch: pytest.
 
     assert torch.equal(found, torch.stack(alone))
     assert torch.equal(some, torch.stack([alone[2], alone[3]]))
+
+
+def test_no_history_is_encoded_twice_and_none_with_more_positions_than_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[list[int]] = []
+
+    def seen(rows: list[np.ndarray], *arguments: object) -> Packed:
+        lengths.append([len(row) for row in rows])
+        return pack(rows, *arguments)
+
+    monkeypatch.setattr("models.decoding.window.pack", seen)
+    monkeypatch.setattr("models.decoding.window.ENCODER_POSITIONS", 6)
+    every = np.arange(5)
+    reader = StateReader(histories(4, 3, 2, 9, 1), every, np.zeros(5, dtype=np.int64))
+    with torch.inference_mode():
+        reader.hidden_states(random_decoder(20, seed=1), every)
+
+    assert lengths == [[4], [3, 2], [9], [1]]
 
 
 @pytest.mark.parametrize(
