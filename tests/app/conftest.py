@@ -1,21 +1,30 @@
-"""A small real bundle (random weights, three domains of twenty items) and applications that serve it."""
+"""
+A small real bundle (random weights, three domains of twenty items), applications that serve it, and databases: SQLite,
+and PostgreSQL and Redis that the suite starts itself.
+"""
 
 import contextlib
 import functools
+import itertools
 
 import anyio.from_thread
 import httpx
+import psycopg
 import pytest
 import torch
 
 from app.http.application import PARTS, create_app
 from app.settings import Settings
+from app.storage import schema
+from app.storage.database import open_engine
 from models.bundle import save_bundle
 from models.network.decoder import Decoder, DecoderConfig
 from models.vocabulary import Vocabulary
+from tests.services import PostgresServer, RedisServer, ServiceMissingError, reachable_folder, require
 
 DOMAINS = ("books", "food", "kitchen")
 MAX_LENGTH = 16
+NUMBERS = itertools.count()
 
 
 def make_bundle(directory, *, seed):
@@ -126,3 +135,76 @@ def payload_fixture():
 @pytest.fixture(name="make_bundle")
 def make_bundle_fixture():
     return make_bundle
+
+
+# -- Databases and Redis
+
+
+@pytest.fixture(scope="session")
+def redis_server():
+    """A Redis of our own, running."""
+    with reachable_folder() as folder:
+        server = RedisServer(folder / "redis")
+        try:
+            server.start()
+        except ServiceMissingError as error:
+            require(error)
+        yield server
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """A PostgreSQL of our own, running, with a migrated database ``template`` to copy."""
+    with reachable_folder() as folder:
+        server = PostgresServer(folder / "postgres")
+        try:
+            server.start()
+        except ServiceMissingError as error:
+            require(error)
+        engine = open_engine(server.create_database("migrated"))
+        schema.upgrade(engine)
+        engine.dispose()
+        yield server
+        server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database(request, tmp_path):
+    """URL of a database without any table, once for each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'empty.db'}"
+    return request.getfixturevalue("postgres_server").create_database(f"empty{next(NUMBERS)}")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request, tmp_path):
+    """URL of a migrated database, once for each kind."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'taesar.db'}"
+        engine = open_engine(url)
+        schema.upgrade(engine)
+        engine.dispose()
+        return url
+    return copy_database(request.getfixturevalue("postgres_server"))
+
+
+@pytest.fixture
+def postgres_database(postgres_server):
+    """URL of a migrated PostgreSQL database."""
+    return copy_database(postgres_server)
+
+
+def copy_database(server):
+    """A fresh copy of the migrated database; its URL."""
+    name = f"test{next(NUMBERS)}"
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE migrated")
+    return server.url(name)
+
+
+@pytest.fixture
+def engine(database):
+    engine = open_engine(database)
+    yield engine
+    engine.dispose()

@@ -14,37 +14,12 @@ from app.cli.taesar import main
 from app.storage import schema
 from app.storage.database import open_engine, reading, writing
 from app.storage.tables import audit
-from tests.services import PostgresServer, ServiceMissingError, reachable_folder, require
 
 SHOP = {"Authorization": "Bearer shop-secret"}
 
 
 def key(name, secret, *scopes):
     return AccessKey(name, frozenset(scopes) or ALL_SCOPES, hash_of(secret))
-
-
-@pytest.fixture(scope="module")
-def postgres():
-    with reachable_folder() as folder:
-        server = PostgresServer(folder / "postgres")
-        try:
-            server.start()
-        except ServiceMissingError as error:
-            require(error)
-        yield server.create_database("audit")
-        server.stop()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request, tmp_path):
-    url = f"sqlite:///{tmp_path / 'taesar.db'}"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgres")
-    engine = open_engine(url)
-    schema.upgrade(engine)
-    yield engine
-    schema.downgrade(engine, schema.BASE)
-    engine.dispose()
 
 
 def told(engine, *names):

@@ -7,7 +7,7 @@ import pytest
 from app.access.key_limits import KeyLimits, KeyPace
 from app.errors import KeyLimitError
 from app.settings import Settings
-from tests.services import RedisServer, ServiceMissingError, free_port, reachable_folder, require
+from tests.services import free_port
 
 
 class Clock:
@@ -48,18 +48,6 @@ def test_less_than_one_in_a_second_is_one_at_a_time():
 
 def test_nought_is_any_number():
     assert waits(KeyPace(0), "shop", 1000) == [0] * 1000
-
-
-@pytest.fixture(scope="module")
-def redis_server():
-    with reachable_folder() as folder:
-        server = RedisServer(folder)
-        try:
-            server.start()
-        except ServiceMissingError as error:
-            require(error)
-        yield server
-        server.stop()
 
 
 def test_replicas_that_share_redis_share_the_count(redis_server):

@@ -1,91 +1,14 @@
-"""Real databases and queues for the tests of jobs: SQLite, and PostgreSQL and Redis that the suite starts itself."""
+"""Jobs on each kind of database, whose tasks a test carries out by hand."""
 
 import contextlib
-import itertools
 
-import psycopg
 import pytest
 
 from app.jobs.parts import job_parts
 from app.settings import Settings
-from app.storage import schema
-from app.storage.database import open_engine
 from tests.job_harness import Harness
 from tests.job_inputs import sequences, write_ndjson
 from tests.job_stores import Clock, Stores
-from tests.services import PostgresServer, RedisServer, ServiceMissingError, reachable_folder, require
-
-NUMBERS = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def redis_server():
-    """A Redis of our own, running."""
-    with reachable_folder() as folder:
-        server = RedisServer(folder / "redis")
-        try:
-            server.start()
-        except ServiceMissingError as error:
-            require(error)
-        yield server
-        server.stop()
-
-
-@pytest.fixture(scope="session")
-def postgres_server():
-    """A PostgreSQL of our own, running, with a migrated database ``template`` to copy."""
-    with reachable_folder() as folder:
-        server = PostgresServer(folder / "postgres")
-        try:
-            server.start()
-        except ServiceMissingError as error:
-            require(error)
-        engine = open_engine(server.create_database("migrated"))
-        schema.upgrade(engine)
-        engine.dispose()
-        yield server
-        server.stop()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def empty_database(request, tmp_path):
-    """URL of a database without any table, once for each kind."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'empty.db'}"
-    return request.getfixturevalue("postgres_server").create_database(f"empty{next(NUMBERS)}")
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request, tmp_path):
-    """URL of a migrated database, once for each kind."""
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'taesar.db'}"
-        engine = open_engine(url)
-        schema.upgrade(engine)
-        engine.dispose()
-        return url
-    return copy_database(request.getfixturevalue("postgres_server"))
-
-
-@pytest.fixture
-def postgres_database(postgres_server):
-    """URL of a migrated PostgreSQL database."""
-    return copy_database(postgres_server)
-
-
-def copy_database(server):
-    """A fresh copy of the migrated database; its URL."""
-    name = f"test{next(NUMBERS)}"
-    with psycopg.connect(server.url(), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE migrated")
-    return server.url(name)
-
-
-@pytest.fixture
-def engine(database):
-    engine = open_engine(database)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture
