@@ -8,7 +8,7 @@ order of ``Vocabulary.domains``. V = num_items + 1 counts the padding row.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PADDING = 0
+
+
+def counted_text(text: str) -> bytes:
+    """A text for a digest: with its length before it, no two lists of texts are alike."""
+    return f"{len(text)}:{text}".encode()
+
+
+def fingerprint_of_items(domains: Iterable[tuple[str, int, Iterable[str]]]) -> str:
+    """SHA-256 over domains, each with the number of its items and the items themselves in token order."""
+    digest = hashlib.sha256()
+    for domain, num_items, items in domains:
+        digest.update(counted_text(domain) + f":{num_items}:".encode())
+        for item in items:
+            digest.update(counted_text(item))
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -146,12 +161,8 @@ class Vocabulary:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over domains and items in token order."""
-        digest = hashlib.sha256()
-        for domain, items in zip(self.domains, self.item_ids, strict=True):
-            digest.update(f"{len(domain)}:{domain}:{len(items)}:".encode())
-            for item in items:
-                digest.update(f"{len(item)}:{item}".encode())
-        return digest.hexdigest()
+        domains = zip(self.domains, self.item_ids, strict=True)
+        return fingerprint_of_items((domain, len(items), items) for domain, items in domains)
 
     def save(self, path: Path) -> None:
         """Write columns token_id, domain, item_id as Parquet, one row per item in token order."""

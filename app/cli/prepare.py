@@ -301,7 +301,7 @@ def print_preview(looks: Preview) -> None:
 
 def print_preparation(report: PreparationReport, out: Path) -> None:
     """Where every row went, then what is left, per domain."""
-    from models.data.preparation import BAD_ROWS
+    from models.data.dataset_tables import BAD_ROWS
 
     without_overlap = report.removed.by_overlap + report.removed_after_cut.by_overlap
     left_out = {

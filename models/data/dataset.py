@@ -26,15 +26,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import torch
 
 from models.errors import DatasetFormatError
 from models.vocabulary import PADDING, Vocabulary
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
@@ -309,6 +311,8 @@ def pad_right(sequences: Iterable[TokenArray], length: int | None = None) -> tor
 
     A sequence longer than T keeps its last T tokens.
     """
+    import torch  # 180 MB that a preparation does without
+
     rows = list(sequences)
     width = length if length is not None else max(1, max((len(row) for row in rows), default=1))
     padded = np.full((len(rows), width), PADDING, dtype=np.int64)

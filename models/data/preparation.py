@@ -18,22 +18,17 @@ Shapes: N = rows, U = users, I = items, D = domains.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
 from models.data.dataset import (
     CARRIED,
-    FORMAT_VERSION,
     LATER,
     MANIFEST,
     REQUIRED_FILES,
@@ -43,17 +38,18 @@ from models.data.dataset import (
     Dataset,
     TokenArray,
     load_dataset,
-    sha256_of,
 )
+from models.data.dataset_tables import BAD_ROWS, DatasetTables, write_bad_rows, write_manifest
 from models.data.extension import ancestors_of, extended, rows_as_table
-from models.data.period import now_text, period_of
+from models.data.ordering import Hashes, last_rows, mixed, ordered, text_hashes, ties_by_hash, ties_by_input
+from models.data.period import period_of
 from models.data.preparation_report import PreparationReport
 from models.data.provenance import provenance_of
 from models.data.reading.identifiers import Codes
 from models.data.reading.interactions import Identifiers, ReadingProgress, read_interactions
 from models.data.reading.layouts import Layout
 from models.data.reading.preview import Preview, preview
-from models.data.splits import Split, SplitName, divide, time_bounds
+from models.data.splits import Split, SplitName, TimesInMemory, divide, time_bounds
 from models.data.thresholds import Anchors, Overlap, Rows, UserThreshold, apply_thresholds, distinct_rows
 from models.errors import ConfigurationError, EmptyDatasetError, OutputExistsError
 from models.files import check_replaceable, replace_folder
@@ -61,9 +57,6 @@ from models.vocabulary import Vocabulary
 
 Ties = Literal["hash", "input"]
 Numbering = Literal["shuffled", "first-appearance"]
-
-BAD_ROWS = "bad_rows.csv"
-Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -116,6 +109,11 @@ class PreparationConfig:
     max_bad_row_share: float = 0.01
     layout: Layout = field(default_factory=Layout)
     anyway: bool = False
+
+    @property
+    def seed_of_numbers(self) -> int:
+        """Of shuffled item numbers."""
+        return self.seed if self.numbering_seed is None else self.numbering_seed
 
     def __post_init__(self) -> None:
         if min(self.min_user_interactions, self.min_item_interactions) < 1:
@@ -170,7 +168,7 @@ def prepare(
     if former is not None:
         config = _config_of(former, config)
     report_stage = progress or (lambda _stage, _fraction: None)
-    _check_output(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite)
     places = [inputs] if isinstance(inputs, Path) else list(inputs)
     source = ", ".join(map(str, places))
     interactions = read_interactions(
@@ -190,7 +188,9 @@ def prepare(
     ids, rows_read, bad_rows = interactions.ids, interactions.num_rows, interactions.bad_rows
     rows_filtered, time_unit, carried = interactions.num_filtered, interactions.time_unit, interactions.carried
     report_stage("dropping duplicates", 0.0)
-    distinct = rows = distinct_rows(interactions)
+    distinct = rows = distinct_rows(
+        interactions.users_N, interactions.items_N, interactions.domains_N, interactions.times_N
+    )
     del interactions  # as large as the rows themselves
     rows_distinct = len(rows)
 
@@ -203,7 +203,7 @@ def prepare(
     report_stage("merging by time", 0.0)
     rows = _ordered(rows, ids, config)
     uncut = len(rows)
-    rows = _last_rows(rows, config.max_length)
+    rows = last_rows(rows, config.max_length)
     rows_cut = uncut - len(rows)
     where = f"{source}: after keeping each user's last {config.max_length}, of {before_cut}"
     cut = rows
@@ -215,7 +215,9 @@ def prepare(
     vocabulary, token_of_item = _number_items(rows, ids, config, anchors)
     bounds = None
     if config.split == "time":
-        bounds = time_bounds(rows.times_N, validation_from=config.validation_from, test_from=config.test_from)
+        bounds = time_bounds(
+            TimesInMemory(rows.times_N), validation_from=config.validation_from, test_from=config.test_from
+        )
     split = divide(rows, ids.users, token_of_item, bounds)
     report = PreparationReport(
         rows_read=rows_read,
@@ -232,7 +234,8 @@ def prepare(
     )
     report_stage("writing", 0.0)
     with replace_folder(out) as folder:
-        rows_as_table(waiting, ids).write_parquet(folder / WAITING)
+        _write(folder, bounds is not None, vocabulary, split, rows_as_table(waiting, ids))
+        write_bad_rows(folder, bad_rows, with_files=any(row.file for row in bad_rows))
         facts = {
             "name": name or (former and former.manifest.get("name")) or out.name,
             "source": provenance_of(places, time_unit),
@@ -243,7 +246,7 @@ def prepare(
         if carried:  # in the order of the sequences, as times are
             columns = {name: column.gather(rows.positions_N) for name, column in carried.items()}
             pl.DataFrame(columns).write_parquet(folder / CARRIED)
-        _write(folder, facts, config, vocabulary, split, report)
+        write_manifest(folder, facts, config, period_of(split.times_N), report)
     report_stage("writing", 1.0)
     return report
 
@@ -262,46 +265,22 @@ def _config_of(former: Dataset, reading: PreparationConfig) -> PreparationConfig
 def _ordered(rows: Rows, ids: Identifiers, config: PreparationConfig) -> Rows:
     """Every user's rows by time; ties by the rule of the configuration."""
     if config.ties == "input":
-        tie_N = rows.positions_N.astype(np.uint64)
-    else:
-        user_hash = _hashes(ids.users, rows.users_N)
-        item_hash = _hashes(ids.items, rows.items_N)
-        tie_N = _mixed(user_hash[rows.users_N] ^ _mixed(item_hash[rows.items_N], config.seed), config.seed)
-    # The item's code settles the one case in 2**64 where two hashes are equal.
-    keys = pl.DataFrame({"user": rows.users_N, "time": rows.times_N, "tie": tie_N, "item": rows.items_N})
-    order = keys.select(pl.arg_sort_by("user", "time", "tie", "item")).to_series().to_numpy()
-    return rows.take(order)
+        return ordered(rows, ties_by_input(rows))
+    user_hash, item_hash = _hashes(ids.users, rows.users_N), _hashes(ids.items, rows.items_N)
+    return ordered(rows, ties_by_hash(rows, user_hash, item_hash, config.seed))
 
 
 def _hashes(texts: pl.Series, used: Codes) -> Hashes:
     """A 64-bit hash of each text that *used* points to, uint64 [len(texts)]; the others 0."""
     hashes = np.zeros(len(texts), dtype=np.uint64)
     codes = np.flatnonzero(np.bincount(used, minlength=len(texts)))
-    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts.gather(codes))
-    hashes[codes] = np.frombuffer(digests, dtype="<u8")
+    hashes[codes] = text_hashes(texts.gather(codes))
     return hashes
-
-
-def _mixed(hashes: Hashes, seed: int) -> Hashes:
-    """Scramble 64-bit numbers by a seed: one step of the SplitMix64 generator. Same on every platform and version."""
-    state = hashes + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
-
-
-def _last_rows(rows: Rows, max_length: int) -> Rows:
-    """Each user's last *max_length* rows; *rows* are sorted by user."""
-    ends_U = np.cumsum(np.bincount(rows.users_N))
-    from_end_N = ends_U[rows.users_N] - np.arange(len(rows))
-    keep = from_end_N <= max_length
-    return rows if keep.all() else rows.take(keep)
 
 
 def _shuffled(items: Codes, rows: Rows, ids: Identifiers, config: PreparationConfig) -> Hashes:
     """A sort key per item that is a function of its id and the seed alone."""
-    seed = config.seed if config.numbering_seed is None else config.numbering_seed
-    return _mixed(_hashes(ids.items, rows.items_N)[items], seed)
+    return mixed(_hashes(ids.items, rows.items_N)[items], config.seed_of_numbers)
 
 
 def _number_items(
@@ -336,51 +315,18 @@ def _number_items(
     return Vocabulary(tuple(ids.domains.gather(codes).to_list()), item_ids), token_of_item
 
 
-def _write(
-    folder: Path,
-    facts: dict[str, object],
-    config: PreparationConfig,
-    vocabulary: Vocabulary,
-    split: Split,
-    report: PreparationReport,
-) -> None:
-    vocabulary.save(folder / "vocabulary.parquet")
-    lists = pa.LargeListArray.from_arrays(split.train.offsets, split.train.token_ids)
-    train = pl.DataFrame({"user_id": split.user_ids, "token_ids": pl.Series(lists, dtype=pl.List(pl.Int32))})
-    train.write_parquet(folder / "train.parquet")
-    for part, tokens_U in (("validation", split.validation_U), ("test", split.test_U)):
-        pl.DataFrame({"user_id": split.user_ids, "token_id": tokens_U}).write_parquet(folder / f"{part}.parquet")
-    if split.later is not None:
-        lists = pa.LargeListArray.from_arrays(split.later.offsets, split.later.token_ids)
-        later = {"user_id": split.user_ids, "token_ids": pl.Series(lists, dtype=pl.List(pl.Int32))}
-        pl.DataFrame({**later, "before_test": split.before_test_U}).write_parquet(folder / LATER)
-    times = pl.Series(pa.LargeListArray.from_arrays(split.offsets, split.times_N), dtype=pl.List(pl.Float64))
-    pl.DataFrame({"user_id": split.user_ids, "times": times}).write_parquet(folder / TIMES)
-    bad_rows: dict[str, list[object]] = {
-        "line": [row.line for row in report.bad_rows],
-        "reason": [row.reason for row in report.bad_rows],
-    }
-    schema: dict[str, type[pl.DataType]] = {"line": pl.Int64, "reason": pl.String}
-    if any(row.file for row in report.bad_rows):  # several files
-        bad_rows["file"] = [row.file for row in report.bad_rows]
-        schema["file"] = pl.String
-    pl.DataFrame(bad_rows, schema=schema).write_csv(folder / BAD_ROWS)
-    counted = asdict(report)
-    del counted["bad_rows"], counted["fingerprint"]
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "created": now_text(),
-        "period": period_of(split.times_N),
-        "fingerprint": report.fingerprint,
-        **facts,
-        "config": asdict(config),
-        "statistics": counted,
-        "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+def _write(folder: Path, by_time: bool, vocabulary: Vocabulary, split: Split, waiting: pl.DataFrame) -> None:
+    with DatasetTables(folder, by_time=by_time) as tables:
+        tables.add_users(split)
+        tables.add_waiting(waiting)
+        first = 1
+        for domain, item_ids in zip(vocabulary.domains, vocabulary.item_ids, strict=True):
+            items = pl.Series(item_ids, dtype=pl.String)
+            tables.add_items(first, pl.repeat(domain, len(items), dtype=pl.String, eager=True), items)
+            first += len(items)
 
 
-def _check_output(out: Path, *, overwrite: bool) -> None:
+def check_output(out: Path, *, overwrite: bool) -> None:
     required = frozenset({MANIFEST, *REQUIRED_FILES})
     known = required | {BAD_ROWS, TIMES, LATER, WAITING, CARRIED}
     check_replaceable(out, what="a dataset", required=required, ours=lambda name: name in known)

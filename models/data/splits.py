@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from models.data.dataset import TOKENS, Sequences, Times, TokenArray
 from models.data.period import moment_of, nanoseconds_per_unit
 from models.data.thresholds import Rows
 from models.errors import ConfigurationError, EmptyDatasetError
-from models.vocabulary import Vocabulary
+from models.vocabulary import Vocabulary, counted_text
 
 SplitName = Literal["leave-one-out", "time"]
 # Where no dates are given, the last tenth of the interactions tests, and the tenth before it validates.
@@ -81,18 +81,67 @@ class Split:
         """SHA-256 over vocabulary, users and tokens: equal for equal content, whatever wrote the files."""
         digest = hashlib.sha256(vocabulary.fingerprint.encode())
         for user_id in self.user_ids:
-            digest.update(f"{len(user_id)}:{user_id}".encode())
+            digest.update(counted_text(user_id))
+        for array in self.arrays():
+            digest.update(little_endian(array))
+        return digest.hexdigest()
+
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        """What the fingerprint is taken over beside vocabulary and users, in its order."""
         arrays: list[npt.NDArray[Any]] = [self.train.offsets, self.train.token_ids, self.validation_U, self.test_U]
         if self.later is not None:
             arrays += [self.later.offsets, self.later.token_ids, self.before_test_U]
-        for array in arrays:
-            digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes())
-        return digest.hexdigest()
+        return arrays
 
 
-def parse_bound(text: str, times_N: Times) -> float:
+def little_endian(array: npt.NDArray[Any]) -> bytes:
+    """The bytes of *array*, the same on every machine."""
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
+
+
+class KnownTimes(Protocol):
+    """What a split by time asks of the times of all rows."""
+
+    def quantile(self, share: float) -> float:
+        """The time below which *share* of the rows lie, between two rows by linear interpolation."""
+        ...
+
+    def num_before(self, time: float) -> int:
+        """How many rows lie before *time*."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def largest(self) -> float:
+        """The largest distance from 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class TimesInMemory:
+    """Times of all rows, one array."""
+
+    times_N: Times
+
+    def quantile(self, share: float) -> float:
+        """See ``KnownTimes``."""
+        return float(np.quantile(self.times_N, share))
+
+    def num_before(self, time: float) -> int:
+        """See ``KnownTimes``."""
+        return int(np.count_nonzero(self.times_N < time))
+
+    def __len__(self) -> int:
+        return len(self.times_N)
+
+    def largest(self) -> float:
+        """See ``KnownTimes``."""
+        return float(np.abs(self.times_N).max(initial=0))
+
+
+def parse_bound(text: str, times: KnownTimes) -> float:
     """
-    A date of ISO 8601 (UTC without a zone), or a number of the log, in the unit of *times_N*.
+    A date of ISO 8601 (UTC without a zone), or a number of the log, in the unit of *times*.
 
     Raises:
         ConfigurationError: it is neither.
@@ -106,10 +155,10 @@ def parse_bound(text: str, times_N: Times) -> float:
     except ValueError as error:
         raise ConfigurationError(f"{text!r} is neither a date of ISO 8601 nor a number: {error}") from error
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return moment.timestamp() * 1e9 / nanoseconds_per_unit(float(np.abs(times_N).max(initial=0)))
+    return moment.timestamp() * 1e9 / nanoseconds_per_unit(times.largest())
 
 
-def time_bounds(times_N: Times, *, validation_from: str | None, test_from: str | None) -> TimeBounds:
+def time_bounds(times: KnownTimes, *, validation_from: str | None, test_from: str | None) -> TimeBounds:
     """
     The dates of a split by time: those given, else by the quantiles at the top of this file.
 
@@ -117,18 +166,19 @@ def time_bounds(times_N: Times, *, validation_from: str | None, test_from: str |
         ConfigurationError: a date cannot be read, or validation does not begin before test.
         EmptyDatasetError: nothing lies before the first date, or nothing from the second on.
     """
-    test = float(np.quantile(times_N, TEST_QUANTILE)) if test_from is None else parse_bound(test_from, times_N)
+    test = times.quantile(TEST_QUANTILE) if test_from is None else parse_bound(test_from, times)
     if validation_from is None:
         # As long a stretch before the test as there is for it
-        before = float((times_N < test).mean())
+        before = times.num_before(test) / len(times)
         share = max(before / 2, before - (1 - before))
-        validation = float(np.quantile(times_N, min(share, VALIDATION_QUANTILE)))
+        validation = times.quantile(min(share, VALIDATION_QUANTILE))
     else:
-        validation = parse_bound(validation_from, times_N)
+        validation = parse_bound(validation_from, times)
     if not validation < test:
         raise ConfigurationError(f"validation begins at {validation:g}, which is not before the test's {test:g}")
-    for empty, what in ((times_N < validation, "before validation"), (times_N >= test, "in the time of the test")):
-        if not empty.any():
+    is_empty = times.num_before(validation) == 0, times.num_before(test) == len(times)
+    for empty, what in zip(is_empty, ("before validation", "in the time of the test"), strict=True):
+        if empty:
             raise EmptyDatasetError(f"no interaction lies {what} ({validation:g}, {test:g})")
     return TimeBounds(validation, test)
 

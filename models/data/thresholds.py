@@ -6,6 +6,7 @@ Shapes: N = rows, U = users, I = items, D = domains.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol
 
@@ -16,7 +17,6 @@ import polars as pl
 from models.data.dataset import Times
 from models.data.preparation_report import Counts, DomainCounts, Removed
 from models.data.reading.identifiers import Codes
-from models.data.reading.interactions import Interactions
 from models.data.reading.times import Mask
 from models.errors import EmptyDatasetError
 
@@ -115,16 +115,11 @@ def _num_distinct(codes: Codes) -> int:
     return int(np.count_nonzero(np.bincount(codes))) if len(codes) else 0
 
 
-def distinct_rows(interactions: Interactions) -> Rows:
-    """The rows without exact duplicates (the first stays), sorted by user and time."""
-    table = pl.DataFrame(
-        {
-            "user": interactions.users_N,
-            "time": interactions.times_N,
-            "item": interactions.items_N,
-            "domain": interactions.domains_N,
-        }
-    ).with_row_index("position")
+def distinct_rows(users_N: Codes, items_N: Codes, domains_N: Codes, times_N: Times) -> Rows:
+    """The rows, in the order of the input, without exact duplicates (the first stays), sorted by user and time."""
+    table = pl.DataFrame({"user": users_N, "time": times_N, "item": items_N, "domain": domains_N}).with_row_index(
+        "position"
+    )
     # Every item has one domain, so equal (user, time, item) is an equal row, and sorting makes duplicates neighbours.
     table = table.sort("user", "time", "item", "position")
     user, time, item = (table[name].to_numpy() for name in ("user", "time", "item"))
@@ -150,19 +145,14 @@ def apply_thresholds(
         EmptyDatasetError: nothing is left.
     """
     removed = dict.fromkeys((f.name for f in fields(Removed)), 0)
-    names = {
-        "by_item_threshold": f"at least {rules.min_item_interactions} interactions per item",
-        "by_user_threshold": f"at least {rules.min_user_interactions} interactions per user"
-        + (" in a domain" if rules.user_threshold == "per_domain" else ""),
-        "by_overlap": f"users present in every domain ({', '.join(domain_ids)})",
-    }
+    names = threshold_words(rules, domain_ids)
     if len(rows) == 0:
         raise EmptyDatasetError(f"{where}: there is no row to begin with")
     num_users, num_items = int(rows.users_N.max()) + 1, int(rows.items_N.max()) + 1
     while True:
         before = len(rows)
         for rule in names:
-            keep = _passing(rule, rows, rules, num_users, num_items, len(domain_ids))
+            keep = passing(rule, rows, rules, num_users, num_items, len(domain_ids))
             if anchors is not None:
                 keep |= anchors.holds(rule, rows, len(domain_ids))
             num_removed = len(rows) - int(np.count_nonzero(keep))
@@ -170,17 +160,32 @@ def apply_thresholds(
                 continue
             removed[rule] += num_removed
             if num_removed == len(rows):
-                so_far = ", ".join(f"{removed[name]:,} by {words!r}" for name, words in names.items())
-                raise EmptyDatasetError(
-                    f"{where}, nothing is left: the threshold {names[rule]!r} removed the last {num_removed:,} rows "
-                    f"(removed in all: {so_far})"
-                )
+                raise EmptyDatasetError(nothing_left(where, names, rule, num_removed, removed))
             rows = rows.take(keep)
         if len(rows) == before:
             return rows, Removed(**removed)
 
 
-def _passing(rule: str, rows: Rows, rules: Thresholds, num_users: int, num_items: int, num_domains: int) -> Mask:
+def threshold_words(rules: Thresholds, domain_ids: Iterable[str]) -> dict[str, str]:
+    """What each threshold asks, in words, by the names of ``Removed``, in the order in which they are applied."""
+    return {
+        "by_item_threshold": f"at least {rules.min_item_interactions} interactions per item",
+        "by_user_threshold": f"at least {rules.min_user_interactions} interactions per user"
+        + (" in a domain" if rules.user_threshold == "per_domain" else ""),
+        "by_overlap": f"users present in every domain ({', '.join(domain_ids)})",
+    }
+
+
+def nothing_left(where: str, names: dict[str, str], rule: str, num_removed: int, removed: dict[str, int]) -> str:
+    """That the threshold *rule* removed the last *num_removed* rows; *removed* is what all did, these rows included."""
+    so_far = ", ".join(f"{removed[name]:,} by {words!r}" for name, words in names.items())
+    return (
+        f"{where}, nothing is left: the threshold {names[rule]!r} removed the last {num_removed:,} rows "
+        f"(removed in all: {so_far})"
+    )
+
+
+def passing(rule: str, rows: Rows, rules: Thresholds, num_users: int, num_items: int, num_domains: int) -> Mask:
     """Which rows one threshold leaves, bool [N]."""
     kept: Mask
     if rule == "by_item_threshold":

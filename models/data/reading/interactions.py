@@ -100,15 +100,29 @@ def read_interactions(
     paths = [inputs] if isinstance(inputs, Path) else list(inputs)
     files = files_of(paths)
     gathered = _Gathered(layout.carried if layout else ())
-    for file, batch in _batches(files, layout or Layout(), gathered, report):
+    for file, batch in batches_of(files, layout or Layout(), gathered.remarks, report):
         gathered.add(batch, file.facts.name if len(files) > 1 else "")
     what = ", ".join(map(str, paths))
     return _judged(gathered, what, max_bad_row_share)
 
 
-def _batches(
-    files: Sequence[InputFile], layout: Layout, gathered: _Gathered, report: ReadingProgress
+@dataclass
+class Remarks:
+    """What is said of an input while it is read: what was taken for granted, and what has probably gone wrong."""
+
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def batches_of(
+    files: Sequence[InputFile], layout: Layout, remarks: Remarks, report: ReadingProgress
 ) -> Iterator[tuple[InputFile, RowBatch]]:
+    """
+    The rows of *files*, batch by batch; *remarks* grows with each file.
+
+    Raises:
+        InputFormatError: as ``read_interactions`` does.
+    """
     total, done = max(1, sum(file.num_bytes for file in files)), 0
     told = time.monotonic()
     for file in files:
@@ -124,10 +138,17 @@ def _batches(
                     report(READING, min(1.0, (done + content.tell()) / total))
                     told = time.monotonic()
                 yield file, batch
-            gathered.notes += reader.notes
-            gathered.warnings += reader.warnings
+            remarks.notes += reader.notes
+            remarks.warnings += reader.warnings
         done += file.num_bytes
     report(READING, 1.0)
+
+
+def bad_lines_of(batch: RowBatch, file: str) -> list[BadLine]:
+    """The bad rows and empty lines of *batch* by line; *file* is the name to give them, '' for none."""
+    bad = [*batch.bad, *(BadLine(line, BLANK) for line in batch.blank_lines.tolist())]
+    bad.sort(key=lambda row: row.line)
+    return [replace(row, file=file) for row in bad] if file else bad
 
 
 @dataclass
@@ -145,8 +166,7 @@ class _Gathered:
     files: list[str] = field(default_factory=list)
     bad: list[BadLine] = field(default_factory=list)
     num_filtered: int = 0
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    remarks: Remarks = field(default_factory=Remarks)
 
     def add(self, batch: RowBatch, file: str) -> None:
         for column, ids in ((self.users, batch.users), (self.items, batch.items), (self.domains, batch.domains)):
@@ -158,9 +178,7 @@ class _Gathered:
         self.units.append(batch.time_unit)
         self.lines.append(batch.lines_N)
         self.files.append(file)
-        bad = [*batch.bad, *(BadLine(line, BLANK) for line in batch.blank_lines.tolist())]
-        bad.sort(key=lambda row: row.line)
-        self.bad += [replace(row, file=file) for row in bad] if file else bad
+        self.bad += bad_lines_of(batch, file)
         self.num_filtered += batch.num_filtered
 
     def all_carried(self) -> dict[str, pl.Series]:
@@ -192,11 +210,7 @@ def _judged(gathered: _Gathered, what: str, max_bad_row_share: float) -> Interac
     lossy = [row for row in bad_rows if row.reason != BLANK]
     num_filled = num_rows - (len(bad_rows) - len(lossy))
     if len(lossy) > max_bad_row_share * num_filled:
-        shown = "; ".join(map(str, lossy[:SHOWN_ROWS]))
-        raise BadRowsError(
-            f"{what}: {len(lossy):,} of {num_filled:,} rows are bad, more than the share {max_bad_row_share:g} that "
-            f"is allowed. First: {shown}"
-        )
+        raise BadRowsError(too_many_bad(what, len(lossy), num_filled, max_bad_row_share, lossy[:SHOWN_ROWS]))
     good = ~minority if minority.any() else slice(None)
     # A domain that only bad rows name, a misspelt one for instance, is none: nobody could be present in all domains.
     present = np.flatnonzero(np.bincount(domain.codes_N[good], minlength=len(domain.values)))
@@ -211,8 +225,8 @@ def _judged(gathered: _Gathered, what: str, max_bad_row_share: float) -> Interac
         num_rows=num_rows,
         bad_rows=tuple(bad_rows),
         num_filtered=gathered.num_filtered,
-        notes=tuple(gathered.notes),
-        warnings=tuple(gathered.warnings),
+        notes=tuple(gathered.remarks.notes),
+        warnings=tuple(gathered.remarks.warnings),
         time_unit=time_unit,
         carried={name: column.filter(pl.Series(~minority)) for name, column in gathered.all_carried().items()},
     )
@@ -276,12 +290,26 @@ def _claims(gathered: _Gathered, item: _Coded, domain: _Coded, minority: Mask) -
     for row in np.flatnonzero(minority).tolist():
         batch = int(np.searchsorted(starts, row, side="right")) - 1
         claimed, name = item.values[int(item.codes_N[row])], domain.values[int(domain.codes_N[row])]
-        reason = (
-            f"item {claimed!r} is claimed for domain {name!r}, but most of its rows name another; where "
-            "domains number their items alike, put the domain before the item (--prefix-items)"
-        )
-        named.append(BadLine(int(gathered.lines[batch][row - starts[batch]]), reason, gathered.files[batch]))
+        line = int(gathered.lines[batch][row - starts[batch]])
+        named.append(BadLine(line, minority_claim(claimed, name), gathered.files[batch]))
     return named
+
+
+def minority_claim(item: str, domain: str) -> str:
+    """Why a row is bad that gives its item another domain than most rows of the item do."""
+    return (
+        f"item {item!r} is claimed for domain {domain!r}, but most of its rows name another; where "
+        "domains number their items alike, put the domain before the item (--prefix-items)"
+    )
+
+
+def too_many_bad(what: str, num_lossy: int, num_filled: int, max_bad_row_share: float, first: Sequence[BadLine]) -> str:
+    """That so many of the filled rows of *what* are bad, of which *first* are shown."""
+    shown = "; ".join(map(str, first))
+    return (
+        f"{what}: {num_lossy:,} of {num_filled:,} rows are bad, more than the share {max_bad_row_share:g} that "
+        f"is allowed. First: {shown}"
+    )
 
 
 def _in_order(gathered: _Gathered, rows: list[BadLine]) -> list[BadLine]:

@@ -77,9 +77,7 @@ def preview(interactions: Interactions, *, anyway: bool = False) -> Preview:
     """
     num_users, num_domains = len(interactions.ids.users), len(interactions.ids.domains)
     names = interactions.ids.domains.to_list()
-    problem = implausible_domains(names, len(interactions.ids.items))
-    if problem is not None and not anyway:
-        raise ImplausibleInputError(problem)
+    problem = check_domains(names, len(interactions.ids.items), anyway=anyway)
     cells = np.zeros(num_users * num_domains, dtype=np.bool_)
     cells[interactions.users_N.astype(np.int64) * num_domains + interactions.domains_N] = True
     present_UD = cells.reshape(num_users, num_domains)
@@ -89,12 +87,36 @@ def preview(interactions: Interactions, *, anyway: bool = False) -> Preview:
         _domain(interactions, code, name, int(np.count_nonzero(present_UD[:, code])), seen_users)
         for code, name in enumerate(names)
     )
-    num_items = sum(domain.items for domain in domains)
-    warnings = [] if problem is None else [problem]
-    warnings += [*interactions.warnings, *domain_warnings(domains, shared)]
-    return Preview(
-        len(interactions.times_N), seen_users, num_items, shared, domains, interactions.notes, tuple(warnings)
-    )
+    warnings = [*([] if problem is None else [problem]), *interactions.warnings]
+    return previewed(domains, users=seen_users, shared=shared, notes=interactions.notes, warnings=warnings)
+
+
+def check_domains(names: Sequence[str], num_items: int, *, anyway: bool) -> str | None:
+    """
+    What is implausible about the domains of an input, where that is to be passed over; None if nothing is.
+
+    Raises:
+        ImplausibleInputError: they are none, and *anyway* was not asked for.
+    """
+    problem = implausible_domains(names, num_items)
+    if problem is not None and not anyway:
+        raise ImplausibleInputError(problem)
+    return problem
+
+
+def previewed(
+    domains: tuple[DomainPreview, ...], *, users: int, shared: int, notes: Sequence[str], warnings: Sequence[str]
+) -> Preview:
+    """
+    The preview of an input whose domains are known; what is odd about them follows *warnings*.
+
+    Args:
+        users: with any row.
+        shared: users with a row in every domain.
+    """
+    rows, items = sum(domain.rows for domain in domains), sum(domain.items for domain in domains)
+    said = (*warnings, *domain_warnings(domains, shared))
+    return Preview(rows, users, items, shared, domains, tuple(notes), said)
 
 
 def moment(seconds: float) -> str:

@@ -95,7 +95,7 @@ def test_a_failed_write_leaves_the_former_dataset_and_no_rubbish(tmp_path, monke
     def full_disk(_path):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("models.data.preparation.sha256_of", full_disk)
+    monkeypatch.setattr("models.data.dataset_tables.sha256_of", full_disk)
     with pytest.raises(OSError, match="no space"):
         prepare(source, out, KEEP_ALL, overwrite=True)
     monkeypatch.undo()
