@@ -124,7 +124,8 @@ class _Recoded(_Stream):
 class _Zstd(_Stream):
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
-        self._stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
+        # Arrow closes the file that it was given, even when it is only forgotten; it is the caller's, to be read again
+        self._stream = pa.CompressedInputStream(pa.PythonFile(_Plain(file), mode="r"), "zstd")
 
     def block(self) -> bytes:
         try:
