@@ -11,8 +11,9 @@ import pytest
 from models.composite.mixed_log import MixedLog
 from models.composite.regenerated_rows import RegeneratedUser, composite_rows, regenerated_user
 from models.data.dataset import TOKENS, Sequences
+from models.data.reading.inter_ids import MISSING_WORDS
 from models.decoding.regenerator import Regenerated, Steps, without_repeats
-from models.exports.as_inter import MISSING_WORDS, inter_text
+from models.exports.as_inter import inter_text
 from models.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(("food", "books"), (tuple(f"f{n}" for n in range(1, 10)), tuple(f"b{n}" for n in range(60))))

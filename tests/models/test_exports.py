@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from models.exports.as_inter import MISSING_WORDS
+from models.data.reading.inter_ids import MISSING_WORDS
 from models.exports.as_parquet import write_parts
 from models.exports.as_recbole import write_recbole
 from models.exports.encoding import HeldOutItem, TrainingData, interactions_schema

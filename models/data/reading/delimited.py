@@ -5,7 +5,7 @@ Quotes follow RFC 4180 where the separator is one character: a field that begins
 one, which a separator or the end of the line follows, and may hold line breaks. A quote that is opened and not closed
 so is a bad row by itself, and the following line is read as if nothing had been: no row is swallowed. A line that is no
 row so is one if a backslash takes a quote's meaning, as Spark and MySQL write it. ``.inter``, and text with ``::``,
-knows no quotes: there they are characters like others.
+knows no quotes: there they are characters like others. Identifiers of ``.inter`` are those of ``inter_ids``.
 
 Lines without quotes are parsed by Arrow, as many as a block holds; those of a block with quotes one by one.
 """
@@ -16,13 +16,14 @@ import csv
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from models.data.reading.compression import expanded
+from models.data.reading.inter_ids import read_inter_id
 from models.data.reading.item_blocks import BLOCK_HEADER, ItemBlocks
 from models.data.reading.layouts import Columns, Layout, looks_like_header, names_of_positions
 from models.data.reading.raw_tables import BadLine, Budget, Lines, RawBatch, RawTable
@@ -41,10 +42,11 @@ csv.field_size_limit(max(csv.field_size_limit(), 2 * MAX_LINE_BYTES))
 
 @dataclass(frozen=True)
 class Dialect:
-    """A separator, and whether a quote is one."""
+    """A separator, whether a quote is one, and whether identifiers may be encoded as in ``.inter``."""
 
     separator: str
     quotes: bool
+    encoded: bool = False
 
 
 class DelimitedText:
@@ -79,7 +81,7 @@ class RecBoleInter:
     def open(self, file: BinaryIO, layout: Layout, budget: Budget) -> RawTable:
         """See ``InputFormat``."""
         stream = expanded(file, budget, layout.encoding)
-        dialect = Dialect(layout.separator or "\t", quotes=False)
+        dialect = Dialect(layout.separator or "\t", quotes=False, encoded=True)
         cells = _text(first_line(stream)).split(dialect.separator)
         names = [cell.partition(":")[0].strip() for cell in cells]
         return DelimitedTable(stream, names, dialect, first_line=2, usual=Columns("user_id", "item_id"))
@@ -119,12 +121,14 @@ class DelimitedTable:
             joined = _joined(open_record, block)
             open_record = _NOTHING
             if self._is_plain(joined.content):
-                yield self._plain_rows(joined, kept)
+                batch = self._plain_rows(joined, kept)
             elif self._dialect.quotes:
                 batch, open_record = self._quoted_rows(joined, kept)
-                yield batch
             else:
-                yield self._split_rows(joined, kept)
+                batch = self._split_rows(joined, kept)
+            if self._dialect.encoded and b"%" in joined.content:
+                batch = replace(batch, columns={name: _decoded(column) for name, column in batch.columns.items()})
+            yield batch
 
     def _is_plain(self, content: bytes) -> bool:
         """Arrow's parser reads these lines as we would: no quote counts, no lone carriage return ends a line."""
@@ -311,11 +315,28 @@ def _encoded(column: Sequence[str]) -> pa.Array:
         return pa.array([text.encode("utf-8", "surrogateescape") for text in column], pa.binary())
 
 
+def _decoded(column: Any) -> pa.Array:
+    """A column of ``.inter``; texts that are not UTF-8 stay what they are, and are named as bad later."""
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    texts = [_decoded_text(value) for value in encoded.dictionary.to_pylist()]
+    decoded = pa.DictionaryArray.from_arrays(encoded.indices, pa.array(texts, pa.binary()))
+    return decoded.dictionary_decode().dictionary_encode()  # two spellings of one id are one value
+
+
+def _decoded_text(value: bytes) -> bytes:
+    try:
+        return read_inter_id(value.decode()).encode() if b"%" in value else value
+    except UnicodeError:
+        return value
+
+
 def _text(line: bytes) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputFormatError(f"the first line is not UTF-8: {error.reason} at byte {error.start}") from error
+        raise InputFormatError(
+            f"the first line is not UTF-8: {error.reason} at byte {error.start}; its encoding may be stated, as latin-1"
+        ) from error
 
 
 def _separator(line: str) -> str:
