@@ -39,6 +39,7 @@ REASON_OF_CODE = {
 _CONTROL_RANGES = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
 _CONTROL = re.compile(rf"[{_CONTROL_RANGES}\ud800-\udfff]")
 _CONTROL_IN_POLARS = f"[{_CONTROL_RANGES}]"
+_EXPONENT, _WHOLE_FLOAT = r"^\d(\.\d+)?[eE]\+\d+$", r"^\d+\.0$"
 ID_PATTERN = f"^[^{_CONTROL_RANGES}]*$"
 """What every id matches that is neither too long nor empty, for schemas."""
 # Below this, every whole number has a float of its own, of double and of single precision.
@@ -141,6 +142,22 @@ def may_be_rounded(column: pa.Array | list[object]) -> bool:
     numbers = np.abs(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
     exact = EXACT_FLOATS if pa.types.is_float64(column.type) else EXACT_SINGLES
     return bool(((numbers >= exact) & np.isfinite(numbers)).any())
+
+
+def odd_numbers(ids: CodedIds) -> str | None:
+    """
+    What texts look like that were whole numbers before a table's program took them for floats; None if none do.
+
+    >>> odd_numbers(coded_ids(pa.array(["7.0", "8.0"]))), odd_numbers(coded_ids(pa.array(["4.00638E+12", "x"])))
+    ("'7.0': whole numbers that were written as floats", "'4.00638E+12': numbers without their last digits")
+    """
+    texts = pl.Series(ids.values, dtype=pl.String)
+    short = texts.filter(texts.str.contains(_EXPONENT))
+    if len(short):
+        return f"{short[0]!r}: numbers without their last digits"
+    if len(texts) and texts.str.contains(_WHOLE_FLOAT).all():
+        return f"{texts[0]!r}: whole numbers that were written as floats"
+    return None
 
 
 def _judged(indices_N: Codes, values: pa.Array) -> CodedIds:

@@ -69,12 +69,18 @@ class Condition:
     value: str
 
     def holds(self, value: str | None) -> bool:
-        """Compare as numbers if both are (true is 1), else as texts; nothing compares to a missing value."""
+        """As numbers if both are (true is 1, 4,5 is 4.5), else as texts; nothing compares to a missing value."""
         if value is None:
             return False
         compare = _COMPARISONS[self.comparison]
         wanted, found = _number(self.value), _number(value)
         return bool(compare(value, self.value) if math.isnan(wanted + found) else compare(found, wanted))
+
+    def unlike(self, values: Sequence[str]) -> str | None:
+        """The first of *values* that is put in order as a text though a number is asked for; None if none is."""
+        if self.comparison not in _ORDERS or math.isnan(_number(self.value)):
+            return None
+        return next((value for value in values if value and math.isnan(_number(value))), None)
 
     def __str__(self) -> str:
         return f"{self.column}{self.comparison}{self.value}"
@@ -89,6 +95,9 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
+
+
+_ORDERS = (">=", "<=", ">", "<")
 
 
 def parse_condition(text: str) -> Condition:
@@ -123,13 +132,15 @@ def parse_separator(text: str) -> str:
 
 
 def _number(text: str) -> float:
+    """4.5 and, as half of Europe writes it, 4,5; three digits after the comma might be thousands: no number."""
     try:
         return float(_TRUTH.get(text.lower(), text))
     except ValueError:
-        return math.nan
+        return float(text.replace(",", ".")) if _DECIMAL_COMMA.fullmatch(text.strip()) else math.nan
 
 
 _TRUTH = {"true": "1", "false": "0"}
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d{1,2}|\d{4,})")
 
 
 @dataclass(frozen=True)

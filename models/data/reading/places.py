@@ -24,7 +24,12 @@ from models.data.reading.rows import FileFacts
 from models.errors import InputFormatError
 
 _MAGIC = re.compile(r"[*?\[]")
-_PART = re.compile(r"(part|data|chunk|file|shard)?[-_.]?[0-9][0-9a-f_.-]*.*|part|data|chunk|file|shard", re.IGNORECASE)
+# Names that say which part of a whole a file is, or that it holds a log: of every domain they are the same.
+_PART = re.compile(
+    r"(part|data|chunk|file|shard)?[-_.]?[0-9][0-9a-f_.-]*.*|part|data|chunk|file|shard"
+    r"|ratings?|reviews?|interactions?|events?|clicks?|logs?",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -110,8 +115,10 @@ def domain_of_name(path: str) -> str | None:
     """
     What a file's name, or that of the folder of a part, says its domain is.
 
-    >>> [domain_of_name(name) for name in ("ratings_Books.csv", "reviews_Kitchen_5.json.gz", "food/part-0.parquet")]
-    ['Books', 'Kitchen', 'food']
+    >>> [domain_of_name(name) for name in ("ratings_Books.csv", "reviews_Kitchen_5.json.gz")]
+    ['Books', 'Kitchen']
+    >>> [domain_of_name(name) for name in ("food/part-0.parquet", "toys/ratings.dat")]
+    ['food', 'toys']
     """
     stem = stem_and_suffix(path)[0]
     if _PART.fullmatch(stem):

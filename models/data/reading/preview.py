@@ -10,7 +10,7 @@ Shapes: N = rows, D = domains, U = users.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import combinations
@@ -25,6 +25,8 @@ from models.errors import ImplausibleInputError
 MOST_DOMAINS = 100
 # Times of two domains that differ by a unit do so by a factor of 1,000 each.
 _UNIT_FACTOR = 1000.0
+# Seconds of March 1973 and of the year 5138: no log is from before the one or after the other.
+_EARLIEST, _LATEST = 1e8, 1e11
 # So many rows whose times are all no larger than ratings have ratings for times.
 MANY_ROWS, HIGHEST_RATING = 50, 10.0
 
@@ -121,7 +123,7 @@ def previewed(
 
 def moment(seconds: float) -> str:
     """A time as a date, or as the number that it is where that would be none of ours."""
-    if not 1e8 <= seconds <= 1e11:
+    if not _EARLIEST <= seconds <= _LATEST:
         return f"{seconds:g}"
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
 
@@ -181,6 +183,7 @@ def domain_warnings(domains: Sequence[DomainPreview], shared: int) -> list[str]:
                 f"the domain {domain.domain!r} begins or ends with a blank: are there blanks around the separator? "
                 "State it with them (--separator ', ')"
             )
+    found += [*_spelt_alike(domains), *(said for said in map(_units_mixed, domains) if said is not None)]
     rows, first, last = (
         sum(domain.rows for domain in domains),
         min((domain.first for domain in domains), default=0.0),
@@ -196,6 +199,26 @@ def domain_warnings(domains: Sequence[DomainPreview], shared: int) -> list[str]:
         if warning is not None:
             found.append(warning)
     return found
+
+
+def _spelt_alike(domains: Sequence[DomainPreview]) -> Iterator[str]:
+    spellings: dict[str, list[str]] = {}
+    for domain in domains:
+        spellings.setdefault(domain.domain.strip().casefold(), []).append(domain.domain)
+    for names in spellings.values():
+        if len(names) > 1:
+            listed = ", ".join(map(repr, names))
+            yield f"the domains {listed} differ in their spelling alone: are they one? Write it alike"
+
+
+def _units_mixed(domain: DomainPreview) -> str | None:
+    """What to say of times of which some are probably in another unit: no log is as long as that makes it seem."""
+    if not (0 < domain.first < _EARLIEST < domain.last or _EARLIEST <= domain.first < _LATEST < domain.last):
+        return None
+    return (
+        f"the times of {domain.domain} run from {moment(domain.first)} to {moment(domain.last)}: some rows are "
+        "probably in another unit than the others, and would not stand in their order; bring them to one"
+    )
 
 
 def _disjoint(one: DomainPreview, other: DomainPreview) -> str | None:

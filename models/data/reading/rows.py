@@ -27,6 +27,7 @@ from models.data.reading.identifiers import (
     coded_ids,
     id_problem,
     may_be_rounded,
+    odd_numbers,
     texts_of,
 )
 from models.data.reading.input_formats import INPUT_FORMATS, format_by_content, format_by_name
@@ -239,9 +240,13 @@ class RowReader:
                     f"column {name} holds numbers so large that floats cannot tell neighbours apart: different ids may "
                     "have become one; write them as integers or texts"
                 )
-            return texts_of(column) if isinstance(column, list) else coded_ids(column)
+            ids = texts_of(column) if isinstance(column, list) else coded_ids(column)
         except InputFormatError as error:
             raise InputFormatError(f"column {name} {error}") from error
+        odd = odd_numbers(ids) if name in (self._chosen.user, self._chosen.item) else None
+        if odd is not None:
+            self._warn(f"column {name} holds {odd}; a table that has them in full names other ids: write them as texts")
+        return ids
 
     def _warn(self, warning: str) -> None:
         """Once, however many rows give cause."""
@@ -268,7 +273,14 @@ class RowReader:
         wanted = np.ones(num_rows, dtype=np.bool_)
         for condition in self._layout.where:
             ids = self._ids(raw, condition.column, num_rows)
-            holds = np.array([*map(condition.holds, ids.values.to_pylist()), False], dtype=np.bool_)
+            values = ids.values.to_pylist()
+            odd = condition.unlike(values)
+            if odd is not None:
+                self._warn(
+                    f"{condition}: {odd[:SHOWN_CHARACTERS]!r} of column {condition.column} is no number, and was "
+                    "compared as a text"
+                )
+            holds = np.array([*map(condition.holds, values), False], dtype=np.bool_)
             wanted &= holds[np.maximum(ids.codes_N, -1)]
         return wanted
 

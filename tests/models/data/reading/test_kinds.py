@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from app.jobs.formats import SequenceRow, SourceLimits, read_rows
+from models.data.reading.inter_ids import inter_id
 from models.data.reading.interactions import read_interactions
 from models.data.reading.layouts import Layout, parse_condition, parse_separator, with_columns
 from models.data.reading.places import files_of
@@ -148,6 +149,21 @@ def test_blocks_of_an_item_and_its_ratings_are_read(tmp_path):
     ]
 
 
+ODD_IDS = ['"lamp"', '"a" b', "50%", "50%25", "a b", "NA", "null", "x%2Fy", "%41", "c'd", "\u00a0e", "%C3%A9", "é"]
+
+
+def test_an_inter_of_ours_and_of_others_names_the_same_items(tmp_path):
+    """What Taesar writes is read as what it was; what others write is read as it stands, and never as another id."""
+    header = "user_id:token\titem_id:token\tdomain:token\ttimestamp:float\n"
+    ours = "".join(f"{inter_id(text)}\t{inter_id(text)}\ta\t{n}\n" for n, text in enumerate(ODD_IDS))
+    others = "".join(f"{text}\t{text}\ta\t{n}\n" for n, text in enumerate(ODD_IDS) if text != "50%25")
+    (tmp_path / "ours.inter").write_text(header + ours, encoding="utf-8")
+    (tmp_path / "others.inter").write_text(header + others, encoding="utf-8")
+
+    assert [row[1] for row in rows_of(tmp_path / "ours.inter")] == sorted(ODD_IDS)
+    assert [row[1] for row in rows_of(tmp_path / "others.inter")] == sorted({*ODD_IDS} - {"50%25"})
+
+
 @pytest.mark.parametrize("condition", ["is_click=1", "is_click=true", "is_click=True"])
 @pytest.mark.parametrize("yes", ["1", "1.0", "true", "True"])
 def test_a_condition_holds_of_every_spelling_of_true(condition, yes):
@@ -173,6 +189,84 @@ def test_ids_that_a_float_may_have_rounded_are_warned_of(tmp_path, kind):
 
     assert ["different ids may have become one" in warning for warning in large.warnings] == [True]
     assert small.warnings == ()
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a", "seen"])
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+def test_packed_text_is_read_by_both_callers_whatever_its_name_says(tmp_path, name, codec):
+    """A job looks at JSON before it reads it: what looks must leave the file open."""
+    rows = [dict(zip(HEADER.strip().split(","), row, strict=True)) for row in ROWS]
+    content = lines_of(rows) if name in ("a.jsonl", "seen") else CSV.encode()
+    path = tmp_path / (f"{name}.gz" if codec == "gzip" and "." in name else name)
+    path.write_bytes(pa.Codec(codec).compress(content, asbytes=True))
+
+    assert rows_of(path) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("condition", "kept"),
+    [("stars>=4", "xz"), ("stars>=4,5", "xz"), ("stars>4.5", "z"), ("stars=3.5", "y"), ("stars<10", "xy")],
+)
+def test_a_condition_compares_numbers_with_a_decimal_comma(tmp_path, condition, kept):
+    (tmp_path / "a.csv").write_text("user;item;domain;time;stars\r\nu;x;a;1;4,5\r\nu;y;a;2;3,50\r\nu;z;a;3;10,0\r\n")
+    layout = Layout(where=(parse_condition(condition),))
+
+    assert "".join(row[1] for row in rows_of(tmp_path / "a.csv", layout)) == kept
+
+
+@pytest.mark.parametrize(("value", "warned"), [("4", False), ("", False), ("good", True), ("1,234", True)])
+def test_a_condition_that_orders_texts_for_want_of_a_number_is_warned_of(tmp_path, value, warned):
+    (tmp_path / "a.csv").write_text(f'user,item,domain,time,stars\nu,x,a,1,5\nu,y,a,2,"{value}"\n')
+    layout = Layout(where=(parse_condition("stars>=4"),))
+    warnings = read_interactions([tmp_path / "a.csv"], layout, max_bad_row_share=0.0).warnings
+
+    assert ["is no number, and was compared as a text" in warning for warning in warnings] == [True] * warned
+
+
+@pytest.mark.parametrize(
+    ("ids", "says"),
+    [
+        (["7.0", "8.0"], "whole numbers that were written as floats"),
+        (["4.00638E+12", "x"], "numbers without their last digits"),
+        (["7.0", "8.5"], None),
+        (["12e5", "7"], None),
+    ],
+)
+@pytest.mark.parametrize("column", ["user", "item"])
+def test_texts_that_were_numbers_before_a_table_changed_them_are_warned_of(tmp_path, ids, says, column):
+    fields = [(value, "x") if column == "user" else ("u", value) for value in ids]
+    rows = "".join(f"{user},{item},a,5\n" for user, item in fields)
+    (tmp_path / "a.csv").write_text(HEADER + rows)
+    warnings = read_interactions([tmp_path / "a.csv"], max_bad_row_share=0.0).warnings
+
+    assert [str(says) in warning and f"column {column} holds" in warning for warning in warnings] == [True] * bool(says)
+
+
+def test_domains_that_differ_in_their_spelling_alone_are_warned_of(tmp_path):
+    (tmp_path / "a.csv").write_text(HEADER + "u,x,Books,1\nu,y,books,2\nu,z,films,3\n")
+    warnings = preview(read_interactions([tmp_path / "a.csv"], max_bad_row_share=0.0)).warnings
+
+    assert [warning.partition(" differ in")[0] for warning in warnings] == ["the domains 'Books', 'books'"]
+
+
+@pytest.mark.parametrize("factor", [1_000, 1_000_000])
+@pytest.mark.parametrize("every", [2, 40])
+def test_times_of_two_units_within_a_domain_are_warned_of(tmp_path, factor, every):
+    """A log whose writer went from seconds to milliseconds; whichever of the two a file's first rows speak for."""
+    times = [(1_300_000_000 + n) * (factor if n % every else 1) for n in range(400)]
+    rows = "".join(f"u{n % 7},i{n},{'ab'[n // 4 % 2]},{time}\n" for n, time in enumerate(times))
+    (tmp_path / "a.csv").write_text(HEADER + rows)
+    warnings = preview(read_interactions([tmp_path / "a.csv"], max_bad_row_share=0.0)).warnings
+
+    assert any("in another unit than the others" in warning for warning in warnings)
+
+
+def test_files_named_alike_in_a_folder_for_each_domain_are_of_those(tmp_path):
+    for domain, item in (("toys", "x"), ("books", "y")):
+        (tmp_path / domain).mkdir()
+        (tmp_path / domain / "ratings.dat").write_text(f"u::{item}::5::1300000000\n")
+
+    assert [row[1:3] for row in rows_of(tmp_path)] == [("x", "toys"), ("y", "books")]
 
 
 def test_times_that_are_ratings_and_domains_with_blanks_are_warned_of(tmp_path):
