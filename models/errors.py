@@ -100,6 +100,10 @@ class OwnRecommenderError(ModelError):
     """A team's own recommender fails, or gives no scores that can be judged; the message names command or file."""
 
 
+class EngineError(ModelError):
+    """What spreads the work over processes cannot start, or a piece of the work fails wherever it is done."""
+
+
 class TrainingError(ModelError):
     """Training cannot go on."""
 

@@ -68,9 +68,12 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def replace_folder(out: Path) -> Iterator[Path]:
+def replace_folder(out: Path, *, durable: bool = False) -> Iterator[Path]:
     """
     Give a new folder beside *out* to fill; it takes its place at the end, or vanishes on any error.
+
+    With *durable*, files that lie in it directly are on the disk before it takes its place, and its name once this has
+    returned.
 
     At every moment the former folder, the new one or both are whole: the former is moved aside, not deleted, until
     the new one stands. A kill in between leaves it as ``.NAME.HEX.former``.
@@ -81,6 +84,9 @@ def replace_folder(out: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         yield folder
+        if durable:
+            for path in (*folder.iterdir(), folder):
+                _sync(path)
         if out.exists():
             out.rename(former)
         folder.rename(out)
@@ -89,4 +95,6 @@ def replace_folder(out: Path) -> Iterator[Path]:
             former.rename(out)
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    if durable:
+        _sync(out.parent)
     shutil.rmtree(former, ignore_errors=True)

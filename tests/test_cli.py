@@ -555,7 +555,7 @@ def test_a_full_disk_is_one_line(run, trained, dataset, tmp_path, monkeypatch, e
     def write(*_, **__):
         raise error
 
-    monkeypatch.setattr("models.composite.folder.write_parts", write)
+    monkeypatch.setattr("models.composite.assembly.write_parts", write)
     code, _, err = run("regenerate", trained, dataset.directory, "--target", "food", "--out", tmp_path / "food")
 
     assert code == 2

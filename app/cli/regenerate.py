@@ -49,6 +49,29 @@ def regenerate(
             show_default="what is in OUT",
         ),
     ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            help="local: this process; ray: actors on this machine or on a cluster (pip install 'taesar[ray]'). The "
+            "result is the same, byte for byte."
+        ),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="With --engine ray: a running cluster, auto or HOST:PORT, whose machines see BUNDLE, DATASET and OUT "
+            "under the same names.",
+            show_default="one of its own on this machine",
+        ),
+    ] = None,
+    actors: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --engine ray: how many actors; each holds the bundle and has a GPU, or a core.",
+            show_default="one for every GPU, else for every core",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """
@@ -61,20 +84,30 @@ def regenerate(
     exports = () if export is None else choices("--export", export, FORMATS)
     if prefixes and "recbole" not in exports:
         raise typer.BadParameter("--prefixes is of --export recbole")
+    if engine != "ray" and (address is not None or actors is not None):
+        raise typer.BadParameter("--address and --actors are of --engine ray")
     say(f"reading {bundle} and {dataset}")
     from dataclasses import asdict
 
-    from app.cli.progress import StageProgress
-    from models.bundle import load_bundle
-    from models.composite.folder import write_composite
-    from models.data.dataset import load_dataset
+    from app.cli.counted_progress import CountedProgress
+    from models.bundle import BundleDescription, describe_bundle, load_bundle
+    from models.composite.engines import Engine, LocalEngine
+    from models.composite.folder import CompositeProgress, write_composite
+    from models.composite.ray_engine import RayEngine
+    from models.data.dataset import describe_dataset
     from models.training.devices import resolve_device
 
-    prepared = load_dataset(dataset)
-    loaded = load_bundle(bundle, device=resolve_device(device))
-    with StageProgress(console) as progress:
+    loaded: BundleDescription
+    chosen: Engine
+    if engine == "ray":
+        chosen = RayEngine(address=address, actors=actors, device=device)
+        loaded = describe_bundle(bundle.absolute())
+    else:
+        chosen = LocalEngine()
+        loaded = load_bundle(bundle, device=resolve_device(device))
+    with CountedProgress(console) as progress:
         summary = write_composite(
-            prepared,
+            describe_dataset(dataset.absolute()),
             loaded,
             target=target,
             rule=rule,
@@ -84,7 +117,12 @@ def regenerate(
             exports=exports,
             prefixes=prefixes,
             previous=previous,
-            on_users=lambda done, total: progress(f"regenerating {total:,} sequences", done / total),
+            engine=chosen,
+            progress=CompositeProgress(
+                on_users=lambda done, total: progress("regenerating sequences", done, total),
+                on_files=lambda done, total: progress("writing files, passes", done, total),
+                on_note=say,
+            ),
         )
     if interactions == "training":
         say("the last two interactions of every user are held out; --interactions all takes them, too, for production")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from models.data.dataset import TOKENS, TokenArray
 from models.decoding.regenerator import Regenerated, Steps, without_repeats
@@ -39,10 +40,19 @@ class KeptDecisions:
     rows: Mapping[str, tuple[str, Sequence[int], Sequence[int], Sequence[float]]]
 
     @classmethod
-    def read(cls, folder: Path) -> KeptDecisions:
-        """Those of a result of the same bundle, rule and dial; none where the file is not there or not readable."""
+    def read(cls, folder: Path, user_ids: Sequence[str]) -> KeptDecisions:
+        """
+        What a result of the same bundle, rule and dial decided for *user_ids*; nothing where its file cannot be read.
+
+        Users of both results come sorted, so only the row groups between the first and the last of them are read.
+        """
+        if not user_ids:
+            return cls({})
+        user = pl.col("user_id")
+        rows = pl.scan_parquet(folder / DECISIONS).select(list(SCHEMA))
+        nearby = rows.filter(user.is_between(pl.lit(min(user_ids)), pl.lit(max(user_ids))))
         try:
-            table = pl.read_parquet(folder / DECISIONS, columns=list(SCHEMA))
+            table = nearby.filter(user.is_in(list(user_ids))).collect(engine="streaming")
         except (OSError, pl.exceptions.PolarsError):
             return cls({})
         return cls({user: tuple(rest) for user, *rest in table.iter_rows()})
@@ -71,20 +81,27 @@ def read_hash(read: TokenArray) -> str:
     return hashlib.blake2b(read.astype("<i4").tobytes(), digest_size=16).hexdigest()
 
 
-def write_decisions(
-    path: Path, user_ids: Sequence[str], reads: Sequence[TokenArray], results: Sequence[Regenerated]
-) -> None:
-    """Write the decisions of all users; *reads* is what was read of each sequence."""
-    pl.DataFrame(
+def decisions_table(
+    user_ids: Sequence[str], reads: Sequence[TokenArray], results: Sequence[Regenerated]
+) -> pl.DataFrame:
+    """The decisions of some users, as ``SCHEMA`` has them; *reads* is what was read of each sequence."""
+    return pl.DataFrame(
         {
             "user_id": list(user_ids),
             "read": [read_hash(read) for read in reads],
-            "positions": [result.steps.positions.tolist() for result in results],
-            "replacements": [result.steps.replacements.tolist() for result in results],
-            "scores": [result.steps.score.tolist() for result in results],
+            "positions": _lists([result.steps.positions for result in results], np.int64),
+            "replacements": _lists([result.steps.replacements for result in results], np.int32),
+            "scores": _lists([result.steps.score for result in results], np.float32),
         },
         schema=SCHEMA,
-    ).write_parquet(path)
+    )
+
+
+def _lists(arrays: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike) -> pl.Series:
+    """A column of lists, one per array."""
+    offsets = np.concatenate([[0], np.cumsum([len(one) for one in arrays])]).astype(np.int64)
+    flat = np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype)
+    return pl.Series(pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat)))
 
 
 def _regenerated(

@@ -13,42 +13,44 @@ Folder layout:
 
 By default only ``Dataset.train`` is read, so no held-out item can enter; ``everything`` reads all, for production. Rows
 come user by user in dataset order.
+
+The work is done in parts, ranges of users, each of which is written to a folder beside the composite as soon as it is
+made (``work_folder``); at the end they are put together (``assembly``). No more than one part is held, by any engine.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import rmtree
+from time import perf_counter
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
-import polars as pl
 
-from models.bundle import Bundle
-from models.composite.decisions import DECISIONS, KeptDecisions, write_decisions
-from models.composite.lineage import lineage_of
-from models.composite.mapping import mapping_table
-from models.composite.mixed_log import MixedLog, read_log
-from models.composite.regenerated_rows import (
-    COUNTS,
-    ORIGINAL,
-    CompositeRow,
-    RegeneratedUser,
-    composite_rows,
-    interaction_schema_of,
-    interaction_tables,
-    regenerated_user,
+from models.bundle import Bundle, BundleDescription
+from models.composite.assembly import (
+    COMPOSITE,
+    COUNTED,
+    INTERACTIONS,
+    MAPPING,
+    PASSES,
+    FinishedParts,
+    write_files,
 )
-from models.data.dataset import Dataset, Sequences, TokenArray, sha256_of
-from models.decoding.regenerator import Regenerator
+from models.composite.decisions import DECISIONS
+from models.composite.engines import Engine, LocalEngine
+from models.composite.lineage import lineage_of
+from models.composite.mapping import SourceOrder
+from models.composite.part_results import Part, PartRecipe
+from models.composite.regenerated_rows import COUNTS
+from models.composite.work_folder import claimed, finished, identity_of, work_folder_of
+from models.data.dataset import DatasetDescription, read_users, sha256_of
+from models.data.user_ranges import user_ranges
 from models.decoding.rules import DEFAULT_DIAL, RULES_VERSION, Dial, Rule
 from models.errors import BundleMismatchError, ConfigurationError
-from models.exports.as_inter import inter_text
-from models.exports.as_parquet import write_parts
 from models.exports.as_recbole import file_name
 from models.exports.encoding import HeldOutItem, TrainingData
 from models.exports.export_formats import FORMATS, FormatName, load_format
@@ -57,15 +59,40 @@ from models.files import check_replaceable, replace_folder
 Which = Literal["training", "all"]
 
 SUMMARY = "summary.json"
-COMPOSITE = "composite.parquet"
-INTERACTIONS = "interactions"
-COUNTED = "counts.parquet"
-MAPPING = "mapping.parquet"
 # What an evaluation reads.
 CHECKED_FILES = (COMPOSITE, MAPPING)
 INTER_SUFFIX = ".inter"
-# Users regenerated between two progress reports.
-USERS_PER_REPORT = 512
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """
+    Where a dataset is cut into parts: at so many users or interactions, whichever comes first.
+
+    A part's interactions, as Python holds them while it is made, take about half a kilobyte each.
+    """
+
+    users: int = 1 << 14
+    interactions: int = 1 << 20
+
+
+DEFAULT_PART_SIZE = PartSize()
+
+
+@dataclass(frozen=True)
+class CompositeProgress:
+    """
+    Who hears how the work goes on.
+
+    Args:
+        on_users: (users done, users in all), those of an earlier run included.
+        on_files: (passes through parts done, passes in all), while parts are put together.
+        on_note: a sentence about what was found.
+    """
+
+    on_users: Callable[[int, int], None] = lambda _done, _total: None
+    on_files: Callable[[int, int], None] = lambda _done, _total: None
+    on_note: Callable[[str], None] = lambda _note: None
 
 
 @dataclass(frozen=True)
@@ -74,7 +101,7 @@ class CompositeSummary:
     Totals over all users; kept + replaced + deleted + unknown + unknown_kept + truncated is the interactions read.
 
     ``users_taken_over`` had not changed since an earlier result. ``interactions`` says what was read: "training" leaves
-    every user's last two out, which are held out.
+    every user's last two out, which are held out. Of ``parts``, ``parts_resumed`` were made by a run that did not end.
     """
 
     target: str
@@ -95,21 +122,14 @@ class CompositeSummary:
     truncated: int
     has_times: bool
     seconds: float
+    parts: int
+    parts_resumed: int
     rules_version: int = RULES_VERSION
 
 
-@dataclass(frozen=True)
-class Made:
-    """All that is written: a log, what became of its users, and the rows of the composite."""
-
-    log: MixedLog
-    users: Sequence[RegeneratedUser]
-    rows: Sequence[CompositeRow]
-
-
 def write_composite(
-    dataset: Dataset,
-    bundle: Bundle,
+    dataset: DatasetDescription,
+    bundle: BundleDescription,
     *,
     target: str,
     rule: Rule,
@@ -118,16 +138,22 @@ def write_composite(
     interactions: Which = "training",
     exports: Sequence[FormatName] = (),
     prefixes: bool = False,
-    on_users: Callable[[int, int], None] | None = None,
+    progress: CompositeProgress | None = None,
     previous: Path | None = None,
+    engine: Engine | None = None,
+    part_size: PartSize = DEFAULT_PART_SIZE,
 ) -> CompositeSummary:
     """
     Regenerate every sequence for *target* and write the folder described at the top.
 
+    A run that was ended from outside leaves its parts; the same call goes on from them. What is written does not depend
+    on *engine*, on *part_size*, nor on how often the work was interrupted.
+
     Args:
-        dataset: prepared dataset. With "training" the one that the bundle was trained on; with "all" it may be a newer
-            one: what the bundle does not know stays in place (target domain) or is left out (others), counted.
-        bundle: base and experts.
+        dataset: prepared dataset; its sequences are read from its folder. With "training" the one that the bundle was
+            trained on; with "all" it may be a newer one: what the bundle does not know stays in place (target domain)
+            or is left out (others), counted.
+        bundle: base and experts, without its networks where the engine loads them itself.
         target: name of the target domain.
         rule: decoding rule.
         dial: whether the bundle's guard of the target is kept to.
@@ -135,18 +161,22 @@ def write_composite(
         interactions: "training" leaves out what is held out, for evaluation; "all" takes everything, for production.
         exports: further formats to write.
         prefixes: whether the rows of an export that predicts only last items stand once for every item.
-        on_users: if given, called with (users done, users in all) as work goes on.
+        progress: who hears of it.
         previous: an earlier result, *out* itself where none is given; of the same bundle, rule and dial, its decisions
             are taken over for all users whose sequence is the same.
+        engine: who makes the parts; this process where none is given.
+        part_size: of the parts.
 
     Raises:
         UnknownDomainError: no such domain.
         BundleMismatchError: "training", and the bundle was trained on another dataset, another split of it, or, as a
             refit bundle, on what is held out.
-        OutputExistsError: *out* holds something that is not a composite.
+        OutputExistsError: *out* holds something that is not a composite, or another run is writing it.
         ConfigurationError: an export would take the name of another file.
+        EngineError: the engine cannot start, or a part fails again and again.
     """
-    started = time.perf_counter()
+    started = perf_counter()
+    heard = progress or CompositeProgress()
     if interactions == "training":
         check_trained_on(bundle, dataset)
     bundle.vocabulary.token_range(target)
@@ -154,55 +184,47 @@ def write_composite(
         raise ConfigurationError(f"--export inter and the sequences of target {target!r} want one name for two files")
     required = frozenset({COMPOSITE, COUNTED, MAPPING, SUMMARY})
     check_replaceable(out, what="a composite dataset", required=required, ours=lambda name: _is_ours(name, required))
-    log = read_log(dataset, bundle.vocabulary, target, everything=interactions == "all")
-    regenerator = Regenerator(bundle, rule, dial=dial)
-    kept = _kept_decisions(previous or out, bundle, target=target, rule=rule, dial=dial)
-    users, taken_over = regenerate_log(log, regenerator, on_users, kept)
-    reads = [log.history(user, regenerator.max_items).token_ids for user in range(len(users))]
-    made = Made(log, users, composite_rows(log, users))
-    counts_UC = np.asarray([user.counts for user in users], dtype=np.int64).reshape(-1, len(COUNTS))
-    original_rows = sum(row.origin == ORIGINAL for row in made.rows)
-    summary = CompositeSummary(
+    ranges = user_ranges(dataset, max_users=part_size.users, max_interactions=part_size.interactions)
+    parts = [Part(number, users) for number, users in enumerate(ranges)]
+    earlier = previous or out
+    recipe = PartRecipe(
+        dataset=dataset,
+        bundle=bundle,
         target=target,
         rule=rule,
         dial=dial,
-        bundle_version=bundle.version,
-        dataset_fingerprint=dataset.fingerprint,
-        interactions=interactions,
-        users=len(dataset.user_ids),
-        users_taken_over=taken_over,
-        original_rows=original_rows,
-        regenerated_rows=len(made.rows) - original_rows,
-        **dict(zip(COUNTS, counts_UC.sum(axis=0).tolist(), strict=True)),
-        has_times=dataset.has_times,
-        seconds=round(time.perf_counter() - started, 3),
+        everything=interactions == "all",
+        kept=earlier if _holds(earlier, _made_by(bundle, target=target, rule=rule, dial=dial)) else None,
+        work=work_folder_of(out).absolute(),
     )
-    # Read where an export wants them, and never to make the training rows
-    is_held_out = interactions == "training" and bool(exports)
-    validation = _held_out(dataset, target, dataset.train, dataset.validation) if is_held_out else []
-    test = _held_out(dataset, target, dataset.before_test, dataset.test) if is_held_out else []
-    with replace_folder(out) as folder:
-        _write_folder(folder, made, counts_UC, summary, lineage_of(bundle, dataset))
-        write_decisions(folder / DECISIONS, log.user_ids, reads, [user.result for user in users])
-        schema = interaction_schema_of(log)
-        write_parts(folder / INTERACTIONS, schema, interaction_tables(log, users, schema))
-        for name in exports:
-            data = TrainingData(
-                target=target,
-                rows=lambda: [(log.user_ids[row.user], log.item_ids_of(row.token_ids)) for row in made.rows],
-                schema=schema,
-                interactions=lambda: interaction_tables(log, users, schema),
-                validation=validation,
-                test=test,
-                prefixes=prefixes,
-                directory=out / name,
-            )
-            _write_export(folder, name, data)
+    with claimed(recipe.work, identity_of(recipe, parts)) as differing:
+        resumed = _make_parts(recipe, parts, engine or LocalEngine(), heard, differing)
+        totals = list(finished(recipe.work, parts).values())
+        counts = np.asarray([part.counts for part in totals], dtype=np.int64).reshape(-1, len(COUNTS)).sum(axis=0)
+        summary = CompositeSummary(
+            target=target,
+            rule=rule,
+            dial=dial,
+            bundle_version=bundle.version,
+            dataset_fingerprint=dataset.fingerprint,
+            interactions=interactions,
+            users=sum(part.users for part in totals),
+            users_taken_over=sum(part.users_taken_over for part in totals),
+            original_rows=sum(part.original_rows for part in totals),
+            regenerated_rows=sum(part.regenerated_rows for part in totals),
+            **dict(zip(COUNTS, counts.tolist(), strict=True)),
+            has_times=dataset.has_times,
+            seconds=round(perf_counter() - started, 3),
+            parts=len(parts),
+            parts_resumed=resumed,
+        )
+        _put_together(recipe, parts, summary, out, exports, heard, prefixes=prefixes)
+        rmtree(recipe.work)
     return summary
 
 
 def ensure_composite(
-    dataset: Dataset,
+    dataset: DatasetDescription,
     bundle: Bundle,
     *,
     target: str,
@@ -217,10 +239,11 @@ def ensure_composite(
         "interactions": "training",
     }
     if not _holds(out, made_of):
-        write_composite(dataset, bundle, target=target, rule=rule, dial=dial, out=out, on_users=on_users)
+        progress = None if on_users is None else CompositeProgress(on_users=on_users)
+        write_composite(dataset, bundle, target=target, rule=rule, dial=dial, out=out, progress=progress)
 
 
-def _made_by(bundle: Bundle, *, target: str, rule: Rule, dial: Dial) -> dict[str, object]:
+def _made_by(bundle: BundleDescription, *, target: str, rule: Rule, dial: Dial) -> dict[str, object]:
     """What decisions depend on beside the sequence, as a summary names it."""
     return {
         "target": target,
@@ -240,7 +263,7 @@ def _holds(folder: Path, made_of: Mapping[str, object]) -> bool:
     return isinstance(summary, dict) and made_of.items() <= summary.items()
 
 
-def check_trained_on(bundle: Bundle, dataset: Dataset) -> None:
+def check_trained_on(bundle: BundleDescription, dataset: DatasetDescription) -> None:
     """
     Whether *bundle* was trained on the training interactions of this very dataset and split, and on no others.
 
@@ -265,53 +288,78 @@ def _is_ours(name: str, required: frozenset[str]) -> bool:
     return name in required | exported | set(FORMATS) | {INTERACTIONS, DECISIONS} or name.endswith(INTER_SUFFIX)
 
 
-def _kept_decisions(folder: Path, bundle: Bundle, *, target: str, rule: Rule, dial: Dial) -> KeptDecisions:
-    """The decisions of the result in *folder*, if they would be the same today."""
-    unchanged = _holds(folder, _made_by(bundle, target=target, rule=rule, dial=dial))
-    return KeptDecisions.read(folder) if unchanged else KeptDecisions({})
+def _make_parts(
+    recipe: PartRecipe, parts: Sequence[Part], engine: Engine, heard: CompositeProgress, differing: Sequence[str]
+) -> int:
+    """Make the parts that are not there; how many were."""
+    there = finished(recipe.work, parts)
+    if differing:
+        heard.on_note(
+            f"{recipe.work} held parts of an earlier run that differs in {', '.join(differing)}: not taken over"
+        )
+    elif there:
+        heard.on_note(f"going on from {recipe.work}: {len(there):,} of {len(parts):,} parts are made")
+    total = sum(len(part.users) for part in parts)
+    before = sum(len(part.users) for part in parts if part.number in there)
+    heard.on_users(before, total)
+    missing = [part for part in parts if part.number not in there]
+    for done in engine.make(recipe, missing) if missing else ():
+        heard.on_users(before + done, total)
+    return len(there)
 
 
-def regenerate_log(
-    log: MixedLog,
-    regenerator: Regenerator,
-    on_users: Callable[[int, int], None] | None = None,
-    kept: KeptDecisions | None = None,
-) -> tuple[list[RegeneratedUser], int]:
-    """
-    Every sequence of *log* as a training row, in order, and how many of them were *kept* from an earlier result.
+def _put_together(
+    recipe: PartRecipe,
+    parts: Sequence[Part],
+    summary: CompositeSummary,
+    out: Path,
+    exports: Sequence[FormatName],
+    heard: CompositeProgress,
+    *,
+    prefixes: bool,
+) -> None:
+    read, expected = 0, len(parts) * (PASSES + len(exports))
 
-    *on_users* hears of (users done, users in all).
-    """
-    total, taken_over = len(log.sequences), 0
-    regenerated: list[RegeneratedUser] = []
-    while len(regenerated) < total:
-        users = range(len(regenerated), min(total, len(regenerated) + USERS_PER_REPORT))
-        read: list[TokenArray] = [log.history(user, regenerator.max_items).token_ids for user in users]
-        found = [
-            None if kept is None else kept.of(log.user_ids[user], one) for user, one in zip(users, read, strict=True)
-        ]
-        changed = [one for one, known in zip(read, found, strict=True) if known is None]
-        anew = iter(regenerator.regenerate(changed, log.target, training_rows=True))
-        taken_over += len(read) - len(changed)
-        regenerated += [
-            regenerated_user(log, user, regenerator.max_items, next(anew) if known is None else known)
-            for user, known in zip(users, found, strict=True)
-        ]
-        if on_users is not None:
-            on_users(len(regenerated), total)
-    return regenerated, taken_over
+    def on_part() -> None:
+        nonlocal read
+        read += 1
+        heard.on_files(min(read, expected), expected)
+
+    made = FinishedParts.of(recipe.work, parts, on_part)
+    with replace_folder(out) as folder:
+        write_files(folder, made, SourceOrder.of(recipe.bundle.vocabulary), inter=inter_file(summary.target))
+        content = asdict(summary) | {
+            "lineage": lineage_of(recipe.bundle, recipe.dataset),
+            "files": {name: sha256_of(folder / name) for name in CHECKED_FILES},
+        }
+        (folder / SUMMARY).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        is_held_out = summary.interactions == "training"
+        for name in exports:
+            data = TrainingData(
+                target=summary.target,
+                rows=made.rows,
+                schema=made.interaction_schema(),
+                interactions=made.interactions,
+                validation=lambda: _held_out(recipe, parts, "validation") if is_held_out else (),
+                test=lambda: _held_out(recipe, parts, "test") if is_held_out else (),
+                prefixes=prefixes,
+                directory=out / name,
+            )
+            _write_export(folder, name, data)
 
 
-def _held_out(dataset: Dataset, target: str, before: Sequences, items_U: TokenArray) -> list[HeldOutItem]:
-    """The held-out items that are of *target*, with what came *before* them."""
-    target_range = dataset.vocabulary.token_range(target)
-    found = []
-    for user in np.flatnonzero(target_range.mask(items_U)).tolist():
-        history = before[user][target_range.mask(before[user])]
-        time_of = float(dataset.times[user][len(before[user])]) if dataset.has_times else None
-        [item] = dataset.vocabulary.item_ids_of([int(items_U[user])])
-        found.append(HeldOutItem(dataset.user_ids[user], dataset.vocabulary.item_ids_of(history), item, time_of))
-    return found
+def _held_out(recipe: PartRecipe, parts: Sequence[Part], which: Literal["validation", "test"]) -> Iterator[HeldOutItem]:
+    """The held-out items that are of the target, with what came before them; never read to make the training rows."""
+    target_range = recipe.dataset.vocabulary.token_range(recipe.target)
+    for part in parts:
+        dataset = read_users(recipe.dataset, part.users)
+        before = dataset.train if which == "validation" else dataset.before_test
+        items_U = dataset.validation if which == "validation" else dataset.test
+        for user in np.flatnonzero(target_range.mask(items_U)).tolist():
+            history = before[user][target_range.mask(before[user])]
+            time_of = float(dataset.times[user][len(before[user])]) if dataset.has_times else None
+            [item] = dataset.vocabulary.item_ids_of([int(items_U[user])])
+            yield HeldOutItem(dataset.user_ids[user], dataset.vocabulary.item_ids_of(history), item, time_of)
 
 
 def _write_export(folder: Path, name: FormatName, data: TrainingData) -> None:
@@ -324,40 +372,6 @@ def _write_export(folder: Path, name: FormatName, data: TrainingData) -> None:
     with (folder / f"{INTERACTIONS}{FORMATS[name].suffix}").open("wb") as file:
         for part in export.interactions(data.schema, data.interactions()):
             file.write(part)
-
-
-def _write_folder(
-    folder: Path, made: Made, counts_UC: npt.NDArray[np.int64], summary: CompositeSummary, lineage: Mapping[str, object]
-) -> None:
-    log, rows = made.log, made.rows
-    item_ids = [log.item_ids_of(row.token_ids) for row in rows]
-    users = [log.user_ids[row.user] for row in rows]
-    pl.DataFrame(
-        {
-            "user_id": users,
-            "origin": [row.origin for row in rows],
-            "item_ids": item_ids,
-            # Tokens beyond the vocabulary are nobody else's
-            "token_ids": [None if log.newer_items else row.token_ids.tolist() for row in rows],
-        },
-        schema={
-            "user_id": pl.String,
-            "origin": pl.String,
-            "item_ids": pl.List(pl.String),
-            "token_ids": pl.List(pl.Int32),
-        },
-    ).write_parquet(folder / COMPOSITE)
-    (folder / inter_file(summary.target)).write_text(inter_text(users, item_ids), encoding="utf-8")
-    pl.DataFrame({"user_id": list(log.user_ids), **dict(zip(COUNTS, counts_UC.T, strict=True))}).write_parquet(
-        folder / COUNTED
-    )
-    mapping = mapping_table([user.result for user in made.users], log.vocabulary)
-    mapping.write_parquet(folder / MAPPING)
-    content = asdict(summary) | {
-        "lineage": lineage,
-        "files": {name: sha256_of(folder / name) for name in CHECKED_FILES},
-    }
-    (folder / SUMMARY).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def inter_file(target: str) -> str:

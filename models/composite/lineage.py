@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from models.bundle import MANIFEST as BUNDLE_MANIFEST
-from models.bundle import Bundle, describe_bundle
-from models.data.dataset import DATASET_FACTS, Dataset
+from models.bundle import BundleDescription, describe_bundle
+from models.data.dataset import DATASET_FACTS, DatasetDescription
 from models.data.dataset import MANIFEST as DATASET_MANIFEST
 from models.errors import DatasetFormatError
 
@@ -22,7 +22,7 @@ RESULT_SUMMARY = "summary.json"
 BUNDLE_FACTS = ("name", "created", "refit", "dataset_fingerprint", "dataset", "init")
 
 
-def lineage_of(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
+def lineage_of(bundle: BundleDescription, dataset: DatasetDescription) -> dict[str, Any]:
     """What the summary of a result says of the bundle and the dataset that it was made of."""
     return {
         "bundle": {"version": bundle.version, **_chosen(bundle.provenance, BUNDLE_FACTS)},

@@ -86,39 +86,61 @@ class MixedLog:
         return self.times_N[self.sequences.offsets[user] : self.sequences.offsets[user + 1]]
 
 
-def read_log(dataset: Dataset, vocabulary: Vocabulary, target: str, *, everything: bool) -> MixedLog:
+@dataclass(frozen=True)
+class LogReader:
     """
-    The sequences of *dataset* for a bundle of *vocabulary*.
+    Reads sequences of one dataset, in any portions, for a bundle of one vocabulary; made once, since its table of items
+    is as long as the vocabulary.
 
     Args:
-        dataset: prepared; of another vocabulary only where it is newer than the bundle.
         vocabulary: the bundle's.
-        target: a domain of the vocabulary.
-        everything: all interactions, held-out ones too; else those to train on.
+        target: a domain of it.
+        everything: whether all interactions are read, held-out ones too; else those to train on.
+        token_of: our token of each of the dataset's, 0 where it is unknown and left out; None where they are the same.
+        newer_items: ids of the target's items that the bundle does not know; their tokens are beyond its vocabulary.
     """
-    sequences = dataset.complete if everything else dataset.train
-    times_N = dataset.times.of_first(sequences.lengths) if dataset.has_times else None
-    carried = dataset.carried
-    if carried is not None:
-        carried = carried[dataset.times.places_of_first(sequences.lengths).tolist()]
-    if dataset.vocabulary == vocabulary:
-        nothing = np.zeros(len(sequences), dtype=np.int64)
-        return MixedLog(dataset.user_ids, sequences, times_N, nothing, vocabulary, target, (), carried)
-    token_of, newer = _translation(dataset.vocabulary, vocabulary, target)
-    translated_N = token_of[sequences.token_ids]
-    stays_N = translated_N != 0
-    kept_before = np.concatenate([[0], np.cumsum(stays_N)]).astype(np.int64)
-    offsets = kept_before[sequences.offsets]
-    return MixedLog(
-        dataset.user_ids,
-        Sequences(translated_N[stays_N], offsets),
-        None if times_N is None else times_N[stays_N],
-        sequences.lengths - np.diff(offsets),
-        vocabulary,
-        target,
-        newer,
-        None if carried is None else carried.filter(pl.Series(stays_N)),
-    )
+
+    vocabulary: Vocabulary
+    target: str
+    everything: bool
+    token_of: TokenArray | None
+    newer_items: tuple[str, ...]
+
+    @classmethod
+    def of(cls, theirs: Vocabulary, ours: Vocabulary, target: str, *, everything: bool) -> LogReader:
+        """For a dataset of the vocabulary *theirs* and a bundle of *ours*."""
+        if theirs == ours:
+            return cls(ours, target, everything, None, ())
+        token_of, newer = _translation(theirs, ours, target)
+        return cls(ours, target, everything, token_of, newer)
+
+    def read(self, dataset: Dataset) -> MixedLog:
+        """The sequences of *dataset*, all or a range of its users."""
+        sequences = dataset.complete if self.everything else dataset.train
+        times_N = dataset.times.of_first(sequences.lengths) if dataset.has_times else None
+        carried = dataset.carried
+        if carried is not None:
+            carried = carried[dataset.times.places_of_first(sequences.lengths).tolist()]
+        skipped_U = np.zeros(len(sequences), dtype=np.int64)
+        if self.token_of is not None:
+            translated_N = self.token_of[sequences.token_ids]
+            stays_N = translated_N != 0
+            kept_before = np.concatenate([[0], np.cumsum(stays_N)]).astype(np.int64)
+            offsets = kept_before[sequences.offsets]
+            skipped_U = sequences.lengths - np.diff(offsets)
+            sequences = Sequences(translated_N[stays_N], offsets)
+            times_N = None if times_N is None else times_N[stays_N]
+            carried = None if carried is None else carried.filter(pl.Series(stays_N))
+        return MixedLog(
+            dataset.user_ids,
+            sequences,
+            times_N,
+            skipped_U,
+            self.vocabulary,
+            self.target,
+            self.newer_items,
+            carried,
+        )
 
 
 def _translation(theirs: Vocabulary, ours: Vocabulary, target: str) -> tuple[TokenArray, tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +21,6 @@ from models.vocabulary import PADDING
 ORIGINAL, REGENERATED = "original", "regenerated"
 # A row needs a history and an item to predict.
 SHORTEST_ROW = 2
-# Users of one table of interactions.
-USERS_PER_TABLE = 4096
 
 
 @dataclass(frozen=True)
@@ -126,24 +124,22 @@ def interaction_schema_of(log: MixedLog) -> pa.Schema:
     return interactions_schema(whole_times=times is None or are_whole(times), carried=carried)
 
 
-def interaction_tables(log: MixedLog, users: Sequence[RegeneratedUser], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Every item that stays, kept or replaced, user by user in order of time: tables of *schema*."""
-    for first in range(0, len(users), USERS_PER_TABLE):
-        yield _interaction_table(log, users[first : first + USERS_PER_TABLE], first, schema)
-
-
-def _interaction_table(log: MixedLog, users: Sequence[RegeneratedUser], first: int, schema: pa.Schema) -> pa.Table:
+def interaction_table(log: MixedLog, users: Sequence[RegeneratedUser], schema: pa.Schema) -> pa.Table:
+    """Every item of all *users* of a log that stays, kept or replaced, user by user in order of time, in *schema*."""
+    offsets = log.sequences.offsets
     lengths = [len(user.token_ids) for user in users]
-    flat = np.concatenate([log.sequences.offsets[first + n] + user.positions for n, user in enumerate(users)])
-    replaced = np.concatenate([user.replaced for user in users])
+    none = np.zeros(0, dtype=np.int64)
+    flat = np.concatenate([none, *(offsets[place] + user.positions for place, user in enumerate(users))])
+    replaced = np.concatenate([none.astype(np.bool_), *(user.replaced for user in users)])
     sources = log.sequences.token_ids[flat]
     source_tokens = np.where(replaced, sources, 0)
     names = np.asarray(["", *(d for d in log.vocabulary.domains)], dtype=object)
     domains = names[log.vocabulary.domain_of_tokens(source_tokens) + 1]
-    scores = np.concatenate([user.scores for user in users])
+    scores = np.concatenate([none.astype(np.float32), *(user.scores for user in users)])
+    tokens = np.concatenate([none.astype(TOKENS), *(user.token_ids for user in users)])
     columns = {
-        "user": np.repeat(np.asarray(log.user_ids[first : first + len(users)], dtype=object), lengths),
-        "item": log.item_ids_of(np.concatenate([user.token_ids for user in users])),
+        "user": np.repeat(np.asarray(log.user_ids, dtype=object), lengths),
+        "item": log.item_ids_of(tokens),
         "timestamp": pa.nulls(len(flat)) if log.times_N is None else log.times_N[flat],
         "origin": np.where(replaced, REPLACED, KEPT).astype(object),
         "source_item": [log.vocabulary.item_ids_of([token])[0] if token else None for token in source_tokens.tolist()],

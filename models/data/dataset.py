@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,41 +163,40 @@ class SequenceTimes:
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A prepared dataset; ``load_dataset`` makes one."""
+class UserRange:
+    """
+    Users of a dataset that follow one another in its files.
+
+    Args:
+        first, end: rows of ``train.parquet``, from 0; *end* is not among them.
+        first_interaction: how many times the users before them have in ``times.parquet``: ``carried.parquet`` has a row
+            for each.
+    """
+
+    first: int
+    end: int
+    first_interaction: int
+
+    def __len__(self) -> int:
+        return self.end - self.first
+
+
+@dataclass(frozen=True)
+class DatasetDescription:
+    """
+    All of a prepared dataset but its sequences; ``describe_dataset`` makes one.
+
+    Args:
+        directory: where it lies.
+        vocabulary: every item, numbered.
+        fingerprint: hash of its content.
+        manifest: ``dataset.json``.
+    """
 
     directory: Path
     vocabulary: Vocabulary
-    user_ids: tuple[str, ...]
-    train: Sequences
     fingerprint: str
     manifest: Mapping[str, Any]
-
-    @cached_property
-    def validation(self) -> TokenArray:
-        """The item to validate by of every user, shape [U], s[n-2] unless split by time; 0 where there is none."""
-        return _read_held_out(self.directory / "validation.parquet", self.user_ids)
-
-    @cached_property
-    def test(self) -> TokenArray:
-        """The item to test by of every user, shape [U], s[n-1] unless split by time; 0 where there is none."""
-        return _read_held_out(self.directory / "test.parquet", self.user_ids)
-
-    @cached_property
-    def complete(self) -> Sequences:
-        """s[:n] of every user, held-out items included: for production, never for what is evaluated here."""
-        if not self.is_split_by_time:
-            return self.train.followed_by(self.validation).followed_by(self.test)
-        later, _ = self._later
-        return self.train.joined(later)
-
-    @cached_property
-    def before_test(self) -> Sequences:
-        """What comes before each test item, validation item included."""
-        if not self.is_split_by_time:
-            return self.train.followed_by(self.validation)
-        later, before_test_U = self._later
-        return self.train.joined(later.first(before_test_U))
 
     @property
     def is_split_by_time(self) -> bool:
@@ -215,21 +214,63 @@ class Dataset:
             f"{split['test_from_date']} on."
         )
 
+    @property
+    def has_times(self) -> bool:
+        """Whether the folder holds the interactions' times."""
+        return TIMES in self.manifest["files"]
+
+
+@dataclass(frozen=True)
+class Dataset(DatasetDescription):
+    """
+    A prepared dataset; ``load_dataset`` makes one.
+
+    Args:
+        user_ids: one per sequence.
+        train: the sequences to train on.
+        users: whose these are in the folder's files; None: all.
+    """
+
+    user_ids: tuple[str, ...]
+    train: Sequences
+    users: UserRange | None = None
+
+    @cached_property
+    def validation(self) -> TokenArray:
+        """The item to validate by of every user, shape [U], s[n-2] unless split by time; 0 where there is none."""
+        return _read_held_out(self.directory / "validation.parquet", self.user_ids, self.users)
+
+    @cached_property
+    def test(self) -> TokenArray:
+        """The item to test by of every user, shape [U], s[n-1] unless split by time; 0 where there is none."""
+        return _read_held_out(self.directory / "test.parquet", self.user_ids, self.users)
+
+    @cached_property
+    def complete(self) -> Sequences:
+        """s[:n] of every user, held-out items included: for production, never for what is evaluated here."""
+        if not self.is_split_by_time:
+            return self.train.followed_by(self.validation).followed_by(self.test)
+        later, _ = self._later
+        return self.train.joined(later)
+
+    @cached_property
+    def before_test(self) -> Sequences:
+        """What comes before each test item, validation item included."""
+        if not self.is_split_by_time:
+            return self.train.followed_by(self.validation)
+        later, before_test_U = self._later
+        return self.train.joined(later.first(before_test_U))
+
     @cached_property
     def _later(self) -> tuple[Sequences, npt.NDArray[np.int64]]:
         path = self.directory / LATER
         try:
-            table = pl.read_parquet(path, columns=["user_id", "token_ids", "before_test"])
+            table = _rows_of(path, ["user_id", "token_ids", "before_test"], self.users)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise DatasetFormatError(f"{path}: not a readable table of later items: {error}") from error
         if tuple(table["user_id"].to_list()) != self.user_ids:
             raise DatasetFormatError(f"{path}: its users differ from train.parquet's")
         return Sequences.from_column(table["token_ids"]), table["before_test"].to_numpy().astype(np.int64)
-
-    @property
-    def has_times(self) -> bool:
-        """Whether the folder holds the interactions' times."""
-        return TIMES in self.manifest["files"]
 
     @cached_property
     def times(self) -> SequenceTimes:
@@ -244,7 +285,7 @@ class Dataset:
                 f"{self.directory}: prepared by an earlier version, which kept no times: `taesar prepare` its log again"
             )
         held_out = None if self.is_split_by_time else 2
-        return _read_times(self.directory / TIMES, self.user_ids, self.train, held_out)
+        return _read_times(self.directory / TIMES, self.user_ids, self.train, held_out, self.users)
 
     @cached_property
     def carried(self) -> pl.DataFrame | None:
@@ -257,8 +298,9 @@ class Dataset:
         if CARRIED not in self.manifest["files"]:
             return None
         path = self.directory / CARRIED
+        first, count = (0, None) if self.users is None else (self.users.first_interaction, len(self.times.values))
         try:
-            table = pl.read_parquet(path)
+            table = pl.scan_parquet(path).slice(first, count).collect()
         except (OSError, pl.exceptions.PolarsError) as error:
             raise DatasetFormatError(f"{path}: not a readable table: {error}") from error
         if len(table) != len(self.times.values):
@@ -272,6 +314,20 @@ def load_dataset(directory: Path) -> Dataset:
 
     Raises:
         DatasetFormatError: a file is missing, damaged or does not match the manifest; the message names it.
+    """
+    return read_users(describe_dataset(directory))
+
+
+def describe_dataset(directory: Path, *, checked: bool = True) -> DatasetDescription:
+    """
+    Open a prepared dataset without its sequences: nothing of it grows with the number of users.
+
+    Args:
+        directory: the folder.
+        checked: read every file once to compare its hash; without, only what the manifest says is looked at.
+
+    Raises:
+        DatasetFormatError: as ``load_dataset``.
     """
     manifest_path = directory / MANIFEST
     try:
@@ -292,11 +348,21 @@ def load_dataset(directory: Path) -> Dataset:
         path = directory / name
         if not path.is_file():
             raise DatasetFormatError(f"{path}: missing")
-        if sha256_of(path) != expected:
+        if checked and sha256_of(path) != expected:
             raise DatasetFormatError(f"{path}: its SHA-256 differs from the manifest's; damaged or edited")
-    vocabulary = Vocabulary.load(directory / "vocabulary.parquet")
-    user_ids, train = _read_train(directory / "train.parquet")
-    return Dataset(directory, vocabulary, user_ids, train, fingerprint, manifest)
+    return DatasetDescription(directory, Vocabulary.load(directory / "vocabulary.parquet"), fingerprint, manifest)
+
+
+def read_users(described: DatasetDescription, users: UserRange | None = None) -> Dataset:
+    """
+    A dataset with the sequences of *users* alone, or of all.
+
+    Raises:
+        DatasetFormatError: ``train.parquet`` cannot be read.
+    """
+    user_ids, train = _read_train(described.directory / "train.parquet", users)
+    own = {field.name: getattr(described, field.name) for field in fields(DatasetDescription)}
+    return Dataset(**own, user_ids=user_ids, train=train, users=users)
 
 
 def sha256_of(path: Path) -> str:
@@ -322,18 +388,24 @@ def pad_right(sequences: Iterable[TokenArray], length: int | None = None) -> tor
     return torch.from_numpy(padded)
 
 
-def _read_train(path: Path) -> tuple[tuple[str, ...], Sequences]:
+def _rows_of(path: Path, columns: list[str], users: UserRange | None) -> pl.DataFrame:
+    if users is None:
+        return pl.read_parquet(path, columns=columns)
+    return pl.scan_parquet(path).select(columns).slice(users.first, len(users)).collect()
+
+
+def _read_train(path: Path, users: UserRange | None) -> tuple[tuple[str, ...], Sequences]:
     try:
-        table = pl.read_parquet(path)
+        table = _rows_of(path, ["user_id", "token_ids"], users)
         user_ids, sequences = tuple(table["user_id"].to_list()), Sequences.from_column(table["token_ids"])
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DatasetFormatError(f"{path}: not a readable table of sequences: {error}") from error
     return user_ids, sequences
 
 
-def _read_held_out(path: Path, user_ids: tuple[str, ...]) -> TokenArray:
+def _read_held_out(path: Path, user_ids: tuple[str, ...], users: UserRange | None) -> TokenArray:
     try:
-        table = pl.read_parquet(path, columns=["user_id", "token_id"])
+        table = _rows_of(path, ["user_id", "token_id"], users)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DatasetFormatError(f"{path}: not a readable table of held-out items: {error}") from error
     if tuple(table["user_id"].to_list()) != user_ids:
@@ -341,10 +413,12 @@ def _read_held_out(path: Path, user_ids: tuple[str, ...]) -> TokenArray:
     return table["token_id"].to_numpy().astype(TOKENS)
 
 
-def _read_times(path: Path, user_ids: tuple[str, ...], train: Sequences, held_out: int | None) -> SequenceTimes:
+def _read_times(
+    path: Path, user_ids: tuple[str, ...], train: Sequences, held_out: int | None, users: UserRange | None
+) -> SequenceTimes:
     """Times of whole sequences, of which *held_out* items are no training items (None: any number)."""
     try:
-        table = pl.read_parquet(path, columns=["user_id", "times"])
+        table = _rows_of(path, ["user_id", "times"], users)
         lists = table["times"]
         lengths = lists.list.len().to_numpy().astype(np.int64)
         expected = train.lengths if held_out is None else np.maximum(lengths - held_out, 0)

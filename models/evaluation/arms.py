@@ -38,7 +38,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from models.composite.folder import CHECKED_FILES, COMPOSITE, SUMMARY
+from models.composite.assembly import COMPOSITE
+from models.composite.folder import CHECKED_FILES, SUMMARY
 from models.composite.regenerated_rows import REGENERATED, SHORTEST_ROW
 from models.data.dataset import TOKENS, Dataset, Sequences, TokenArray, sha256_of
 from models.decoding.rules import RULES_VERSION

@@ -28,8 +28,8 @@ import numpy.typing as npt
 import torch
 
 from models.bundle import Bundle, with_tunings
-from models.composite.folder import regenerate_log
-from models.composite.mixed_log import read_log
+from models.composite.log_regeneration import regenerate_log
+from models.composite.mixed_log import LogReader
 from models.composite.regenerated_rows import composite_rows
 from models.data.dataset import Dataset, Sequences
 from models.decoding.anticipate import RUN_ITEMS
@@ -317,8 +317,8 @@ def served_histories(bundle: Bundle, target: str, histories: Sequences, hints: i
 def composite_arm(original: Arm, dataset: Dataset, bundle: Bundle, target: str, hints: int) -> Arm:
     """*original* with the rows of the composite with so many hints a run."""
     domain = dataset.vocabulary.token_range(target)
-    log = read_log(dataset, bundle.vocabulary, target, everything=False)
-    users, _ = regenerate_log(log, _regenerator(bundle, target, hints))
+    log = LogReader.of(dataset.vocabulary, bundle.vocabulary, target, everything=False).read(dataset)
+    users = regenerate_log(log, _regenerator(bundle, target, hints))
     rows = Sequences.from_lists(row.token_ids for row in composite_rows(log, users))
     return dataclasses.replace(original, name="regenerated", rows=drop_short(keep_domain(rows, domain)))
 

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from models.bundle import Bundle
-from models.composite.folder import MAPPING, check_trained_on
+from models.composite.assembly import MAPPING
+from models.composite.folder import check_trained_on
 from models.data.dataset import Dataset, Sequences
 from models.errors import ConfigurationError
 from models.evaluation.advice import Advice

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 
@@ -14,18 +14,15 @@ SEQUENCES_HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
 _NAMES = {"user": "user_id", "item": "item_id"}
 
 
-def inter_text(users: Iterable[str], item_ids: Iterable[Sequence[str]]) -> str:
+def inter_lines(users: Iterable[str], item_ids: Iterable[Sequence[str]]) -> Iterator[str]:
     r"""
-    Sequences as a ``.inter`` file: each row's last item is the one to predict.
+    Sequences as lines of a ``.inter`` file, below ``SEQUENCES_HEADER``: each row's last item is the one to predict.
 
-    >>> inter_text(["u 1"], [["a", 'b"', "NA"]]).splitlines()[1].split("\t")
-    ['u%201', 'a b%22', '%4EA']
+    >>> next(inter_lines(["u 1"], [["a", 'b"', "NA"]])).split("\t")
+    ['u%201', 'a b%22', '%4EA\n']
     """
-    lines = [
-        f"{inter_id(user)}\t{' '.join(map(inter_id, items[:-1]))}\t{inter_id(items[-1])}\n"
-        for user, items in zip(users, item_ids, strict=True)
-    ]
-    return SEQUENCES_HEADER + "".join(lines)
+    for user, items in zip(users, item_ids, strict=True):
+        yield f"{inter_id(user)}\t{' '.join(map(inter_id, items[:-1]))}\t{inter_id(items[-1])}\n"
 
 
 def _interactions(schema: pa.Schema, tables: Iterable[pa.Table]) -> FileParts:

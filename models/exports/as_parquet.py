@@ -35,7 +35,7 @@ def write_parts(folder: Path, schema: pa.Schema, tables: Iterable[pa.Table], *, 
     folder.mkdir()
     num_rows = 0
     parts = 0
-    for part in _parts(schema, tables, part_rows):
+    for part in _cut_anew(schema, tables, part_rows):
         pq.write_table(part, folder / f"part-{parts:05d}.parquet", compression="zstd", row_group_size=GROUP_ROWS)
         num_rows += part.num_rows
         parts += 1
@@ -44,14 +44,21 @@ def write_parts(folder: Path, schema: pa.Schema, tables: Iterable[pa.Table], *, 
     return num_rows
 
 
-def _parts(schema: pa.Schema, tables: Iterable[pa.Table], part_rows: int) -> Iterator[pa.Table]:
-    """*tables* put together and cut anew, each of *part_rows* rows but the last."""
+def write_groups(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], *, group_rows: int = GROUP_ROWS) -> None:
+    """Write one file in row groups of *group_rows*, so that its bytes do not depend on how *tables* were cut."""
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for group in _cut_anew(schema, tables, group_rows):
+            writer.write_table(group.combine_chunks(), row_group_size=group_rows)
+
+
+def _cut_anew(schema: pa.Schema, tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
+    """*tables* put together and cut anew, each of *num_rows* rows but the last."""
     held = schema.empty_table()
     for table in tables:
         held = pa.concat_tables([held, table])
-        while held.num_rows >= part_rows:
-            yield held.slice(0, part_rows)
-            held = held.slice(part_rows)
+        while held.num_rows >= num_rows:
+            yield held.slice(0, num_rows)
+            held = held.slice(num_rows)
     if held.num_rows:
         yield held
 

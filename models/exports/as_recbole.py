@@ -15,11 +15,13 @@ trainer run, and what it then measures says nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from urllib.parse import quote
 
-from models.exports.as_inter import inter_text
+from models.exports.as_inter import SEQUENCES_HEADER, inter_lines
 from models.exports.encoding import ExportFormat, HeldOutItem, TrainingData
 
 Row = tuple[str, Sequence[str]]
@@ -28,19 +30,41 @@ Row = tuple[str, Sequence[str]]
 def write_recbole(data: TrainingData, folder: Path) -> None:
     """Write the folder described at the top."""
     name = file_name(data.target)
-    rows = data.rows()
-    train = list(_prefixes(rows)) if data.prefixes else list(rows)
-    valid, test = _rows(data.validation), _rows(data.test)
-    held_out = bool(valid or test)
-    last = {user: (user, items) for user, items in rows}
-    # RecBole cannot read an empty file
-    parts = {"train": train, "valid": valid or list(last.values()), "test": test or list(last.values())}
     (folder / name).mkdir()
-    for part, chosen in parts.items():
-        text = inter_text([user for user, _ in chosen], [items for _, items in chosen])
-        (folder / name / f"{name}.{part}.inter").write_text(text, encoding="utf-8")
-    longest = max((len(items) - 1 for chosen in parts.values() for _, items in chosen), default=1)
+    rows: Mapping[str, Callable[[], Iterable[Row]]] = {
+        "train": lambda: _prefixes(data.rows()) if data.prefixes else data.rows(),
+        "valid": lambda: _rows(data.validation()),
+        "test": lambda: _rows(data.test()),
+    }
+    longest, held_out = 1, False
+    for part, of_part in rows.items():
+        path = folder / name / f"{name}.{part}.inter"
+        count, most = _write(path, of_part())
+        if part != "train":
+            held_out = held_out or count > 0
+            if not count:  # RecBole cannot read an empty file
+                count, most = _write(path, _last_rows(data.rows()))
+        longest = max(longest, most)
     (folder / f"{name}.yaml").write_text(_configuration(name, data.directory, longest, held_out), encoding="utf-8")
+
+
+def _write(path: Path, rows: Iterable[Row]) -> tuple[int, int]:
+    """How many *rows* were written, and how many items the longest has before the one to predict."""
+    count = longest = 0
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(SEQUENCES_HEADER)
+        for user, items in rows:
+            file.writelines(inter_lines([user], [items]))
+            count += 1
+            longest = max(longest, len(items) - 1)
+    return count, longest
+
+
+def _last_rows(rows: Iterable[Row]) -> Iterator[Row]:
+    """Every user's last row."""
+    for _, of_user in groupby(rows, key=itemgetter(0)):
+        *_, last = of_user
+        yield last
 
 
 def file_name(target: str) -> str:
@@ -53,15 +77,15 @@ def file_name(target: str) -> str:
     return quote(target, safe=" ") if target.strip(".") else "%2E" * len(target)
 
 
-def _prefixes(rows: Sequence[Row]) -> Iterator[Row]:
+def _prefixes(rows: Iterable[Row]) -> Iterator[Row]:
     for user, items in rows:
         for length in range(2, len(items) + 1):
             yield user, items[:length]
 
 
-def _rows(held_out: Sequence[HeldOutItem]) -> list[Row]:
+def _rows(held_out: Iterable[HeldOutItem]) -> Iterator[Row]:
     """The rows that ask something: a history, and the item after it."""
-    return [(row.user, [*row.history, row.item]) for row in held_out if row.history]
+    return ((row.user, [*row.history, row.item]) for row in held_out if row.history)
 
 
 def _configuration(name: str, directory: Path, longest: int, held_out: bool) -> str:

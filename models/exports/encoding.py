@@ -45,20 +45,22 @@ class TrainingData:
 
     Args:
         target: name of the target domain.
-        rows: (user, items) of the composite: original and regenerated sequences, in a list made when asked for.
+        rows: (user, items) of the composite, user by user: original and regenerated sequences.
         schema: of ``interactions``.
-        interactions: tables of interactions; may be asked for several times.
-        validation, test: what is held out; empty where nothing is.
+        interactions: tables of interactions.
+        validation, test: what is held out, user by user; nothing where nothing is.
         prefixes: whether each row stands once for every item that it can predict, instead of for its last one.
         directory: where the folder will lie when it is finished.
+
+    What is called is read anew each time, a part at a time: none of it need be held whole.
     """
 
     target: str
-    rows: Callable[[], Sequence[tuple[str, Sequence[str]]]]
+    rows: Callable[[], Iterable[tuple[str, Sequence[str]]]]
     schema: pa.Schema
     interactions: Callable[[], Iterable[pa.Table]]
-    validation: Sequence[HeldOutItem]
-    test: Sequence[HeldOutItem]
+    validation: Callable[[], Iterable[HeldOutItem]]
+    test: Callable[[], Iterable[HeldOutItem]]
     prefixes: bool
     directory: Path
 

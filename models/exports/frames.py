@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.data.period import nanoseconds_per_unit
-from models.exports.as_parquet import to_parquet
+from models.exports.as_parquet import GROUP_ROWS, to_parquet
 from models.exports.encoding import ExportFormat, FileParts, HeldOutItem, TrainingData
 
 NANOSECONDS = 1_000_000_000
@@ -66,7 +67,10 @@ def frame_format(frame: Frame) -> ExportFormat:
             for table in data.interactions():
                 writer.write_table(frame.of(table))
         for name, held_out in (("valid", data.validation), ("test", data.test)):
-            pq.write_table(frame.of(_table(held_out)), folder / f"{name}.parquet", compression="zstd")
+            with pq.ParquetWriter(folder / f"{name}.parquet", frame.schema, compression="zstd") as writer:
+                rows = iter(held_out())
+                while portion := list(islice(rows, GROUP_ROWS)):
+                    writer.write_table(frame.of(_table(portion)))
 
     return ExportFormat(interactions=encode, folder=write)
 

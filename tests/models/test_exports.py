@@ -107,8 +107,8 @@ def test_recbole_gets_rows_that_end_with_what_to_predict(tmp_path, prefixes) -> 
         rows=lambda: [("u", ["a", "b", "c"]), ("v", ["a", "NA"])],
         schema=SCHEMA,
         interactions=lambda: iter([TABLE]),
-        validation=[HeldOutItem("u", ["a", "b", "c"], "d", 1.0), HeldOutItem("w", [], "a", 1.0)],
-        test=[HeldOutItem("u", ["a", "b", "c", "d"], "e", 2.0)],
+        validation=lambda: [HeldOutItem("u", ["a", "b", "c"], "d", 1.0), HeldOutItem("w", [], "a", 1.0)],
+        test=lambda: [HeldOutItem("u", ["a", "b", "c", "d"], "e", 2.0)],
         prefixes=prefixes,
         directory=tmp_path / "it's",
     )

@@ -149,7 +149,7 @@ def test_a_dataset_without_times_gives_interactions_without_times(whole, tmp_pat
     manifest = dict(whole.manifest) | {
         "files": {n: h for n, h in whole.manifest["files"].items() if n != "times.parquet"}
     }
-    untimed = Dataset(whole.directory, whole.vocabulary, whole.user_ids, whole.train, whole.fingerprint, manifest)
+    untimed = replace(whole, manifest=manifest)
     summary, stayed = made(untimed, bundle_of(whole, tmp_path / "bundle"), tmp_path / "food")
 
     assert not summary.has_times
@@ -207,7 +207,7 @@ def test_held_out_items_of_an_export_are_those_of_the_target(whole, tmp_path) ->
 
 
 def test_a_large_result_is_in_parts_that_a_reader_takes_as_one(whole, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("models.composite.regenerated_rows.USERS_PER_TABLE", 7)
+    monkeypatch.setattr("models.composite.assembly.USERS_PER_TABLE", 7)
     _, stayed = made(whole, bundle_of(whole, tmp_path / "bundle"), tmp_path / "food")
     table = pq.read_table(tmp_path / "food" / "interactions")
 

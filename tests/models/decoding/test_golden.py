@@ -31,7 +31,7 @@ from models.decoding.reference import (
 )
 from models.decoding.regenerator import Regenerator
 from models.decoding.rules import Rule
-from models.exports.as_inter import inter_text
+from models.exports.as_inter import SEQUENCES_HEADER, inter_lines
 from models.network.decoder import Decoder, DecoderConfig
 from models.network.losses import domain_specific_targets, linear_cross_entropy, next_item_targets
 from models.vocabulary import TokenRange, Vocabulary
@@ -239,7 +239,8 @@ def test_training_file_text_equals_the_released_one(released_bundle: Bundle, tar
 
     def text(chosen: list[tuple[int, list[int]]]) -> str:
         ordered = sorted(chosen, key=lambda row: (row[0], str(row[1])))
-        return inter_text([str(user + 1) for user, _ in ordered], [[str(t) for t in tokens] for _, tokens in ordered])
+        lines = inter_lines([str(user + 1) for user, _ in ordered], [[str(t) for t in tokens] for _, tokens in ordered])
+        return SEQUENCES_HEADER + "".join(lines)
 
     assert (
         text([(r.user, r.token_ids.tolist()) for r in rows if r.origin == "original"]) == GOLDEN[f"{target}/file_orig"]
