@@ -16,7 +16,8 @@
 # make sbom    sbom.json: what is installed, as CycloneDX
 # make fuzz-openapi  10,000 requests drawn from the OpenAPI document with the key of each scope; ARGS='--cases 500' for less
 # make soak    half an hour of mixed load while everything is killed; ARGS='--minutes 3' for less
-# make bench   every benchmark but bench-recbole and bench-refresh; the last line of each is its result as JSON
+# make bench   every benchmark but bench-recbole, bench-refresh and bench-regenerate; the last line of each is its result as JSON
+# make bench-regenerate   a million synthetic sequences, by this process and by Ray, killed and resumed: hours; ARGS='--sequences 20000'
 # make bench-decode | bench-training | bench-serving | bench-scaling | bench-page   one of them: make bench-decode ARGS='--rounds 9'
 # make bench-refresh   ten days of refreshes next to trainings from nothing; ARGS='--log LOG.csv --days 10'
 # make bench-recbole   training speed of SASRec and GRU4Rec next to RecBole's own trainer, in .venv-interop
@@ -106,8 +107,8 @@ $(INTEROP)/.installed: pyproject.toml constraints.txt tests/interop/requirements
 interop: $(INTEROP)/.installed
 	$(INTEROP)/bin/python -m pytest tests/interop $(ARGS)
 
-# All but bench_recbole.py, which has an environment of its own, and bench_refresh.py, which takes hours.
-BENCHES := $(filter-out benchmarks/bench_recbole.py benchmarks/bench_refresh.py,$(sort $(wildcard benchmarks/bench_*.py)))
+# All but bench_recbole.py, which has an environment of its own, and bench_refresh.py and bench_regenerate.py, which take hours.
+BENCHES := $(filter-out benchmarks/bench_recbole.py benchmarks/bench_refresh.py benchmarks/bench_regenerate.py,$(sort $(wildcard benchmarks/bench_*.py)))
 bench: $(INSTALLED)
 	@for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python -m benchmarks.$$(basename "$$bench" .py) $(ARGS); done
 

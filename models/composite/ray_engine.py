@@ -15,13 +15,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.bundle import load_bundle, read_version
 from models.composite.part_results import Part, PartMaker, PartRecipe
 from models.data.dataset import describe_dataset
-from models.errors import EngineError, ModelError
+from models.errors import EngineError
 from models.training.devices import resolve_device
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class RayEngine:
             count = min(len(parts), self.actors or num_gpus or int(resources.get("CPU", 1)))
             kind = ray.remote(_RemoteMaker)
             options = {"max_restarts": MOST_RESTARTS, "num_cpus": 1, "num_gpus": 1 if num_gpus else 0}
-            spec = _RemoteRecipe.of(recipe, self.device if num_gpus or self.device == "cpu" else "cpu")
+            spec = _RemoteRecipe.of(recipe, self.device)
             makers = [kind.options(**options).remote(spec) for _ in range(count)]
             try:
                 yield from _Dispatch(ray, makers, parts).run()
@@ -81,12 +82,12 @@ class RayEngine:
             return
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self.address is None:
-            cores = self.actors if self.actors and self.device == "cpu" else None
+            cores = max(self.actors or 0, os.cpu_count() or 1)
             options |= {"num_cpus": cores, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
         try:
             ray.init(address=self.address or "local", **options)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            where = self.address or "a cluster of its own"
+        except Exception as error:  # a start that takes too long is a bare Exception
+            where = self.address or "a cluster on this machine"
             raise EngineError(f"--engine ray: {where} cannot be used: {' '.join(str(error).split())}") from error
         try:
             yield
@@ -116,6 +117,12 @@ class _RemoteMaker:
     """An actor: makes one part at a time."""
 
     def __init__(self, spec: _RemoteRecipe) -> None:
+        self._spec = spec
+        self._maker: PartMaker | None = None
+
+    def ready(self) -> None:
+        """Load what parts are made with; an error of this is the caller's, and does not end the actor."""
+        spec = self._spec
         dataset = describe_dataset(spec.dataset, checked=False)
         if dataset.fingerprint != spec.fingerprint or read_version(spec.bundle) != spec.bundle_version:
             raise EngineError(f"{spec.dataset} or {spec.bundle}: an actor's machine sees another one than the command")
@@ -123,32 +130,53 @@ class _RemoteMaker:
         self._maker = PartMaker(replace(spec.recipe, bundle=bundle, dataset=dataset), bundle)
 
     def make(self, part: Part) -> Iterator[int]:
-        """As ``PartMaker.make``."""
+        """As ``PartMaker.make``; raises where the actor was started again since it was ready."""
+        assert self._maker is not None
         yield from self._maker.make(part)
 
 
 class _Dispatch:
-    """Gives every part to an actor that is free until all are made."""
+    """Gives every part to an actor that is ready and free, until all are made."""
 
     def __init__(self, ray: ModuleType, makers: Sequence[Any], parts: Sequence[Part]) -> None:
         self._ray = ray
-        self._free = deque(makers)
         self._waiting = deque(parts)
+        self._free: deque[Any] = deque()
+        # What is awaited of actors that are not ready yet, and of those that make a part
+        self._starting: dict[Any, Any] = {}
         self._running: dict[Any, tuple[Any, Part]] = {}
         self._done: dict[int, int] = {}
         self._deaths: dict[int, int] = {}
+        for maker in makers:
+            self._start(maker)
 
     def run(self) -> Iterator[int]:
-        """Yields how many users are done, whenever an actor says more."""
+        """Yields how many users are done, whenever an actor says more and every few seconds."""
         while self._waiting or self._running:
             while self._waiting and self._free:
                 maker, part = self._free.popleft(), self._waiting.popleft()
                 stream = maker.make.options(num_returns="streaming").remote(part)
                 self._running[stream] = maker, part
-            ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=_SECONDS_TO_WAIT, fetch_local=False)
-            for stream in ready:
-                self._advance(stream)
+            awaited = [*self._starting, *self._running]
+            ready, _ = self._ray.wait(awaited, num_returns=1, timeout=_SECONDS_TO_WAIT, fetch_local=False)
+            for found in ready:
+                if found in self._starting:
+                    self._started(found)
+                else:
+                    self._advance(found)
             yield sum(self._done.values())
+
+    def _start(self, maker: Any) -> None:
+        # Asked again for as long as the actor is being started: its machine may be gone and another one come
+        self._starting[maker.ready.options(max_task_retries=-1).remote()] = maker
+
+    def _started(self, answer: Any) -> None:
+        maker = self._starting.pop(answer)
+        try:
+            self._ray.get(answer)
+        except self._ray.exceptions.RayError as error:
+            raise EngineError(f"--engine ray: an actor cannot start: {_said_by(error)}") from error
+        self._free.append(maker)
 
     def _advance(self, stream: Any) -> None:
         """Take what *stream* says next: a number, its end, or the death of its actor."""
@@ -159,27 +187,37 @@ class _Dispatch:
             return
         except StopIteration:
             self._done[part.number] = len(part.users)
+            self._free.append(maker)
         except errors.RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, ModelError | OSError) else error
-            raise EngineError(f"part {part.number}: {' '.join(str(cause).split())}") from error
-        except (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError, errors.ObjectLostError) as error:
-            self._done.pop(part.number, None)
-            self._deaths[part.number] = self._deaths.get(part.number, 0) + 1
-            if self._deaths[part.number] == MOST_DEATHS:
-                raise EngineError(
-                    f"part {part.number}: {MOST_DEATHS} actors died while they made it; is there too little memory? "
-                    f"({' '.join(str(error).split())[:200]})"
-                ) from error
-            self._waiting.appendleft(part)
+            raise EngineError(f"part {part.number}: {_said_by(error)}") from error
+        except errors.RayError as error:
+            self._give_back(part, error)
+            self._start(maker)
         del self._running[stream]
-        self._free.append(maker)
+
+    def _give_back(self, part: Part, error: Exception) -> None:
+        """The actor died: its part is the next to be given to anyone."""
+        self._done.pop(part.number, None)
+        self._deaths[part.number] = self._deaths.get(part.number, 0) + 1
+        if self._deaths[part.number] == MOST_DEATHS:
+            raise EngineError(
+                f"part {part.number}: {MOST_DEATHS} actors died while they made it; is there too little memory? "
+                f"{_said_by(error)}"
+            ) from error
+        self._waiting.appendleft(part)
+
+
+def _said_by(error: Exception) -> str:
+    """What went wrong in an actor, in one line, without the way there."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return lines[-1] if lines else type(cause).__name__
 
 
 def _import_ray() -> ModuleType:
     # Before it is loaded: it reports its use to its makers by default, and asks the network for its name
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        import ray
+        return import_module("ray")
     except ImportError as error:
         raise EngineError(INSTALL) from error
-    return ray
