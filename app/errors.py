@@ -38,6 +38,8 @@ ServiceError
 |- InvalidCursorError            a page cursor that this service did not write
 |- BackupError                   a backup cannot be made or restored as asked
 |- StoreUnavailableError         the database does not answer
+|  `- StoreRefusesError          it answers, and takes neither this user nor this password, or has no such database
+|- QueueRefusesError             Redis answers, and takes neither this user nor this password
 |- FilesUnavailableError         the storage of jobs' files does not answer, or is full
 `- FailedChecksError             checks of the process fail; carries every check's result
    |- NotReadyError              requests cannot be served just now
@@ -300,6 +302,14 @@ class BackupError(ServiceError):
 
 class StoreUnavailableError(ServiceError):
     """The database does not answer."""
+
+
+class StoreRefusesError(StoreUnavailableError):
+    """The database answers, but not to this user, password or name of a database: waiting mends nothing."""
+
+
+class QueueRefusesError(ServiceError):
+    """Redis answers, but not to this user or password: waiting mends nothing."""
 
 
 class FilesUnavailableError(ServiceError):

@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -509,6 +511,40 @@ def test_json_is_one_object_on_the_output_and_lines_go_to_the_error_stream(run, 
         "error": "unknown domain 'toys'; known domains: books, food, kitchen",
     }
     assert "taesar: unknown domain" in err_refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("nonsense",), "No such command 'nonsense'."),
+        (("regenerate",), "Missing argument 'bundle'."),
+        (("serve", "--port", "a"), "Invalid value for '--port'"),
+        (("prepare", "x", "--out", "y", "--no-such"), "No such option"),
+    ],
+)
+def test_json_is_an_object_even_of_a_command_that_did_not_begin(run, arguments, says) -> None:
+    code, out, err = run(*arguments, "--json")
+    answer = json.loads(out)
+
+    assert (code, answer["command"], answer["ok"]) == (2, arguments[0], False)
+    assert answer["error"].startswith(says)
+    assert says in err
+    assert run(*arguments)[1] == ""
+
+
+def test_ctrl_c_is_one_line_and_no_success(run, dataset, tmp_path) -> None:
+    def interrupt_training() -> None:
+        while not any(tmp_path.iterdir()):
+            time.sleep(0.05)
+        signal.raise_signal(signal.SIGINT)
+
+    for_ever = ("--epochs", 100_000, "--patience", 100_000)
+    threading.Thread(target=interrupt_training, daemon=True).start()
+    code, out, err = run("train", dataset.directory, "--out", tmp_path / "bundle", *TINY, *for_ever, "--json")
+
+    assert code == 130
+    assert err.splitlines()[-1] == "taesar: interrupted"
+    assert json.loads(out) == {"command": "train", "ok": False, "error": "interrupted"}
 
 
 @pytest.mark.parametrize(

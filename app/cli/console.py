@@ -7,17 +7,20 @@ error stream; ``--quiet`` leaves the lines out. Both are options of every comman
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable
-from typing import Annotated, Any, NoReturn, get_type_hints
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, NoReturn, Protocol, get_type_hints, runtime_checkable
 
 import typer
 from rich.console import Console
 
+UNTIL_STOPPED = ("serve", "worker")
+"""Commands that go on until somebody stops them: Ctrl-C is their end, and no error."""
 USAGE_ERROR = 2
 """Exit code of everything that was refused or failed on purpose."""
 
@@ -26,6 +29,7 @@ console = Console(markup=False, highlight=False)
 errors = Console(stderr=True, markup=False, highlight=False)
 
 _result: dict[str, Any] = {}
+_answered: list[str] = []
 
 
 def say(line: str, *, style: str | None = None) -> None:
@@ -69,6 +73,33 @@ def is_disk_full(error: BaseException) -> bool:
     return full or "No space left on device" in str(error) or "os error 28" in str(error)
 
 
+@contextlib.contextmanager
+def one_answer(arguments: Sequence[str]) -> Iterator[None]:
+    """A pipeline's object for a command that is refused before it begins, too: an unknown option, say."""
+    _answered.clear()
+    try:
+        yield
+    except SystemExit as ended:
+        if "--json" in arguments and ended.code and not _answered:
+            refusal = ended.__context__
+            said = refusal.format_message() if isinstance(refusal, _Refusal) else f"exit code {ended.code}"
+            _print_answer(arguments[0], {"error": " ".join(said.split())})
+        raise
+
+
+@runtime_checkable
+class _Refusal(Protocol):
+    """What the parser of the command line ends with."""
+
+    def format_message(self) -> str: ...
+
+
+def _print_answer(command: str, result: dict[str, Any]) -> None:
+    _answered.append(command)
+    sys.stdout.write(f"{json.dumps({'command': command, 'ok': 'error' not in result, **result})}\n")
+    sys.stdout.flush()
+
+
 _Json = Annotated[
     bool,
     typer.Option(
@@ -87,14 +118,17 @@ def with_output_options(command: Callable[..., None]) -> Callable[..., None]:
         console.stderr, console.quiet = as_json, quiet
         try:
             command(**options)
+        except KeyboardInterrupt:
+            if command.__name__ not in UNTIL_STOPPED:
+                print_error("taesar: interrupted")
+                set_result(error="interrupted")
+            raise
         except Exception as error:
             set_result(error=one_line(error))
             raise
         finally:
             if as_json:
-                answer = {"command": command.__name__, "ok": "error" not in _result, **_result}
-                sys.stdout.write(f"{json.dumps(answer)}\n")
-                sys.stdout.flush()
+                _print_answer(command.__name__, _result)
             console.stderr = console.quiet = False
 
     added = {"as_json": _Json, "quiet": _Quiet}

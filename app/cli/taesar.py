@@ -18,7 +18,7 @@ import typer
 from app.cli.audit import audit
 from app.cli.backup import backup, restore
 from app.cli.check import check
-from app.cli.console import fail, is_disk_full, say, set_result, with_output_options
+from app.cli.console import fail, is_disk_full, one_answer, say, set_result, with_output_options
 from app.cli.crashes import contain_crashes
 from app.cli.evaluate import evaluate
 from app.cli.gate import gate
@@ -84,11 +84,12 @@ def start() -> None:
 
 def main() -> None:
     """Run the command; errors on purpose and of the file system become one line and exit code 2."""
-    try:
-        cli()
-    except (ModelError, ServiceError, SettingsError, OSError) as error:
-        fail(error)
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        fail(error)
+    with one_answer(sys.argv[1:]):
+        try:
+            cli()
+        except (ModelError, ServiceError, SettingsError, OSError) as error:
+            fail(error)
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            fail(error)

@@ -21,6 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 from starlette.responses import HTMLResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from app.access.audit import record_keys
 from app.access.key_limits import KeyLimits
@@ -32,6 +33,7 @@ from app.errors import (
     MissingScopeError,
     ReceivingFullError,
     RequestTooLargeError,
+    ServiceError,
     StoreUnavailableError,
     UnauthorizedError,
 )
@@ -75,6 +77,7 @@ from app.storage import schema
 from app.storage.database import open_engine
 from app.storage.private import make_private_folder
 from models.decoding.regenerator import Regenerated
+from models.errors import ModelError
 from models.network.packing import padded_length
 from models.training.devices import resolve_device
 
@@ -191,6 +194,17 @@ PARTS: tuple[PartBuilder, ...] = (inference_part, jobs_part, reports_part)
 
 class Application(FastAPI):
     """FastAPI whose OpenAPI document also holds what routes refer to without FastAPI: the one Problem, and bodies."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection, or the whole lifespan: a failure on purpose to start is told without a traceback."""
+
+        async def send_in_words(message: Message) -> None:
+            error = self.state.startup_error
+            if message["type"] == "lifespan.startup.failed" and isinstance(error, ServiceError | ModelError | OSError):
+                message = {**message, "message": str(error)}
+            await send(message)
+
+        await super().__call__(scope, receive, send_in_words if scope["type"] == "lifespan" else send)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, built once; without keys no route asks for one."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import redis
 from fastapi import FastAPI
 
-from app.errors import FilesUnavailableError, StoreUnavailableError
+from app.errors import FilesUnavailableError, StoreRefusesError, StoreUnavailableError
 from app.jobs.job_gauges import GAUGE_SECONDS, refresh_job_gauges
 from app.jobs.job_models import BundleModels, Regenerates
 from app.jobs.parts import JobParts, SchemaOutdatedError, check_schema, job_parts
@@ -99,9 +99,12 @@ class JobService:
             parts.close()
 
     def _resume(self, parts: JobParts) -> None:
+        parts.queue.check_entrance()
         try:
             check_schema(parts.engine)
             parts.queue_lost_tasks(all_unbegun=parts.embedded)
+        except StoreRefusesError:
+            raise  # nothing that comes later mends it
         except (StoreUnavailableError, SchemaOutdatedError) as error:
             # Readiness says so until it is mended; then the search for lost tasks finds them.
             log.warning("jobs_not_resumed", reason=str(error))

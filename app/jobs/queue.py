@@ -16,6 +16,7 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import ShutdownNotifications
 
+from app.errors import QueueRefusesError
 from app.jobs.retries import backoff
 from app.jobs.tasks import Task, TaskKind
 from app.runtime.logs import logger
@@ -71,6 +72,20 @@ class TaskQueue:
         """Raise redis.RedisError when the broker does not answer."""
         if isinstance(self.broker, RedisBroker):
             self.broker.client.ping()
+
+    def check_entrance(self) -> None:
+        """
+        Raise where waiting for the broker mends nothing; one that is merely down is waited for.
+
+        Raises:
+            QueueRefusesError: it takes neither this user nor this password.
+        """
+        try:
+            self.ping()
+        except redis.AuthenticationError as error:
+            raise QueueRefusesError("TAESAR_REDIS_URL: Redis refuses this user or password") from error
+        except redis.RedisError:
+            return
 
 
 def redis_broker(redis_url: str) -> dramatiq.Broker:

@@ -156,6 +156,7 @@ def run_worker(settings: Settings) -> None:
 
     Raises:
         SchemaOutdatedError: `taesar migrate` has not run.
+        QueueRefusesError: Redis takes neither the user nor the password of TAESAR_REDIS_URL.
         NoQueueError: TAESAR_REDIS_URL is not set.
         TracingMissingError: traces are asked for, and what sends them is not installed.
         OSError: TAESAR_METRICS_PORT cannot be listened on.
@@ -172,6 +173,7 @@ def run_worker(settings: Settings) -> None:
         start_http_server(settings.metrics_port, settings.host, registry)
     parts = job_parts(settings, metrics)
     check_schema(parts.engine)
+    parts.queue.check_entrance()
     models = BundleModels(settings)
     threads = WorkerThreads(parts, settings, models)
     follower = ServingFollower(ActivationStore(parts.engine), models, settings.rule)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from app.errors import StoreUnavailableError
 from app.runtime.logs import logger
 
 log = logger(__name__)
+
+# A database that is down for an hour is no news twice a second
+REMIND_SECONDS = 60.0
 
 
 class Repeating:
@@ -40,10 +44,15 @@ class Repeating:
         self._thread.join(seconds)
 
     def _run(self) -> None:
+        told, told_at = "", 0.0
         while not self._stopped.wait(self._seconds):
             try:
                 self._call()
+                told = ""
             except StoreUnavailableError as error:
-                log.warning("repetition_delayed", thread=self._thread.name, reason=str(error))
+                reason, now = str(error), time.monotonic()
+                if reason != told or now - told_at >= REMIND_SECONDS:
+                    log.warning("repetition_delayed", thread=self._thread.name, reason=reason)
+                    told, told_at = reason, now
             except Exception:  # much hangs on this thread; nothing may end it
                 log.exception("repetition_failed", thread=self._thread.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -20,7 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from app.errors import StoreUnavailableError
+from app.errors import StoreRefusesError, StoreUnavailableError
 from app.storage.private import PRIVATE_FILE
 
 SQLITE_LOCK_TIMEOUT_SECONDS = 60
@@ -103,7 +104,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
     A transaction that changes nothing; on PostgreSQL a statement of it ends after READ_SECONDS.
 
     Raises:
-        StoreUnavailableError: the database does not answer, or not in time.
+        StoreUnavailableError: the database does not answer, or not in time; StoreRefusesError: not to us.
     """
     with _store_errors(engine), engine.connect() as connection, connection.begin():
         if engine.dialect.name == "postgresql":
@@ -161,11 +162,35 @@ def _store_errors(engine: Engine) -> Iterator[None]:
         if not isinstance(error, OperationalError | InterfaceError):
             raise
         _tell_of_outage(engine)
-        raise StoreUnavailableError(f"the database does not answer: {type(error.orig).__name__}") from error
+        reason = _reason(error)
+        if reason in dict(_NO_ENTRANCE).values():
+            raise StoreRefusesError(f"the database cannot be used: {reason}") from error
+        raise StoreUnavailableError(f"the database does not answer: {reason}") from error
     except PoolTimeoutError as error:
         _tell_of_outage(engine)
         reason = type(error.__cause__ or error).__name__
         raise StoreUnavailableError(f"the database does not answer: {reason}") from error
+
+
+def _reason(error: DBAPIError) -> str:
+    """In words that tell a stranger no address, user or name of a database: answers of the service say them, too."""
+    said = str(error.orig)
+    if isinstance(error.orig, sqlite3.Error):  # none of its messages names anything
+        return said
+    known = (reason for pattern, reason in _POSTGRESQL_REASONS if re.search(pattern, said))
+    return next(known, type(error.orig).__name__)
+
+
+_NO_ENTRANCE = (
+    (r"authentication failed|no password supplied|role .* does not exist|pg_hba", "it refuses this user or password"),
+    (r"database .* does not exist", "it has no database of this name"),
+)
+_POSTGRESQL_REASONS = (
+    *_NO_ENTRANCE,
+    (r"[Cc]onnection refused", "nothing listens at its address"),
+    (r"resolve host|translate host name|Name or service not known", "its host is not known"),
+    (r"too many clients|connection slots", "it has no connection left"),
+)
 
 
 def _lacks_schema(error: DBAPIError) -> bool:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import text
 
-from app.errors import StoreUnavailableError
+from app.errors import StoreRefusesError, StoreUnavailableError
 from app.storage import schema
 from app.storage.database import SQLITE_WAITING_WRITERS, open_engine, reading, writing
 
@@ -87,3 +87,34 @@ def test_a_database_without_its_schema_is_unavailable_and_says_what_to_run(empty
     with pytest.raises(StoreUnavailableError, match="run `taesar migrate`"), writing(engine) as connection:
         connection.execute(text("DELETE FROM jobs"))
     engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("taesar@", "stranger:hunter2@"), "it refuses this user or password"),
+        (("/postgres", "/elsewhere"), "it has no database of this name"),
+    ],
+)
+def test_who_is_not_let_in_is_told_why_and_no_stranger_learns_a_name(postgres_server, change, says):
+    engine = open_engine(postgres_server.url().replace(*change))
+    with pytest.raises(StoreRefusesError) as refused, reading(engine):
+        pass
+
+    assert str(refused.value) == f"the database cannot be used: {says}"
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("postgresql://u@127.0.0.1:1/x", "nothing listens at its address"),
+        ("postgresql://u@nowhere.invalid/x", "its host is not known"),
+        ("sqlite:////dev/null/x.db", "unable to open database file"),
+    ],
+)
+def test_a_database_that_is_not_reached_is_said_to_be_why(url, says):
+    with (
+        pytest.raises(StoreUnavailableError, match=f"^the database does not answer: {says}$"),
+        reading(open_engine(url)),
+    ):
+        pass

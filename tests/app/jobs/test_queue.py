@@ -6,7 +6,9 @@ import threading
 import time
 
 import dramatiq.worker
+import pytest
 
+from app.errors import QueueRefusesError
 from app.jobs.queue import HEARTBEAT_TIMEOUT_MS, TaskQueue, declare_actors, redis_broker
 from app.jobs.tasks import Task, TaskKind
 
@@ -54,6 +56,16 @@ def test_a_killed_workers_task_comes_back_within_twenty_seconds(redis_server):
     assert was_empty
     assert delivered == task
     assert seconds < HEARTBEAT_TIMEOUT_MS / 1000 + 5, f"redelivered after {seconds:.1f} s"
+
+
+def test_a_password_that_redis_refuses_is_told_and_a_redis_that_is_down_is_waited_for(redis_server):
+    wrong = redis_server.url.replace("//", "//stranger:hunter2@")
+    with pytest.raises(QueueRefusesError) as refused:
+        TaskQueue(redis_broker(wrong)).check_entrance()
+
+    assert str(refused.value) == "TAESAR_REDIS_URL: Redis refuses this user or password"
+    TaskQueue(redis_broker(redis_server.url)).check_entrance()
+    TaskQueue(redis_broker("redis://127.0.0.1:1/0")).check_entrance()
 
 
 def test_a_queue_without_redis_neither_raises_nor_claims_to_be_empty(redis_server):
