@@ -223,7 +223,7 @@ def crash_of(path: Path) -> str | None:
     """What is wrong with how a file is treated over which a process of ours ended; None if nothing is."""
     if path.suffix != ".parquet":
         return "ended the process"
-    command = [sys.executable, "-c", "from app.cli.taesar import main; main()"]
+    command = [sys.executable, "-c", "from app.cli.taesar import start; start()"]
     command += ["prepare", str(path), "--out", str(path.parent / "dataset"), "--quiet"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode != USAGE_ERROR or f"taesar: {path}: the file ended the process" not in ended.stderr:

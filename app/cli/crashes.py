@@ -17,7 +17,7 @@ from types import FrameType
 
 from app.cli.console import USAGE_ERROR, print_error
 
-COMMANDS = ("prepare",)
+COMMANDS = ("check", "prepare")
 """Commands whose inputs come from elsewhere."""
 
 _CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)

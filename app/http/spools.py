@@ -32,7 +32,8 @@ class Spool:
     """
     One answer in a file, and how many clients read it.
 
-    All but ``begin`` and ``write`` is used on the event loop; these by the one thread that writes.
+    All but ``begin`` and ``write`` is used on the event loop; these by the one thread that writes. The file is opened
+    and closed in threads, too: where others write much to the same disk, either may take a second.
     """
 
     def __init__(self) -> None:
@@ -40,7 +41,7 @@ class Spool:
         self.label: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.is_abandoned = False
         self._loop = asyncio.get_running_loop()
-        self._file: BinaryIO = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed by its last reader
+        self._file: BinaryIO | None = None
         self._grown = asyncio.Event()
         self._is_written = False
         self._error: Exception | None = None
@@ -53,13 +54,19 @@ class Spool:
         """Write more of it; raises AbandonedError when nobody waits for it, OSError when the disk is full."""
         if self.is_abandoned:
             raise AbandonedError
+        assert self._file is not None
         self._file.write(part)
         self._loop.call_soon_threadsafe(self._tell)
 
     async def fill(self, write: Callable[[Spool], None], limiter: anyio.CapacityLimiter) -> None:
         """Write all of it, in a thread, and close the file if nobody reads it."""
+
+        def open_and_write() -> None:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed by its last reader
+            write(self)
+
         try:
-            await anyio.to_thread.run_sync(write, self, limiter=limiter)
+            await anyio.to_thread.run_sync(open_and_write, limiter=limiter)
         except Exception as error:
             self._error = error
             if not self.label.done():
@@ -72,8 +79,8 @@ class Spool:
 
     def close_unread(self) -> None:
         """Close the file when it is neither read nor written."""
-        if self.num_readers == 0 and self._is_written:
-            self._file.close()
+        if self.num_readers == 0 and self._is_written and self._file is not None:
+            self._loop.run_in_executor(None, self._file.close)
 
     @property
     def has_failed(self) -> bool:
@@ -82,6 +89,7 @@ class Spool:
 
     async def parts(self) -> AsyncGenerator[bytes, None]:
         """The answer from its beginning, and on as it grows; raises what ended the writing."""
+        assert self._file is not None  # its label, which whoever reads has waited for, comes later
         place = 0
         while True:
             is_written, grown = self._is_written, self._grown

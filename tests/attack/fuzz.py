@@ -31,8 +31,9 @@ from tests.services import reachable_folder
 
 KEY = "fuzz-key-that-nobody-may-read"
 CLIENTS = 4
+SHOWN_EVERY = 2_000
 # The documented ones (docs/reference.md); 400 is of the server itself, for what is no HTTP
-EXPECTED = frozenset({200, 202, 204, 304, 400, 401, 404, 405, 406, 409, 410, 413, 415, 422, 429, 403})
+EXPECTED = frozenset({200, 202, 204, 304, 308, 400, 401, 404, 405, 406, 409, 410, 413, 415, 422, 429, 403})
 BUSY = frozenset({"receiving-full", "store-unavailable", "shutting-down", "files-unavailable", "model-process-died"})
 TOKENS = (
     *(b"\x00", b"\xff\xfe", b"\\ud800", b"1e999", b"-0", b"NaN", b"null", b"true", b"[" * 64, b"{" * 9, b'"', b"\\"),
@@ -182,6 +183,8 @@ def fuzz(cluster: Cluster, *, seed: int, first: int, cases: int) -> Tally:
                 connection = None
             with changing:
                 tally.statuses[str(status)] += 1
+                if not tally.statuses.total() % SHOWN_EVERY:
+                    print(f"{tally.statuses.total():,} of {cases:,} cases, {len(tally.wrong)} wrong", flush=True)  # noqa: T201
                 if (reason := judge(cluster, status, content)) is not None:
                     tally.wrong.append(f"case {number}: {case.method} {case.target[:80]}: {reason}")
         if connection is not None:

@@ -111,8 +111,16 @@ def check_drawn(
         excluded = [positive_data_acceptance]
         if answer.status_code in (401, 403, 413):  # whether the rest of it was right, nobody looked
             excluded.append(negative_data_rejection)
-        case.validate_response(answer, excluded_checks=excluded)
-        _check_caller(label, caller, answer.status_code)
+        try:
+            case.validate_response(answer, excluded_checks=excluded)
+        except ValueError as error:
+            if "Unsupported type: 'Binary'" not in str(error):  # Schemathesis 4.32 cannot judge a file that it drew
+                raise
+        if answer.status_code == 404 and answer.json()["type"] == "about:blank":
+            parts = case.path_parameters or {}
+            assert any("\n" in str(part) for part in parts.values()), answer.text[:300]  # no route takes a line break
+        else:
+            _check_caller(label, caller, answer.status_code)
         if mode is GenerationMode.POSITIVE and answer.status_code == 422:
             assert answer.json()["type"] != "urn:taesar:problem:invalid-request", answer.text[:300]
 

@@ -23,8 +23,9 @@ def taesar(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_file_that_ends_the_process_that_reads_it_is_named_in_one_line(tmp_path):
-    done = taesar("prepare", LAYOUTS / "truth.csv.gz", ABORTING, "--out", tmp_path / "out", "--json")
+@pytest.mark.parametrize("command", [("prepare",), ("check", "--target", "kitchen")])
+def test_a_file_that_ends_the_process_that_reads_it_is_named_in_one_line(tmp_path, command):
+    done = taesar(*command, LAYOUTS / "truth.csv.gz", ABORTING, "--out", tmp_path / "out", "--json")
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("taesar:")]
     answer = json.loads(done.stdout.splitlines()[-1])
 
@@ -33,7 +34,7 @@ def test_a_file_that_ends_the_process_that_reads_it_is_named_in_one_line(tmp_pat
     assert "truth.csv.gz" not in line
     assert answer["ok"] is False
     assert str(ABORTING) in answer["error"]
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out/*"))
 
 
 @pytest.mark.parametrize(

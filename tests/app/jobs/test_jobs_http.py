@@ -4,6 +4,8 @@ import csv
 import gzip
 import io
 import json
+import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -417,6 +419,31 @@ def test_mappings_are_the_same_in_every_format_and_in_pages(start, mixed):
         key = (line["source_domain"], line["source_item"])
         by_source[key] = by_source.get(key, 0) + line["share"]
     assert all(share == pytest.approx(1) for share in by_source.values())
+
+
+def test_the_file_of_a_download_is_opened_and_closed_beside_the_event_loop(start, mixed, monkeypatch):
+    """Either takes as long as the disk is busy with others' writing, a second perhaps."""
+    client = start()
+    ended(client, submit(client, mixed))
+    threads, closed, temporary_file = [], threading.Event(), tempfile.TemporaryFile
+
+    class Watched:
+        def __init__(self, **options):
+            threads.append(threading.get_ident())
+            self._file = temporary_file(**options)
+            self.write, self.fileno = self._file.write, self._file.fileno
+
+        def close(self):
+            threads.append(threading.get_ident())
+            self._file.close()
+            closed.set()
+
+    monkeypatch.setattr("app.http.spools.tempfile.TemporaryFile", Watched)
+    answer = client.get("/mappings/kitchen", headers={"Accept": "text/csv"})
+
+    assert answer.text.startswith("source_domain")
+    assert closed.wait(10)
+    assert client.portal.call(threading.get_ident) not in threads
 
 
 def test_mappings_that_have_not_changed_are_304(start, mixed):
