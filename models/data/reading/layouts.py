@@ -110,10 +110,16 @@ def parse_condition(text: str) -> Condition:
     Raises:
         ConfigurationError: it is none.
     """
-    match = re.fullmatch(r"\s*(.+?)\s*(>=|<=|!=|==|=|>|<)\s*(.+?)\s*", text)
-    if match is None:
-        raise ConfigurationError(f"{text!r} is no condition such as 'rating>=4' or 'is_click=1'")
-    return Condition(match[1], match[2], match[3].strip("'\""))
+    text = text.strip()
+    found = _COMPARISON.search(text, 1)  # a column has a name
+    column, value = (text[: found.start()].strip(), text[found.end() :].strip()) if found else ("", "")
+    if found is None or not column or not value:
+        raise ConfigurationError(f"{text[:SHOWN_NAMES]!r} is no condition such as 'rating>=4' or 'is_click=1'")
+    return Condition(column, found[0], value.strip("'\""))
+
+
+_COMPARISON = re.compile(">=|<=|!=|==|=|>|<")
+_ORDERS = (">=", "<=", ">", "<")
 
 
 def parse_separator(text: str) -> str:

@@ -40,6 +40,8 @@ _AGREEING = 0.95
 _DIGITS_OF_TIME = {8: 0, 12: 4, 14: 6}
 _FIRST_YEAR, _LAST_YEAR = 1900, 2100
 _DATE = re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?:(?:T|\s+)(\d{1,2}):(\d{2})(.*))?")
+# No date is longer; what is long may cost a parser the square of its length.
+MAX_DATE_CHARACTERS = 128
 _UTC = re.compile(r"\s*(UTC|GMT|Z)$", re.IGNORECASE)
 _ARROW_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
@@ -234,7 +236,10 @@ def iso_seconds(text: str) -> float:
     >>> iso_seconds("1970/1/2"), iso_seconds("1970-01-01 00:00:01 UTC"), iso_seconds("03/04/2014")
     (86400.0, 1.0, nan)
     """
-    text = _UTC.sub("+00:00", text.strip())
+    text = text.strip()
+    if len(text) > MAX_DATE_CHARACTERS:
+        return math.nan
+    text = _UTC.sub("+00:00", text)
     match = _DATE.fullmatch(text.removesuffix("+00:00") if ":" not in text.removesuffix("+00:00") else text)
     if match is not None:
         year, month, day, hour, minute, rest = match.groups()
@@ -255,12 +260,14 @@ def time_format_problem(time_format: str) -> str | None:
     sample = datetime(2014, 3, 4, 5, 6, 7, tzinfo=UTC)
     try:
         read = datetime.strptime(sample.strftime(time_format), time_format)
-    except ValueError:
+    except (ValueError, re.error):  # of a part that is named twice the latter
         return "is not in the words of strptime, such as %d/%m/%Y %H:%M"
     return None if read.year == sample.year else "says no year"
 
 
 def _seconds(text: str, time_format: str) -> float:
+    if len(text) > MAX_DATE_CHARACTERS:
+        return math.nan
     try:
         return _timestamp(datetime.strptime(text, time_format))
     except (ValueError, OverflowError):

@@ -97,10 +97,38 @@ def test_whole_numbers_that_are_dates_are_read_as_dates_and_said_to_be(tmp_path)
     assert found.notes == (f"{tmp_path / 'a.parquet'}: times are read as dates of 8 digits, such as 20140301",)
 
 
-@pytest.mark.parametrize("wrong", [{"time_format": "dd/mm"}, {"time_format": "%H:%M"}, {"encoding": "utf-9"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"time_format": "%Y" * 32},
+        {"time_format": "%Y %d %Y"},
+        {"time_format": "dd/mm"},
+        {"time_format": "%H:%M"},
+        {"encoding": "utf-9"},
+    ],
+)
 def test_a_layout_that_means_nothing_is_refused(wrong):
     with pytest.raises(ConfigurationError):
         Layout(**wrong)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+@pytest.mark.parametrize("time_format", [None, "%Y %m"])
+def test_a_cell_of_a_megabyte_is_no_time_and_costs_no_square_of_it(tmp_path, name, time_format):
+    """Blanks before something that is no zone took minutes for each 100 kB; the suite would not end."""
+    text = f"2014{' ' * (1 << 20)}01"
+    row = {"user": "u", "item": "x", "domain": "a", "timestamp": text}
+    (tmp_path / name).write_bytes(lines_of([row]) if name.endswith("l") else f"{HEADER}u,x,a,{text}\n".encode())
+    found = read_interactions([tmp_path / name], Layout(time_format=time_format), max_bad_row_share=1.0)
+
+    assert [row.line for row in found.bad_rows] == [1 if name.endswith("l") else 2]
+
+
+@pytest.mark.parametrize("text", [" " * 1024, "a" + " " * 1022 + "b", ">" + " " * 1023, "a=", "=5", "a", ""])
+def test_what_is_no_condition_is_refused_however_long(text):
+    """Blanks could be divided in as many ways as their cube: 16 conditions held a service for minutes."""
+    with pytest.raises(ConfigurationError, match="is no condition such as"):
+        parse_condition(text)
 
 
 def test_a_stated_encoding_is_read_and_without_it_the_rows_are_named(tmp_path):
