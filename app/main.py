@@ -15,7 +15,7 @@ import uvicorn
 from app.http.application import Application, create_app
 from app.http.guard import BACKLOG, ConnectionGuard, ConnectionLimits, quieten_accepting
 from app.runtime.logs import configure_logging, logger
-from app.runtime.memory import return_large_blocks
+from app.runtime.memory import return_large_blocks, settle_heap
 from app.runtime.shutdown import SPARE_SECONDS, Shutdown, end_within
 from app.runtime.tracing import configure_tracing, stop_tracing
 from app.settings import Settings
@@ -105,6 +105,7 @@ def serve(settings: Settings) -> None:
     configure_tracing(settings.otlp_endpoint, "api")
     app = create_app(settings)
     server = Server(app, settings)
+    settle_heap()
     keeps_own_jobs = settings.redis_url is None and settings.database_url is None
     try:
         with lock_folder(settings.data) if keeps_own_jobs else contextlib.nullcontext():

@@ -31,6 +31,7 @@ import torch
 
 from app.errors import ModelNotRunningError, ModelProcessDiedError
 from app.runtime.logs import logger
+from app.runtime.memory import settle_heap
 from app.runtime.tracing import configure_tracing, current_traceparent, span, stop_tracing
 from models.bundle import BundleDescription, describe_bundle, load_bundle
 from models.data.dataset import TokenArray
@@ -399,6 +400,7 @@ def _answer_calls(
     except Exception as error:
         connections[REQUESTS].send(_sendable(error))
         return
+    settle_heap()
     connections[REQUESTS].send(regenerator.bundle.version)
     jobs = threading.Thread(target=_answer_channel, args=(connections[JOBS], regenerator))
     jobs.start()

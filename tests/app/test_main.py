@@ -20,7 +20,7 @@ from sqlalchemy import insert
 
 from app.http.application import create_app
 from app.jobs.records import TERMINAL, NewJob, new_job_id
-from app.main import Server
+from app.main import Server, serve
 from app.mappings.mapping_store import DictionaryKey, Increment, merge_staged, stage
 from app.settings import Settings
 from app.storage.database import writing
@@ -306,6 +306,22 @@ def test_who_connected_and_sent_before_sigterm_is_answered_even_where_the_proces
         client.close()
 
     assert answers == [b"HTTP/1.1 200 OK"] * 8
+
+
+def test_no_search_for_cycles_while_serving_looks_through_what_the_start_left(tmp_path, monkeypatch):
+    """A full one holds up every request for as long as it takes."""
+    seen = []
+    for name in ("configure_logging", "return_large_blocks"):  # what is of the whole process, and this one tests others
+        monkeypatch.setattr(f"app.main.{name}", lambda *_: None)
+    monkeypatch.setattr(Server, "run", lambda _: seen.append((gc.get_freeze_count(), len(gc.get_objects()))))
+    try:
+        serve(Settings(device="cpu", data=tmp_path, port=0))
+    finally:
+        gc.unfreeze()
+    [(frozen, searched)] = seen
+
+    assert frozen > 100_000
+    assert searched < frozen / 10
 
 
 def test_a_port_that_is_in_use_is_named_with_the_way_out(tmp_path):
