@@ -5,7 +5,7 @@ A cycle has three parts. In the first, requests are timed alone; in the second b
 uploads, full bodies of too many parts and downloads of the dictionary; in the third a job runs while one or two of API,
 the model's process, worker, Redis and PostgreSQL are killed, in random order over five cycles. Every answer is compared
 with the first answer to the same request, every job's result and dictionary with those of an undisturbed job. Memory
-and descriptors of every process are watched all the time (``watched``). Times are of the first two parts; those of the
+and descriptors of every process are watched in the first part of every cycle (``watched``). Times are of the first two parts; those of the
 third, in which answers may fail, are told apart.
 """
 
@@ -219,7 +219,8 @@ def soak(cluster: Cluster, path: Path, *, minutes: float, seed: int, part_second
     with Watch(cluster) as watch:
         while not findings.num_jobs or time.monotonic() < over:
             requests.ask(WARM_SECONDS, findings, [], may_fail=False)
-            requests.ask(part_seconds, findings, findings.alone, may_fail=False)
+            with watch.at_rest():
+                requests.ask(part_seconds, findings, findings.alone, may_fail=False)
             with Hostility(cluster, path):
                 requests.ask(part_seconds, findings, findings.beside, may_fail=False)
             asking = threading.Thread(

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,19 @@ class Life:
 
 
 class Watch:
-    """Looks at the processes of *cluster* every few seconds, in a thread, until the block ends."""
+    """
+    Looks at the processes of *cluster* every few seconds, in a thread, while it is told ``at_rest``.
+
+    What is taken while clients hold hundreds of connections depends on how far they are, and is no growth; what is
+    left of it at rest, again and again, is.
+    """
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._lives: dict[str, dict[int, Life]] = defaultdict(lambda: defaultdict(Life))
         self._began = time.monotonic()
         self._over = threading.Event()
+        self._is_at_rest = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> Watch:
@@ -52,6 +59,15 @@ class Watch:
         self._over.set()
         self._thread.join()
 
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Look during this block."""
+        self._is_at_rest.set()
+        try:
+            yield
+        finally:
+            self._is_at_rest.clear()
+
     def report(self) -> dict[str, dict[str, Any]]:
         """By role: what its processes took at first and at last, how fast they grew, and whether that is flat."""
         hours = (time.monotonic() - self._began) / 3600
@@ -59,6 +75,8 @@ class Watch:
 
     def _run(self) -> None:
         while not self._over.wait(SAMPLE_SECONDS):
+            if not self._is_at_rest.is_set():
+                continue
             cluster = self._cluster
             roots = {"api": cluster.apis.get(0), "worker": cluster.workers[0] if cluster.workers else None}
             roots |= {"redis": cluster.redis.process}
