@@ -5,8 +5,8 @@ A cycle has three parts. In the first, requests are timed alone; in the second b
 uploads, full bodies of too many parts and downloads of the dictionary; in the third a job runs while one or two of API,
 the model's process, worker, Redis and PostgreSQL are killed, in random order over five cycles. Every answer is compared
 with the first answer to the same request, every job's result and dictionary with those of an undisturbed job. Memory
-and descriptors of every process are watched in the first part of every cycle (``watched``). Times are of the first two parts; those of the
-third, in which answers may fail, are told apart.
+and descriptors of every process are watched in the first part of every cycle (``watched``). Times are of the first two
+parts; those of the third, in which answers may fail, are told apart.
 """
 
 from __future__ import annotations
