@@ -40,10 +40,17 @@ from models.errors import InputFormatError
 CHECK_SECONDS = 120.0
 END_SECONDS = 5.0
 COPY_BYTES = 1 << 20
+MESSAGE_BYTES = 1 << 18
+# Interactions come only when all of a file has been read and sorted, minutes later: who asked may have left by then
+LOOK_SECONDS = 2.0
 # All that the program is told of this process's environment: where libraries lie. What else it needs is set here.
 KEPT_VARIABLES = frozenset({"LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"})
 SET_VARIABLES = {"LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
 _ERRORS: dict[str, type[Exception]] = {"format": InputFormatError, "unsupported": UnsupportedFormatError}
+
+
+class ReadingUnwantedError(Exception):
+    """Nobody waits for the rows any more; the process that read them was ended."""
 
 
 def check_in_process(file: InputFile, layout: Layout, limits: SourceLimits) -> str:
@@ -68,17 +75,22 @@ def read_in_process(
     limits: SourceLimits,
     *,
     warn: Callable[[str], None] = lambda _warning: None,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> Generator[SequenceRow | BadRow]:
     """
     ``formats.read_rows`` of *files*; *warn* is told what is odd about them before the last row has come.
 
+    Args:
+        is_wanted: asked every few seconds while nothing comes.
+
     Raises:
+        ReadingUnwantedError: it said no.
         InputFormatError: a file is not of its format, or ended the process.
         RequestTooLargeError, UnsupportedFormatError: see there; and what opening a file raises.
         FilesUnavailableError: the program that reads was killed.
     """
     with _Reading(files, layout, limits, only_check=False) as reading:
-        for message in reading.messages():
+        for message in reading.messages(is_wanted):
             for warning in message.get("warnings", ()):
                 warn(warning)
             for row in message.get("rows", ()):
@@ -159,9 +171,6 @@ class _Reading:
         except BaseException:
             shutil.rmtree(self._scratch, ignore_errors=True)
             raise
-        if self._only_check:
-            self._socket.settimeout(CHECK_SECONDS)
-        self._lines = self._socket.makefile("rb")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -169,16 +178,15 @@ class _Reading:
             self._report.shutdown(socket.SHUT_WR)  # it has ended, or is not needed any more
         self._exit_code()
         self._report.close()
-        self._lines.close()
         self._socket.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def messages(self) -> Iterator[dict[str, Any]]:
+    def messages(self, is_wanted: Callable[[], bool] = lambda: True) -> Iterator[dict[str, Any]]:
         """What the process says until its end; raises the error that it met, or that it died."""
         current = ", ".join(file.facts.name for file in self._files[:1])
         try:
             self._socket.sendall(json.dumps({**self._task, "scratch": self._scratch}).encode() + b"\n")
-            for line in self._lines:
+            for line in self._lines(is_wanted):
                 message = json.loads(line)
                 if "open" in message:
                     file = self._files[message["open"]]
@@ -200,6 +208,29 @@ class _Reading:
         if ending is None:
             raise FilesUnavailableError("the program that reads inputs was ended; it is started again for the next")
         raise InputFormatError(f"{current}: the file ended the process that read it ({ending}); is it damaged?")
+
+    def _lines(self, is_wanted: Callable[[], bool]) -> Iterator[bytes]:
+        """What the process says, line by line, until it ends; TimeoutError where a check takes too long."""
+        begun: list[bytes] = []
+        while True:
+            self._socket.settimeout(CHECK_SECONDS if self._only_check else LOOK_SECONDS)
+            try:
+                part = self._socket.recv(MESSAGE_BYTES)
+            except TimeoutError:
+                if self._only_check:
+                    raise
+                if not is_wanted():
+                    raise ReadingUnwantedError from None
+                continue
+            finally:
+                self._socket.settimeout(None)
+            if not part:
+                return
+            *ends, rest = part.split(b"\n")
+            for end in ends:
+                yield b"".join([*begun, end])
+                begun = []
+            begun.append(rest)
 
     def _send(self, file: InputFile) -> None:
         """An open file for the process: the descriptor, or that of a copy where there is none."""

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+from app.errors import StoreUnavailableError
 from app.jobs.chunk_files import read_chunk_file, read_result, write_chunk_file
 from app.jobs.chunk_regeneration import regenerate_rows
 from app.jobs.cutting import ChunkRows, cut_rows
@@ -20,7 +21,7 @@ from app.jobs.formats import BadRow, SequenceRow
 from app.jobs.job_input import input_of
 from app.jobs.job_models import ModelSource
 from app.jobs.parts import JobParts
-from app.jobs.reading_process import read_in_process
+from app.jobs.reading_process import ReadingUnwantedError, read_in_process
 from app.jobs.records import Job, JobState
 from app.jobs.results import encode_results, input_file, output_file, read_input_file, read_output_file
 from app.jobs.retries import ChunkWork, Fault, fault_of
@@ -89,6 +90,8 @@ class JobRunner:
                 span("job cut", parent=job.traceparent, taesar_job=job_id),
             ):
                 self._cut_files(job)
+        except ReadingUnwantedError:
+            self._parts.remove_files_of_ended(job_id)
         except Exception as error:
             log.warning("cutting_failed", job_id=job_id, exc_info=fault_of(error) is Fault.FAILURE, reason=str(error))
             if retries.cutting_failed(job_id, error):
@@ -100,8 +103,18 @@ class JobRunner:
         given = input_of(job)
         files = given.files(job.job_id, parts.storage, parts.roots, parts.limits)
         warnings: list[str] = []
-        with contextlib.closing(read_in_process(files, given.layout, parts.limits, warn=warnings.append)) as rows:
+        read = read_in_process(
+            files, given.layout, parts.limits, warn=warnings.append, is_wanted=partial(self._is_wanted, job.job_id)
+        )
+        with contextlib.closing(read) as rows:
             self._cut_rows(job, rows, warnings)
+
+    def _is_wanted(self, job_id: str) -> bool:
+        """Whether the job goes on, as far as can be told."""
+        try:
+            return self._parts.jobs.keeps_files(job_id)
+        except StoreUnavailableError:
+            return True
 
     def _cut_rows(self, job: Job, rows: Iterator[SequenceRow | BadRow], warnings: Sequence[str]) -> None:
         """Cut *rows* into chunks; *warnings* are complete when the last of them has come."""

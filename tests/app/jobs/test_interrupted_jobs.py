@@ -91,6 +91,27 @@ def test_cutting_that_was_interrupted_begins_again_and_knows_its_chunks(harness,
     assert harness.result(job) == harness.result(expected)
 
 
+def test_a_job_that_is_cancelled_while_its_input_is_read_keeps_no_thread(harness, inputs, monkeypatch):
+    """Interactions are sorted before the first comes, for minutes where they are many."""
+    monkeypatch.setattr("app.jobs.reading_process.LOOK_SECONDS", 0.05)
+    (inputs / "long.csv").write_text("user,item,domain,timestamp\n" + "u,x,food,1\n" * 1_500_000)
+    job = harness.submit(inputs / "long.csv")
+    unwanted = []
+    is_kept = harness.parts.jobs.keeps_files
+
+    def cancelled_at_the_first_look(job_id):
+        unwanted.append(harness.parts.jobs.cancel(job_id))
+        return is_kept(job_id)
+
+    monkeypatch.setattr(harness.parts.jobs, "keeps_files", cancelled_at_the_first_look)
+    harness.runner.run(harness.tasks.pop(0))
+    job = harness.parts.jobs.get(job.job_id)
+
+    assert unwanted
+    assert (job.state, job.rows_read) == (JobState.CANCELLED, 0)
+    assert harness.tasks == []
+
+
 def test_cutting_may_be_interrupted_as_often_as_it_adds_chunks(harness, inputs, sequences, write_ndjson, monkeypatch):
     """As by a database that restarts, or a worker that is replaced every few minutes, during a large input."""
     job = harness.submit(write_ndjson(inputs / "long.ndjson", sequences(60)))

@@ -25,6 +25,7 @@ from app.jobs.formats import BadRow, SequenceRow, SourceLimits, read_rows
 from app.jobs.reading_process import (
     KEPT_VARIABLES,
     SET_VARIABLES,
+    ReadingUnwantedError,
     bare_environment,
     check_in_process,
     read_in_process,
@@ -53,6 +54,16 @@ def test_a_file_that_ends_the_process_that_reads_it_is_an_error_and_this_process
         check_in_process(file, Layout(), LIMITS)
     with pytest.raises(InputFormatError, match="SIGABRT"):
         list(read_in_process([file], Layout(), LIMITS))
+
+
+def test_rows_that_nobody_waits_for_any_more_end_the_process_that_reads_them(monkeypatch):
+    monkeypatch.setattr(reading_process, "LOOK_SECONDS", 0.05)
+    file = stored(b"user,item,domain,timestamp\n" + b"u,x,d,1\n" * 1_500_000)
+    looks = iter([True, True])
+    with pytest.raises(ReadingUnwantedError):
+        list(read_in_process([file], Layout(), LIMITS, is_wanted=lambda: next(looks, False)))
+
+    assert next(looks, None) is None
 
 
 def test_rows_are_those_that_are_read_here():
