@@ -7,15 +7,24 @@ made in a temporary file first and then sent, and such stores show nothing befor
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.errors import DestinationNotAllowedError, FilesUnavailableError, SourceNotAllowedError, UnsupportedFormatError
+from app.errors import (
+    DestinationNotAllowedError,
+    FilesUnavailableError,
+    InvalidSourceError,
+    SourceNotAllowedError,
+    UnsupportedFormatError,
+)
 from app.jobs.sources import SourceRoots
 from models.exports.export_formats import FILE_FORMATS, FileFormatName, load_format
 from models.files import replace_file
+
+SHOWN_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class DestinationRoots:
         Put *parts* under *uri*, replacing what was there.
 
         Raises:
-            InvalidSourceError, DestinationNotAllowedError: see ``check``.
+            InvalidSourceError, DestinationNotAllowedError: see ``check``; a name is too long for the file system.
             FilesUnavailableError: it cannot be written now; nothing of it is there.
         """
         self.check(uri)
@@ -63,6 +72,10 @@ class DestinationRoots:
                 target.filesystem.put_file(file.name, target.path)
         except OSError as error:
             reason = error.strerror or type(error).__name__
+            if error.errno == errno.ENAMETOOLONG:  # no waiting makes it shorter
+                raise InvalidSourceError(
+                    f"the result cannot be written to {uri[:SHOWN_CHARACTERS]}...: {reason}"
+                ) from error
             raise FilesUnavailableError(f"the result cannot be written to {uri}: {reason}") from error
 
 

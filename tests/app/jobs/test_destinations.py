@@ -187,6 +187,16 @@ def test_a_write_that_breaks_off_leaves_what_was_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["r.csv"]
 
 
+@pytest.mark.parametrize("name", [f"{'a' * 300}.csv", f"{'a' * 250}.csv", f"{'a' * 300}/r.csv"])
+def test_a_name_that_no_file_may_have_is_refused_and_not_waited_for(tmp_path, name):
+    """The second fits by itself, and not with what is put before it while it is written."""
+    roots = DestinationRoots((f"file://{tmp_path}",))
+
+    with pytest.raises(InvalidSourceError, match="File name too long"):
+        roots.write(f"file://{tmp_path}/{name}", [b"rows"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_is_allowed_by_default(tmp_path):
     with pytest.raises(DestinationNotAllowedError, match="TAESAR_OUTPUT_ROOTS"):
         DestinationRoots(()).check(f"file://{tmp_path}/r.csv")
