@@ -24,7 +24,7 @@ from models.bundle import Bundle
 from models.composite.assembly import MAPPING
 from models.composite.folder import check_trained_on
 from models.data.dataset import Dataset, Sequences
-from models.errors import ConfigurationError
+from models.errors import ConfigurationError, EmptyDatasetError
 from models.evaluation.advice import Advice
 from models.evaluation.arms import (
     COMPOSITE_ARMS,
@@ -170,6 +170,7 @@ def run_study(
         BundleMismatchError: the bundle was trained on another dataset or another split of it.
         DatasetFormatError: the composite belongs to another dataset or target.
         UnknownDomainError: no such target.
+        EmptyDatasetError: no held-out item is of the target.
     """
     started = time.perf_counter()
     if bundle is not None:
@@ -188,6 +189,11 @@ def run_study(
     if idle:
         raise ConfigurationError(f"{', '.join(idle)} can only train on mixed rows: add arm mixed")
     arms = tuple(build_arm(dataset, study.target, name, composite) for name in wanted)
+    if not len(arms[0].test):
+        raise EmptyDatasetError(
+            f"nobody's held-out item is of {study.target}: there is nothing to rank; evaluate another target, or hold "
+            "out by date (taesar prepare --split time)"
+        )
     if "regenerated" in study.histories:
         arms = _with_served(dataset, study, arms, composite, bundle)
     advice = {} if bundle is None else _advice(dataset, study.target, arms, bundle, composite)

@@ -60,7 +60,8 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         sizes = (self.num_items, self.width, self.inner_width, self.num_layers, self.num_heads, self.max_length)
-        if not all(isinstance(size, int) and size > 0 for size in sizes):
+        # JSON's true is an int to Python, and none to torch
+        if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
             raise ValueError("every size must be a whole number above 0")
         if self.num_items > MOST_ITEMS or self.num_layers > MOST_LAYERS or max(sizes[1:]) > LARGEST_SIZE:
             raise ValueError(f"more than {MOST_ITEMS} items, {MOST_LAYERS} layers, or a size over {LARGEST_SIZE}")

@@ -274,12 +274,13 @@ def test_too_few_experts_are_refused(bundle: Bundle, copied: Path, tmp_path: Pat
         {"num_layers": 2_000_000},
         {"max_length": 1 << 40},
         {"num_items": 1 << 60},
+        *({size: True} for size in ("num_items", "width", "inner_width", "num_layers", "num_heads", "max_length")),
     ],
 )
 def test_a_size_that_no_machine_holds_is_refused_before_a_network_is_built(
     copied: Path, change: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two million layers would take hours and all memory, a width of 2^40 ends in an overflow."""
+    """Two million layers would take hours and all memory, a width of 2^40 ends in an overflow; true is no size."""
     monkeypatch.setattr("models.bundle.Decoder", None)
     decoder = json.loads((copied / MANIFEST).read_text())["decoder"]
     edit_manifest(copied, decoder={**decoder, **change})

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from app.cli.evaluate import ARMS, HISTORIES, evaluate
 from app.cli.tune import tune
 from models.bundle import save_bundle
-from models.data.dataset import Dataset
-from models.errors import ConfigurationError
+from models.data.dataset import Dataset, load_dataset
+from models.data.preparation import PreparationConfig, prepare
+from models.errors import ConfigurationError, EmptyDatasetError
 from models.evaluation.arms import ARM_NAMES
 from models.evaluation.study import HISTORY_NAMES
 from models.network.decoder import Decoder, DecoderConfig
@@ -154,6 +155,22 @@ def test_an_unknown_name_is_refused_with_the_names_there_are(option, value, data
 
     assert done.exit_code == 2
     assert option in done.output
+
+
+@pytest.mark.parametrize("recommender", ["popularity", "sasrec"])
+def test_a_target_of_which_nobodys_last_item_is_has_nothing_to_rank_and_is_said_to(tmp_path, recommender):
+    """A table of means of nothing looked like a report."""
+    items = [
+        f"u{user},{item}{(user + turn) % 5},{item},{turn}" for user in range(9) for turn in range(4) for item in "ab"
+    ]
+    (tmp_path / "log.csv").write_text("user,item,domain,timestamp\n" + "\n".join(items))
+    prepare(tmp_path / "log.csv", tmp_path / "dataset", PreparationConfig(ties="input"))
+    options = ("--target", "a", "--arms", "original", "--recommender", recommender)
+    done = run(load_dataset(tmp_path / "dataset"), tmp_path / "report", *options)
+
+    assert isinstance(done.exception, EmptyDatasetError)
+    assert str(done.exception).startswith("nobody's held-out item is of a: there is nothing to rank")
+    assert not (tmp_path / "report" / "report.html").exists()
 
 
 def test_the_command_offers_what_the_models_have():
