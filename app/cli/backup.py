@@ -24,6 +24,7 @@ def backup(
 
     Redis needs no backup, bundles are where you trained them.
     """
+    say(f"saving to {folder}")
     from app.storage.backup import save_backup
 
     engine, storage = _kept()
@@ -43,6 +44,7 @@ def restore(
 
     The database may be of another kind than the one that was saved.
     """
+    say(f"reading {folder}")
     from app.storage.backup import restore_backup
 
     engine, storage = _kept()

@@ -18,6 +18,7 @@ def lineage(
 
     The folders before it need not be there any more: every output keeps the facts of what it was made of.
     """
+    say(f"reading {folder}")
     from models.composite.lineage import describe_lineage, read_lineage
 
     found = read_lineage(folder)

@@ -77,6 +77,14 @@ def read_settings(**options: Any) -> Settings:
         ) from error
 
 
+def say_starting(settings: Settings, what: str) -> None:
+    """A first line of the log, before what takes seconds to load."""
+    from app.runtime.logs import configure_logging, logger
+
+    configure_logging(settings.log_level)
+    logger(__name__).info("starting", command=what)
+
+
 def override(config: ConfigT, **options: Any) -> ConfigT:
     """*config* with those options that were given."""
     return dataclasses.replace(config, **{name: value for name, value in options.items() if value is not None})  # type: ignore[type-var]

@@ -28,11 +28,12 @@ def prune(
     ] = None,
 ) -> None:
     """Remove results and bad rows past their retention, and files that no job needs; records and counts stay."""
+    settings = read_settings(retention_days=retention_days)
+    say("looking for what is past its retention")
     from app.errors import StoreUnavailableError
     from app.jobs.parts import job_parts
     from app.jobs.pruning import prune as prune_results
 
-    settings = read_settings(retention_days=retention_days)
     parts = job_parts(settings)
     stopping = threading.Event()
     if every_hours is not None:

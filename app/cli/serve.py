@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from app.cli.console import fail
-from app.cli.options import read_settings
+from app.cli.options import read_settings, say_starting
 from models.decoding.rules import DEFAULT_RULE, Rule
 
 
@@ -52,6 +52,7 @@ def serve(
         chosen.refuse_exposure()  # before torch is loaded
     except ExposedError as error:
         fail(error)
+    say_starting(chosen, "serve")
     from app.main import serve as serve_until_stopped
     from app.runtime.tracing import TracingMissingError
 

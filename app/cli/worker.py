@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from app.cli.console import fail
-from app.cli.options import read_settings
+from app.cli.options import read_settings, say_starting
 
 
 def worker(
@@ -21,12 +21,13 @@ def worker(
 
     Any number of workers, on any number of machines, may share one Redis, database and storage.
     """
+    settings = read_settings(worker_threads=threads)
+    say_starting(settings, "worker")
     from app.errors import StoreUnavailableError
     from app.jobs.parts import SchemaOutdatedError
     from app.jobs.worker import NoQueueError, run_worker
     from app.runtime.tracing import TracingMissingError
 
-    settings = read_settings(worker_threads=threads)
     try:
         run_worker(settings)
     except (NoQueueError, SchemaOutdatedError, StoreUnavailableError, TracingMissingError, OSError) as error:
