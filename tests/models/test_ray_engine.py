@@ -55,27 +55,36 @@ def test_two_actors_one_of_them_killed_make_the_bytes_of_one_process(dataset, ma
     pytest.importorskip("ray", reason="no Ray: pip install 'taesar[ray]'")
     write_composite(dataset, matching_bundle, target="food", rule="anticipate", out=tmp_path / "local")
     arguments = [str(path) for path in (dataset.directory, matching_bundle.directory, tmp_path / "ray")]
+    command = [sys.executable, "-c", DRIVER, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *arguments], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
-    )
     work = work_folder_of(tmp_path / "ray")
-    try:
-        while not (made := list(work.glob("part-*"))):
-            assert driver.poll() is None
-            time.sleep(0.002)
-        os.kill(actors_of(driver.pid)[0], signal.SIGKILL)
-        out, _ = driver.communicate(timeout=120)
-    finally:
-        driver.kill()
+    with (
+        (tmp_path / "errors").open("w+") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=environment
+        ) as driver,
+    ):
+        try:
+            while not (made := list(work.glob("part-*"))) and driver.poll() is None:
+                time.sleep(0.002)
+            if made:
+                os.kill(actors_of(driver.pid)[0], signal.SIGKILL)
+            out, _ = driver.communicate(timeout=300)
+        finally:
+            driver.kill()
+        errors.seek(0)
+        said = errors.read()
+    if "15 seconds" in said:
+        pytest.skip("no Ray: this machine is too busy for it to start")
+    assert driver.returncode == 0, said
     num_parts, num_users = map(int, out.split())
 
-    assert driver.returncode == 0
     assert len(made) < num_parts == num_users == len(dataset.user_ids)
-    for name in ("composite.parquet", "counts.parquet", "mapping.parquet", "decisions.parquet", "food.inter"):
-        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "local" / name).read_bytes(), name
-    parts = [folder / "interactions" / "part-00000.parquet" for folder in (tmp_path / "ray", tmp_path / "local")]
-    assert parts[0].read_bytes() == parts[1].read_bytes()
+    for path in (tmp_path / "local").rglob("*.*"):
+        if path.name != "summary.json":
+            assert (tmp_path / "ray" / path.relative_to(tmp_path / "local")).read_bytes() == path.read_bytes(), (
+                path.name
+            )
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch) -> None:
