@@ -8,6 +8,7 @@ ModelError
 |  |- ImplausibleInputError     an input that can be read, but is not what it was taken for
 |  |- BadRowsError              more bad rows than the stated share
 |  |- EmptyDatasetError         nothing survives the thresholds; names the one that emptied it
+|  |- DiskTooSmallError         the disk has too little room for what a preparation writes beside its output
 |  |- OutputExistsError         the output folder holds something that must not be replaced
 |  `- DatasetFormatError        a prepared dataset folder is missing a file, damaged, or of another version
 |- VocabularyError
@@ -58,6 +59,10 @@ class BadRowsError(DataError):
 
 class EmptyDatasetError(DataError):
     """Nothing survives the thresholds; the message names the threshold that removed the last rows."""
+
+
+class DiskTooSmallError(DataError):
+    """The disk has too little room for what a preparation writes beside its output."""
 
 
 class OutputExistsError(DataError):

@@ -60,7 +60,7 @@ def _forward_signals(child: int) -> None:
 
 def _said_of(ending: signal.Signals, arguments: Sequence[str]) -> str:
     if ending is signal.SIGKILL:
-        return "the process was killed (SIGKILL): is there too little memory?"
+        return "the process was killed (SIGKILL): is there too little memory? --memory bounds what it takes"
     named = ", ".join(_files_that_crash(arguments)) or "an input"
     return f"{named}: the file ended the process that read it ({ending.name}); is it damaged?"
 

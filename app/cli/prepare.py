@@ -194,6 +194,15 @@ def prepare(
     overwrite: Annotated[
         bool, typer.Option("--replace", "--overwrite", help="Replace a dataset that is already there.")
     ] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory that the command may take, as 1GB; what does not fit goes to the disk beside OUT, and the "
+            "dataset is the same.",
+            show_default="half of what is free",
+        ),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(help="What people call the dataset; its bundles are called so, too.", show_default="that of OUT"),
@@ -206,8 +215,9 @@ def prepare(
     """
     say(f"reading {', '.join(inputs)}")
     from app.cli.progress import StageProgress
+    from models.data.out_of_core.memory_share import parse_size
+    from models.data.out_of_core.preparation_choice import plan_preparation, prepare_as_planned
     from models.data.preparation import PreparationConfig
-    from models.data.preparation import prepare as prepare_dataset
     from models.data.reading.layouts import Columns, Layout, parse_condition, parse_separator, with_columns
     from models.data.reading.layouts import preset as layout_of
     from models.exports.encoding import INTERACTION_COLUMNS
@@ -269,13 +279,16 @@ def prepare(
         seen.append(looks)
         print_preview(looks)
 
+    allowed = None if memory is None else parse_size(memory)
+    plan = plan_preparation(inputs, out, config, memory=allowed, extends=extend is not None)
+    say(str(plan))
     with StageProgress(console) as progress:
-        report = prepare_dataset(
-            inputs, out, config, overwrite=overwrite, progress=progress, name=name, show=show, extend=extend
+        report = prepare_as_planned(
+            plan, inputs, out, config, overwrite=overwrite, progress=progress, name=name, show=show, extend=extend
         )
     print_preparation(report, out)
     counted = dataclasses.asdict(report)
-    counted["bad_rows"] = len(report.bad_rows)
+    counted["bad_rows"] = report.rows_bad
     set_result(out=str(out), **counted, warnings=seen[-1].warnings if seen else ())
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Reading the loss waits for the device, so it is read for the eye only: at most this often.
 SECONDS_BETWEEN_READS = 0.25
+# Of a stage in a log: often enough to see that it goes on.
+SECONDS_BETWEEN_LINES = 10.0
 
 
 class TrainingProgress:
@@ -132,14 +134,18 @@ def clock_time(seconds: float) -> str:
 
 class StageProgress:
     """
-    A bar per stage of a piece of work; use as a context manager and call it.
+    A bar per stage of a piece of work; use as a context manager and call it. In a log, a line at each stage's start and
+    at most every ten seconds.
 
     Args:
         console: where to write.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console
+        self.clock = clock
+        self.started = self.told_at = clock()
         self.stage = ""
         self.task: TaskID | None = None
         self.bars = Bars(
@@ -170,4 +176,8 @@ class StageProgress:
             self.task = self.bars.add_task(stage, total=1.0)
             if not self.console.is_terminal:
                 self.console.print(stage)
+            self.started = self.told_at = self.clock()
+        elif not self.console.is_terminal and self.clock() >= self.told_at + SECONDS_BETWEEN_LINES:
+            self.told_at = self.clock()
+            self.console.print(f"{stage}: {fraction:.0%} after {clock_time(self.told_at - self.started)}")
         self.bars.update(self.task, completed=fraction)

@@ -51,6 +51,8 @@ class PreparationReport:
     """
     Where every row of the input went.
 
+    Out of core, ``bad_rows`` has the first of them only; the dataset's ``bad_rows.csv`` has all.
+
     ``rows_read = bad + filtered + duplicate + removed + cut + removed after the cut + result.interactions``.
     """
 
