@@ -5,7 +5,7 @@
     2. number users and items in the sorted order of their ids, on an engine that spills (``coding``);
     3. write every user's rows to the chunk of a range of users that fits (``user_chunks``);
     4. go from chunk to chunk: duplicates, thresholds, order, cut, thresholds, split, and write the tables.
-All temporary files lie beside the output and go at the end (``work_folder``).
+All temporary files lie beside the output and go at the end (``temporary_folder``).
 
 Shapes: N = rows of a chunk, I = items, D = domains.
 """
@@ -33,13 +33,13 @@ from models.data.out_of_core.chunked_thresholds import (
     kept_counts,
 )
 from models.data.out_of_core.coding import CodedItems, Coding
-from models.data.out_of_core.engine import Engine
 from models.data.out_of_core.memory_share import MemoryShare
 from models.data.out_of_core.raw_rows import RawRows, write_raw_rows
 from models.data.out_of_core.running_fingerprint import RunningFingerprint
+from models.data.out_of_core.spilling_engine import SpillingEngine
+from models.data.out_of_core.temporary_folder import temporary_folder
 from models.data.out_of_core.times_on_disk import TimesOnDisk
 from models.data.out_of_core.user_chunks import CUT, KEPT, SET_ASIDE, UserChunk, UserChunks, divide_into_chunks
-from models.data.out_of_core.work_folder import work_folder
 from models.data.period import period_of
 from models.data.preparation import PreparationConfig, check_output
 from models.data.preparation_report import Counts, PreparationReport
@@ -86,7 +86,7 @@ def prepare_in_bounded_memory(
         raise ConfigurationError("no column comes along (--carry) out of core: prepare in memory, without --memory")
     check_output(out, overwrite=overwrite)
     report = progress or (lambda _stage, _fraction: None)
-    with work_folder(out) as folder:
+    with temporary_folder(out) as folder:
         work = _Preparation(list(inputs), config, share, folder, report)
         prepared = work.run(folder / "dataset", name or out.name, show)
         with replace_folder(out) as place:
@@ -122,7 +122,7 @@ class _Preparation:
         raw = write_raw_rows(files_of(self.inputs), config.layout, self.folder, self.report)
         if raw.num_filtered and not raw.num_good:
             conditions = " and ".join(map(str, config.layout.where))
-            with Engine(self.folder, self.share, self.report) as engine:
+            with SpillingEngine(self.folder, self.share, self.report) as engine:
                 coding = Coding(engine, raw, self.folder, self.share)
                 self._judge_bad_rows(raw, target, coding.bad_rows(NUMBERING), 0)
             raise EmptyDatasetError(f"{self.source}: no row is left by {conditions}")
@@ -173,7 +173,7 @@ class _Preparation:
         """The chunks, how many rows claim an item for another domain, and the first bad rows."""
         tables = self.folder / "ids"
         tables.mkdir()
-        with Engine(self.folder, self.share, self.report) as engine:
+        with SpillingEngine(self.folder, self.share, self.report) as engine:
             coding = Coding(engine, raw, tables, self.share)
             items = coding.items(NUMBERING)
             num_claims = coding.num_minority_claims()

@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.data.ordering import Hashes, text_hashes
-from models.data.out_of_core.engine import Engine, as_numpy, quoted
 from models.data.out_of_core.memory_share import MemoryShare
 from models.data.out_of_core.raw_rows import UNITS, RawRows
+from models.data.out_of_core.spilling_engine import SpillingEngine, as_numpy, quoted
 from models.data.reading.identifiers import Codes
 from models.data.reading.interactions import minority_claim
 from models.data.reading.raw_tables import BadLine
@@ -67,7 +67,7 @@ class CodedItems:
 
 
 @dataclass(frozen=True)
-class UserRange:
+class NumberedUsers:
     """Users of one chunk: ``first`` to before ``end``, and a table of their codes and ids."""
 
     first: int
@@ -96,7 +96,7 @@ class Coding:
         share: bounds a chunk.
     """
 
-    def __init__(self, engine: Engine, raw: RawRows, folder: Path, share: MemoryShare) -> None:
+    def __init__(self, engine: SpillingEngine, raw: RawRows, folder: Path, share: MemoryShare) -> None:
         self._engine, self._raw, self._folder, self._share = engine, raw, folder, share
         self._rows = f"read_parquet({quoted(raw.rows)})"
         self._time = _time_of(raw)
@@ -195,11 +195,11 @@ class Coding:
                 reason = row["reason"] or minority_claim(row["item"], self._raw.domains[row["domain"]])
                 yield BadLine(row["line"], reason, self._raw.files[row["file"]])
 
-    def user_ranges(self, stage: str, num_domains: int) -> list[UserRange]:
+    def user_ranges(self, stage: str, num_domains: int) -> list[NumberedUsers]:
         """All users in sorted order, cut into ranges of about as many rows as a chunk may have."""
         folder = self._folder / USERS
         folder.mkdir()
-        ranges: list[UserRange] = []
+        ranges: list[NumberedUsers] = []
         waiting: list[pa.Array] = []
         most_rows = self._share.chunk_rows
         most_users = max(1, _CELLS_A_ROW * most_rows // max(1, num_domains))
@@ -210,7 +210,7 @@ class Coding:
             nonlocal first, rows_here, waiting
             path = folder / f"{len(ranges):06d}.parquet"
             pq.write_table(_id_table(first, pa.concat_arrays(waiting)), path, compression="zstd")
-            ranges.append(UserRange(first, done, path))
+            ranges.append(NumberedUsers(first, done, path))
             first, rows_here, waiting = done, 0, []
 
         query = f"SELECT user_id, count(*) AS num FROM {self._rows} GROUP BY user_id ORDER BY user_id"

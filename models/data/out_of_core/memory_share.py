@@ -13,7 +13,7 @@ from models.errors import ConfigurationError
 BASE_BYTES = 200 << 20
 LEAST_BYTES = 512 << 20
 # Of a chunk while it is sorted.
-BYTES_A_ROW = 160
+BYTES_A_ROW = 200
 # Of an item from end to end: what is known of every item is held, its id is not.
 BYTES_AN_ITEM = 60
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow.parquet as pq
 
-from models.data.out_of_core.coding import CodedItems, CodedRows, UserRange
+from models.data.out_of_core.coding import CodedItems, CodedRows, NumberedUsers
 from models.data.reading.identifiers import Codes
 from models.data.thresholds import Rows, distinct_rows
 
@@ -38,7 +38,7 @@ class UserChunk:
     """
 
     folder: Path
-    users: UserRange
+    users: NumberedUsers
 
     @property
     def num_users(self) -> int:
@@ -95,7 +95,7 @@ def _at(values: npt.NDArray[Any], places: npt.NDArray[Any] | None) -> npt.NDArra
     return values if places is None else values[places]
 
 
-def divide_into_chunks(rows: Iterator[CodedRows], ranges: Sequence[UserRange], folder: Path) -> list[UserChunk]:
+def divide_into_chunks(rows: Iterator[CodedRows], ranges: Sequence[NumberedUsers], folder: Path) -> list[UserChunk]:
     """Write *rows*, in whatever order they come, each to the chunk of its user."""
     chunks = [UserChunk(folder / f"{index:06d}", users) for index, users in enumerate(ranges)]
     for chunk in chunks:

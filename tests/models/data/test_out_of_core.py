@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from models.data.out_of_core.bounded_preparation import prepare_in_bounded_memory
 from models.data.out_of_core.memory_share import MemoryShare, parse_size
 from models.data.out_of_core.preparation_choice import plan_preparation
-from models.data.out_of_core.work_folder import work_folder
+from models.data.out_of_core.temporary_folder import temporary_folder
 from models.data.preparation import PreparationConfig, prepare
 from models.data.preparation_report import PreparationReport
 from models.data.reading.layouts import Layout, parse_condition
@@ -176,7 +176,7 @@ def test_a_killed_preparation_leaves_nothing_once_it_is_started_again(tmp_path):
     )
     assert killed.stdout is not None
     assert killed.stdout.readline() == "writing\n"
-    with work_folder(out) as beside:  # of a preparation that lives, and of one that will be dead
+    with temporary_folder(out) as beside:  # of a preparation that lives, and of one that will be dead
         assert len([path for path in tmp_path.iterdir() if path != beside]) == 1
     killed.kill()
     killed.wait()

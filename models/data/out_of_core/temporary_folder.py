@@ -17,7 +17,7 @@ _LOCK = "lock"
 
 
 @contextmanager
-def work_folder(out: Path) -> Iterator[Path]:
+def temporary_folder(out: Path) -> Iterator[Path]:
     """
     A new folder ``.NAME.HEX.work`` beside *out*, removed at the end.
 

@@ -21,7 +21,7 @@ from models.errors import ConfigurationError
 _SECONDS_BETWEEN_REPORTS = 1.0
 
 
-class Engine:
+class SpillingEngine:
     """
     A database of its own for one preparation; use as a context manager.
 
