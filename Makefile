@@ -19,6 +19,7 @@
 # make bench   every benchmark but bench-recbole, bench-refresh and bench-regenerate; the last line of each is its result as JSON
 # make bench-regenerate   a million synthetic sequences, by this process and by Ray, killed and resumed: hours; ARGS='--sequences 20000'
 # make bench-decode | bench-training | bench-serving | bench-scaling | bench-page   one of them: make bench-decode ARGS='--rounds 9'
+# make bench-prepare   a synthetic log prepared under 1 GB, in memory, by pandas and by Polars; ARGS='--rows 10000000'
 # make bench-refresh   ten days of refreshes next to trainings from nothing; ARGS='--log LOG.csv --days 10'
 # make bench-recbole   training speed of SASRec and GRU4Rec next to RecBole's own trainer, in .venv-interop
 #

@@ -62,7 +62,7 @@ class MemoryShare:
         Chunks and items are held at the same time: the items may have the engine's part.
         """
         needed = num_items * BYTES_AN_ITEM
-        if needed > 2 * self.engine_bytes:
+        if needed > self.engine_bytes:
             raise ConfigurationError(
                 f"{num_items:,} items take {size_text(needed)} ({BYTES_AN_ITEM} bytes each): give more --memory"
             )

@@ -93,3 +93,13 @@ def test_a_log_gets_each_stage_once() -> None:
             progress(stage, fraction)
 
     assert output.getvalue().splitlines() == ["reading", "writing"]
+
+
+def test_a_log_hears_of_a_long_stage_at_most_every_ten_seconds() -> None:
+    output, now = io.StringIO(), [0.0]
+    with StageProgress(Console(file=output), clock=lambda: now[0]) as progress:
+        for second in range(25):
+            now[0] = float(second)
+            progress("reading", second / 100)
+
+    assert output.getvalue().splitlines() == ["reading", "reading: 10% after 0:10", "reading: 20% after 0:20"]
