@@ -234,6 +234,8 @@ class Coding:
 
     def rows(self, stage: str, items: CodedItems) -> Iterator[CodedRows]:
         """Every good row that claims its item for the item's domain, in codes, in no order."""
+        if not len(items):
+            return  # and there are no users, whose table the engine would miss
         query = (
             f"SELECT u.code AS user_code, i.code::INTEGER AS item, r.domain AS domain, {self._time} AS time, "
             f"r.position AS position FROM {self._rows} AS r "

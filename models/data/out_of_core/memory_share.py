@@ -10,8 +10,8 @@ from pathlib import Path
 from models.errors import ConfigurationError
 
 # Of the interpreter and its libraries, before a row is read.
-BASE_BYTES = 200 << 20
-LEAST_BYTES = 512 << 20
+BASE_BYTES = 200 * 10**6
+LEAST_BYTES = 500 * 10**6
 # Of a chunk while it is sorted.
 BYTES_A_ROW = 200
 # Of an item from end to end: what is known of every item is held, its id is not.

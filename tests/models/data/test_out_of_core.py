@@ -143,6 +143,13 @@ def test_files_of_different_units_become_seconds_in_both_ways(tmp_path):
     assert len(on_disk) == 3
 
 
+def test_where_no_row_is_good_both_say_so(tmp_path):
+    (tmp_path / "t.csv").write_text("user,item,domain,timestamp\n,i,a,1\n\n")
+    for share in (0.01, 1.0):
+        in_memory, on_disk = both(tmp_path, [tmp_path / "t.csv"], PreparationConfig(max_bad_row_share=share))
+        assert in_memory == on_disk
+
+
 def test_where_a_condition_leaves_no_row_both_say_so(tmp_path):
     (tmp_path / "t.csv").write_text("user,item,domain,timestamp,rating\nu,i,a,1,2\n")
     config = replace(PreparationConfig(), layout=Layout(where=(parse_condition("rating>=4"),)))
