@@ -59,7 +59,8 @@ from models.vocabulary import fingerprint_of_items
 REPORTED_BAD_ROWS = 1000
 _BATCH_ROWS = 1 << 16
 
-NUMBERING, SORTING, THRESHOLDS = "numbering users and items", "dropping duplicates", "applying thresholds"
+NUMBERING, DIVIDING = "numbering users and items", "dividing rows by user"
+SORTING, THRESHOLDS = "dropping duplicates", "applying thresholds"
 MERGING, WRITING = "merging by time", "writing"
 
 
@@ -180,7 +181,7 @@ class _Preparation:
             first_bad = self._judge_bad_rows(raw, target, coding.bad_rows(NUMBERING), num_claims)
             check_domains(items.domain_names, len(items), anyway=self.config.anyway)
             ranges = coding.user_ranges(NUMBERING, len(items.domain_names))
-            rows = coding.rows(NUMBERING, items)
+            rows = coding.rows(DIVIDING, items)
             chunks = divide_into_chunks(rows, ranges, self.folder / "chunks")
         raw.rows.unlink()
         return UserChunks(tuple(chunks), items), num_claims, first_bad

@@ -244,7 +244,7 @@ class Coding:
         )
         code_of_name = {name: code for code, name in enumerate(items.domain_names)}
         final = np.array([code_of_name.get(name, -1) for name in self._raw.domains] or [-1], dtype=np.int32)
-        for batch in self._engine.batches(stage, query, _BATCH_ROWS):
+        for batch in self._engine.batches(stage, query, _BATCH_ROWS, total=self._raw.num_good):
             columns = {name: as_numpy(batch.column(name)) for name in batch.schema.names}
             if self.is_contested:
                 good = final[columns["domain"]] == items.domains_I[columns["item"]]

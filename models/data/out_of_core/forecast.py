@@ -48,7 +48,7 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Of a preparation out of core, on a machine like the one that was measured."""
+        """Of processor time, of a preparation out of core, on a machine like the one that was measured."""
         return self.rows / ROWS_A_SECOND
 
     def check_disk(self, out: Path) -> None:

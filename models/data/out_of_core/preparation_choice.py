@@ -42,7 +42,7 @@ class PreparationPlan:
         minutes = max(1, round(self.forecast.seconds / 60))
         return (
             f"{rows}: out of core in {size_text(self.memory)} of memory, with up to "
-            f"{size_text(self.forecast.disk_bytes)} of disk beside the output, about {minutes} min"
+            f"{size_text(self.forecast.disk_bytes)} of disk beside the output, about {minutes} min of processor time"
         )
 
 

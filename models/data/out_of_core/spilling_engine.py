@@ -64,20 +64,27 @@ class SpillingEngine:
         with self._told(stage):
             self._guarded(lambda: self._connection.execute(sql).fetchall())
 
-    def batches(self, stage: str, sql: str, rows: int) -> Iterator[pa.RecordBatch]:
+    def batches(self, stage: str, sql: str, rows: int, *, total: int | None = None) -> Iterator[pa.RecordBatch]:
         """
         The rows of a query, at most about so many at a time.
+
+        Args:
+            total: how many there are, where that is known: to tell how far it is.
 
         Raises:
             OSError, ConfigurationError: as ``run`` does.
         """
-        with self._told(stage):
+        done = 0
+        with self._told(stage) as heartbeat:
             reader = self._guarded(lambda: self._connection.sql(sql).to_arrow_reader(rows))
             while True:
                 try:
-                    yield self._guarded(reader.read_next_batch)
+                    batch = self._guarded(reader.read_next_batch)
                 except StopIteration:
                     return
+                yield batch
+                done += batch.num_rows
+                heartbeat.fraction = done / total if total else None
 
     def value(self, sql: str) -> Any:
         """The one value of a query."""
@@ -110,16 +117,22 @@ class SpillingEngine:
 
 
 class _Heartbeat:
-    """Reports how far the engine's query is, from a thread of its own, as the query holds the caller's."""
+    """
+    Reports how far the engine's query is, from a thread of its own, as the query holds the caller's.
+
+    ``fraction`` is what the caller knows of it; None for what the engine says.
+    """
 
     def __init__(self, stage: str, report: ReadingProgress, connection: duckdb.DuckDBPyConnection) -> None:
         self._stage, self._report, self._connection = stage, report, connection
+        self.fraction: float | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._report(self._stage, 0.0)
         self._thread.start()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -129,8 +142,10 @@ class _Heartbeat:
 
     def _beat(self) -> None:
         while not self._ended.wait(_SECONDS_BETWEEN_REPORTS):
-            percentage = self._connection.query_progress()
-            self._report(self._stage, min(1.0, max(0.0, percentage / 100)))
+            fraction = self.fraction
+            if fraction is None:
+                fraction = self._connection.query_progress() / 100
+            self._report(self._stage, min(1.0, max(0.0, fraction)))
 
 
 def _disk_full(error: Exception) -> OSError:
