@@ -16,6 +16,7 @@ ModelError
 |  `- UnknownItemError          an item that its domain does not know; carries the position in its sequence
 |- ConfigurationError           options or a configuration file that ask for what cannot be
 |- OwnRecommenderError          a team's recommender, or the scores that it gave, cannot be judged
+|- EngineError                  what spreads work over processes cannot start, or work fails wherever it is done
 |- TrainingError
 |  `- ResumeMismatchError       a run folder that belongs to another dataset or configuration
 `- BundleError                  a checkpoint bundle cannot be loaded; names the file and the reason
