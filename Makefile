@@ -13,6 +13,7 @@
 # make chaos-activations  a hundred activations under load over two replicas of the API: no failed and no mixed answer
 # make attack  what once took the service down, against a running one: a line each, right or wrong
 # make fuzz    100,000 mutated bodies, uploads, URIs and headers; ARGS='--cases 2000' for less
+# make ray-test  regeneration by a Ray cluster of this machine, one of whose actors is killed: the bytes of one process
 # make sbom    sbom.json: what is installed, as CycloneDX
 # make fuzz-openapi  10,000 requests drawn from the OpenAPI document with the key of each scope; ARGS='--cases 500' for less
 # make soak    half an hour of mixed load while everything is killed; ARGS='--minutes 3' for less
@@ -42,7 +43,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install demo test check docs interop bench bench-recbole chaos chaos-activations mutants image-test clean charts map sbom screenshots
+.PHONY: help install demo test check docs interop bench bench-recbole chaos chaos-activations mutants ray-test image-test clean charts map sbom screenshots
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -144,6 +145,9 @@ fuzz-openapi: $(INSTALLED)
 
 soak: $(INSTALLED)
 	$(BIN)/python -m tests.attack.soak $(ARGS)
+
+ray-test: $(INSTALLED)
+	TAESAR_TEST_RAY=1 $(BIN)/python -m pytest tests/models/test_ray_engine.py -v $(ARGS)
 
 # IMAGE_ARGS goes to buildah's build: what pip needs on this machine (docs/deployment.md).
 image-test: $(INSTALLED)

@@ -12,7 +12,7 @@ import pytest
 
 # How the reasons begin that may be: hardware or a kernel that a machine has or has not, data that cannot be passed on,
 # and what a command of its own runs.
-ALLOWED = ("no GPU:", "no Landlock:", "no real tables", "no image:")
+ALLOWED = ("no GPU:", "no Landlock:", "no real tables", "no image:", "no Ray cluster:")
 
 _refused = pytest.StashKey[list[str]]()
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from models.bundle import Bundle
-from models.composite.folder import COMPOSITE, COUNTED, MAPPING, SUMMARY, write_composite
+from models.composite.folder import COMPOSITE, COUNTED, MAPPING, SUMMARY, CompositeProgress, write_composite
 from models.data.dataset import MANIFEST, Dataset, load_dataset, sha256_of
 from models.data.preparation import PreparationConfig, prepare
 from models.decoding.rules import DEFAULT_RULE, Rule
@@ -303,9 +303,8 @@ def test_the_composite_is_original_and_regenerated_rows_and_counts_add_up(
     trained: Bundle, dataset: Dataset, tmp_path: Path, target: str
 ) -> None:
     seen = []
-    summary = write_composite(
-        dataset, trained, target=target, rule="paper", out=tmp_path / "out", on_users=lambda d, t: seen.append((d, t))
-    )
+    progress = CompositeProgress(on_users=lambda done, total: seen.append((done, total)))
+    summary = write_composite(dataset, trained, target=target, rule="paper", out=tmp_path / "out", progress=progress)
     composite = pl.read_parquet(tmp_path / "out" / COMPOSITE)
     counts = pl.read_parquet(tmp_path / "out" / COUNTED)
     mapping = pl.read_parquet(tmp_path / "out" / MAPPING)
