@@ -41,7 +41,7 @@ class JobState(StrEnum):
 
 
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
-ACTIVE = tuple(sorted(state for state in JobState if state not in TERMINAL))
+ACTIVE = tuple(state for state in JobState if state not in TERMINAL)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import threading
 import time
 import weakref
@@ -211,21 +212,28 @@ class _Child:
                 self.process.kill()
             loaded = self.connections[REQUESTS].recv()
         except (EOFError, OSError) as error:
-            self.close()
+            self.hang_up()
             raise ModelNotRunningError(f"the model's process ended while it loaded {bundle.directory}") from error
         if isinstance(loaded, Exception):
-            self.close()
+            self.hang_up()
             raise loaded
         if loaded != bundle.version:
-            self.close()
+            self.hang_up()
             raise BundleMismatchError(f"{bundle.directory}: holds version {loaded} now, not {bundle.version}")
 
-    def close(self) -> None:
+    def hang_up(self) -> None:
+        """
+        Both pipes carry nothing any more, for the process and for calls under way.
+
+        They are not closed before the last call has let go of them: the number of a closed file goes to the next one
+        that is opened, and a call that was still writing here would go on in the next process's pipe.
+        """
         for connection in self.connections:
-            connection.close()
+            with socket.socket(fileno=os.dup(connection.fileno())) as ours, contextlib.suppress(OSError):
+                ours.shutdown(socket.SHUT_RDWR)
 
     def end(self) -> None:
-        """Wait for the end of a process whose pipes are closed; after CLOSE_SECONDS it is killed."""
+        """Wait for the end of a process that was hung up on; after CLOSE_SECONDS it is killed."""
         self.process.join(CLOSE_SECONDS)
         if self.process.is_alive():  # in the middle of a call whose caller has gone
             self.process.kill()
@@ -283,7 +291,7 @@ class _Supervisor:
                 try:
                     child.connections[channel].send(call)
                     outcome = child.connections[channel].recv()
-                except (EOFError, OSError, TypeError):  # TypeError: closed by the watcher between two reads of it
+                except (EOFError, OSError):
                     died = child
                     continue
                 finally:
@@ -303,17 +311,17 @@ class _Supervisor:
         """As ``close``, but waiting elsewhere."""
         child = self._stopped()
         if child is not None:
-            with contextlib.suppress(RuntimeError):  # no thread starts while the interpreter ends; the pipes are closed
+            with contextlib.suppress(RuntimeError):  # no thread starts while the interpreter ends; so does the process
                 threading.Thread(target=child.end, name="taesar-model-end", daemon=True).start()
 
     def _stopped(self) -> _Child | None:
-        """The process that answered until now, its pipes closed; nothing is answered any more."""
+        """The process that answered until now, hung up on; nothing is answered any more."""
         with self._changed:
             self._closed = True
             child, self._child = self._child, None
             self._changed.notify_all()
         if child is not None:
-            child.close()
+            child.hang_up()
         return child
 
     def _living(self, other_than: _Child | None) -> _Child:
@@ -331,7 +339,7 @@ class _Supervisor:
     def _put(self, child: _Child) -> None:
         with self._changed:
             if self._closed:
-                child.close()
+                child.hang_up()
                 return
             self._child, self._outage, self._out_since = child, None, None
             self._changed.notify_all()
@@ -345,7 +353,7 @@ class _Supervisor:
                     return
                 self._child, self._outage, self._out_since = None, reason, time.monotonic()
             log.error("model_process_died", version=self.bundle.version, status=child.process.exitcode, hung=hung)
-            child.close()
+            child.hang_up()
             restarted = self._restarted()
             if restarted is None:
                 return

@@ -172,6 +172,19 @@ def test_a_result_that_cannot_be_delivered_fails_its_job_after_the_last_attempt(
     assert stores.jobs.get(SECOND).reason is None
 
 
+def test_attempts_at_the_end_of_an_input_are_none_at_its_result(stores):
+    stores.submit(FIRST)
+    stores.retries.begin_cutting(FIRST)
+    stores.add(FIRST, 0)
+    for _ in range(4):
+        assert stores.retries.begin_cutting(FIRST) is not None
+    stores.chunks.end_cutting(FIRST, num_chunks=1, rows_read=0, bad=[])
+    stores.do(FIRST)
+    begun = [stores.retries.begin_delivery(FIRST) is not None for _ in range(6)]
+
+    assert begun == [True] * 5 + [False]
+
+
 def test_a_refused_delivery_fails_its_job_at_once(stores):
     stores.cut(FIRST, SECOND)
     stores.do(FIRST)

@@ -163,6 +163,15 @@ def test_a_job_knows_what_it_carries_along_and_what_was_odd_about_its_input(stor
     assert (carrying.warnings, plain.warnings) == (("no times",), ())
 
 
+def test_a_job_knows_whether_all_times_of_its_input_are_whole(stores):
+    stores.submit(FIRST, SECOND, THIRD)
+    for job_id, whole_times in ((FIRST, True), (SECOND, False)):
+        stores.retries.begin_cutting(job_id)
+        stores.chunks.end_cutting(job_id, num_chunks=0, rows_read=0, bad=[], whole_times=whole_times)
+
+    assert [stores.jobs.get(job_id).whole_times for job_id in (FIRST, SECOND, THIRD)] == [True, False, None]
+
+
 def test_pruning_is_of_jobs_that_ended_before_the_instant_in_the_order_of_their_ids(stores, clock):
     stores.finished(THIRD, FIRST)
     clock.now = 2000
