@@ -3,9 +3,10 @@
 
 A cycle has three parts. In the first, requests are timed alone; in the second beside slow senders, slow readers, big
 uploads, full bodies of too many parts and downloads of the dictionary; in the third a job runs while one or two of API,
-the model's process, worker, Redis and PostgreSQL are killed, in random order over five cycles. Every answer is compared
-with the first answer to the same request, every job's result and dictionary with those of an undisturbed job. Memory
-and descriptors of every process are watched in the first part of every cycle (``watched``). Times are of the first two
+the model's process, worker, Redis and PostgreSQL are killed, in random order. Every answer is compared with the first
+answer to the same request, every job's result and dictionary with those of an undisturbed job. Memory and descriptors
+of every process are watched in the first part of every cycle (``watched``). API and worker are killed only in the
+second half of the time, so that in the first they live long enough for a leak to show. Times are of the first two
 parts; those of the third, in which answers may fail, are told apart.
 """
 
@@ -47,8 +48,9 @@ MOST_TIMES = 3.0
 NUM_REQUESTS = 40
 RETRIED = frozenset({429, 503})
 KEEPS_GOING = 0.01
-# What is killed in a cycle, in random order: API and worker in one of five, so that a leak of theirs has time to show
-KILLED_TOGETHER = (("api",), ("worker",), ("model", "redis"), ("redis", "postgres"), ("postgres", "model"))
+# What is killed in a cycle, in random order: in the first half of the time, and in the second
+KILLED_FIRST = (("model",), ("redis",), ("postgres",), ("model", "redis"), ("redis", "postgres"), ("postgres", "model"))
+KILLED_THEN = (("api",), ("worker",), ("api", "worker"), ("model", "api"), ("worker", "postgres"), ("redis", "api"))
 # After a restart: compiled kernels and caches are filled before anything is timed
 WARM_SECONDS = 3.0
 
@@ -210,7 +212,7 @@ def disturb(
 def soak(cluster: Cluster, path: Path, *, minutes: float, seed: int, part_seconds: float) -> Findings:
     """Cycles until the time is over, at least one."""
     findings, source = Findings(), random.Random(seed)
-    over = time.monotonic() + 60 * minutes
+    half, over = (time.monotonic() + 60 * part for part in (minutes / 2, minutes))
     right = undisturbed(cluster, path, "kitchen", seconds=JOB_SECONDS)
     assert right.state == "succeeded"
     requests = Requests(path, f"http://127.0.0.1:{cluster.port}")
@@ -227,7 +229,8 @@ def soak(cluster: Cluster, path: Path, *, minutes: float, seed: int, part_second
                 target=requests.ask, args=(10.0, findings, findings.disturbed), kwargs={"may_fail": True}
             )
             asking.start()
-            plan = plan or source.sample(KILLED_TOGETHER, len(KILLED_TOGETHER))
+            kinds = KILLED_FIRST if time.monotonic() < half else KILLED_THEN
+            plan = plan or source.sample(kinds, len(kinds))
             disturb(cluster, path, plan.pop(), source, right, findings)
             asking.join()
             findings.processes = watch.report()
