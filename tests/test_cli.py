@@ -547,6 +547,29 @@ def test_ctrl_c_is_one_line_and_no_success(run, dataset, tmp_path) -> None:
     assert json.loads(out) == {"command": "train", "ok": False, "error": "interrupted"}
 
 
+def test_ctrl_c_while_the_command_is_imported_ends_it_without_a_word() -> None:
+    slow_import = """
+import sys, time
+class Slow:
+    @staticmethod
+    def find_spec(name, *_):
+        if name == "app.cli.taesar":
+            print("importing", flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Slow)
+from app.cli.launch import launch
+launch()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", slow_import], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as command:
+        command.stdout.readline()
+        command.send_signal(signal.SIGINT)
+        _, err = command.communicate(timeout=30)
+
+    assert (command.returncode, err) == (-signal.SIGINT, b"")
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [(("--prefixes",), "--prefixes is of --export recbole"), (("--export", "xlsx"), "--export: xlsx is none of ")],
