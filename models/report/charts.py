@@ -3,7 +3,8 @@ Charts as self-contained SVG text, for reports that open without a network and f
 
 Drawn by Vega-Lite: Altair describes a chart, vl-convert turns it into SVG inside this process, with no browser and no
 network (docs/decisions/0018-charts-by-vega-lite.md). The same data give the same bytes. Text and axes take the page's
-colour, so a dark page stays readable.
+colour, so a dark page stays readable. Both libraries load with the first chart: they take a second and more, and a
+service starts without one.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import altair as alt
-import vl_convert
+from typing import TYPE_CHECKING, Any
 
 from models.evaluation.bootstrap import Interval
+
+if TYPE_CHECKING:
+    import altair as alt
 
 WIDTH, HEIGHT = 480, 240
 ROW_HEIGHT = 15
@@ -48,6 +49,8 @@ class IntervalRow:
 
 def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: str, log_y: bool = False) -> str:
     """Lines over x = 0, 1, 2, ...; on a log axis (base 2) values below 1 are drawn at 1."""
+    import altair as alt
+
     floor = 1.0 if log_y else 0.0
     rows: list[dict[str, Any]] = [
         {"series": line.name, "x": x, "y": max(float(value), floor)}
@@ -72,6 +75,8 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: s
 
 def bar_chart(title: str, categories: Sequence[str], series: Sequence[Series], *, y_label: str) -> str:
     """Grouped bars with optional error bars; values are not negative, and NaN has no bar."""
+    import altair as alt
+
     names = [one.name for one in series]
     rows = list(_bars(categories, series))
     base = alt.Chart(alt.InlineData(values=rows)).encode(
@@ -103,6 +108,8 @@ def interval_chart(
     An interval that contains 0 is drawn hollow, as it shows no difference; without series it is grey as well. *percent*
     says that values are fractions, to be labelled in percent.
     """
+    import altair as alt
+
     lines, names = list(dict.fromkeys(row.line for row in rows)), list(dict.fromkeys(row.series for row in rows))
     data = [
         {
@@ -148,6 +155,8 @@ def scatter(
     names: tuple[str, str],
 ) -> str:
     """Two clouds, faint; points that a link joins are solid, with a thin line between them."""
+    import altair as alt
+
     linked = ({a for a, _ in links}, {b for _, b in links})
     points = [
         {"series": name, "x": x, "y": y, "linked": index in solid}
@@ -176,6 +185,8 @@ def scatter(
 
 
 def _colour(names: Sequence[str]) -> alt.Color:
+    import altair as alt
+
     colours = [COLOURS[index % len(COLOURS)] for index in range(len(names))]
     legend = alt.Legend(title=None, orient="top", labelLimit=LONGEST_LABEL, columns=6) if any(names) else None
     return alt.Color("series:N", sort=list(names), scale=alt.Scale(domain=list(names), range=colours), legend=legend)
@@ -183,6 +194,9 @@ def _colour(names: Sequence[str]) -> alt.Color:
 
 def _svg(chart: alt.Chart | alt.LayerChart | alt.FacetChart, title: str, subtitle: str = "") -> str:
     """The chart's SVG; its title is the picture's name for those who listen to the page."""
+    import altair as alt
+    import vl_convert
+
     text: dict[str, Any] = {"labelColor": PAGE_COLOUR, "titleColor": PAGE_COLOUR, "labelFont": FONT, "titleFont": FONT}
     heading = alt.TitleParams(
         title, subtitle=[subtitle] if subtitle else [], font=FONT, subtitleFont=FONT, color=PAGE_COLOUR,
