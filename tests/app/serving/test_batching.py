@@ -233,6 +233,37 @@ def test_short_requests_pass_a_long_one_between_two_of_its_calls_and_never_stop_
     assert calls[3] == list(range(110, 120))
 
 
+@pytest.mark.parametrize("when", ["before the long one's call", "between two of its calls"])
+def test_a_thread_is_busy_until_the_last_call_of_a_long_request_although_a_short_one_was_answered(when):
+    """So whoever comes during that call waits for company."""
+    process, first = Stepping(), when.startswith("before")
+
+    async def scenario():
+        async with busy(process, max_batch_positions=40, window_seconds=1.0) as batcher:
+            rows = [1] if first else [1, 2]
+            asked = [asyncio.create_task(batcher.submit("a", rows, [40] * len(rows)))]
+            await queued(batcher, 1 + len(rows))
+            if not first:
+                process.gate.set()
+                await queued(batcher, 2)
+            asked.append(asyncio.create_task(batcher.submit("a", [50], [4])))
+            await queued(batcher, 3)
+            process.gate.set()
+            process.may_go.release(1 if first else 2)
+            await queued(batcher, 1)  # the long request's last call is about to be made
+            asked.append(asyncio.create_task(batcher.submit("a", [60], [4])))
+            await queued(batcher, 2)
+            process.may_go.release()
+            await queued(batcher, 1)
+            asked.append(asyncio.create_task(batcher.submit("a", [61], [4])))
+            process.may_go.release(10)
+            await asyncio.gather(*asked)
+
+    asyncio.run(scenario())
+
+    assert process.calls[-1][1] == [60, 61]
+
+
 def test_long_requests_are_cut_smaller_while_short_ones_come():
     recorder = Recorder()
 
