@@ -222,6 +222,7 @@ class JobRunner:
         parts = self._parts
         waiting = parts.chunks.finish(job_id)
         if waiting is None:
+            parts.remove_files_of_ended(job_id)
             return
         if waiting.state is not JobState.RUNNING:
             self._remove_needless_files(waiting)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
 
 import pytest
 
+from app.errors import StoreUnavailableError
 from app.jobs.records import JobState
 from app.jobs.retries import WAITING
 from app.jobs.tasks import Task, TaskKind
 from models.errors import UnknownDomainError
-from tests.job_stores import FIRST, SECOND, THIRD
+from tests.job_stores import FIRST, NEW, SECOND, THIRD
 
 # -- Attempts
 
@@ -183,6 +186,41 @@ def test_attempts_at_the_end_of_an_input_are_none_at_its_result(stores):
     begun = [stores.retries.begin_delivery(FIRST) is not None for _ in range(6)]
 
     assert begun == [True] * 5 + [False]
+
+
+def test_an_outage_costs_a_delivery_no_attempt_and_the_job_says_nothing_of_it_in_the_end(stores):
+    stores.jobs.record(FIRST, dataclasses.replace(NEW, result_uri="file:///out.csv"))
+    stores.retries.begin_cutting(FIRST)
+    stores.add(FIRST, 0)
+    stores.chunks.end_cutting(FIRST, num_chunks=1, rows_read=0, bad=[])
+    stores.do(FIRST)
+    for _ in range(9):
+        assert stores.retries.begin_delivery(FIRST) is not None
+        assert stores.retries.delivery_failed(FIRST, OSError(errno.ENOSPC, "full"))
+    waiting = stores.jobs.get(FIRST).reason
+    ended = stores.chunks.finish(FIRST, delivered=True)
+
+    assert waiting == f"{WAITING}OSError: [Errno {errno.ENOSPC}] full"
+    assert (ended.state, ended.reason) == (JobState.SUCCEEDED, None)
+
+
+def test_outages_that_cannot_be_recorded_are_when_the_database_answers_each_once(stores, monkeypatch):
+    stores.cut(FIRST, num_chunks=2)
+    work = [stores.retries.begin_chunk(FIRST, index) for index in (0, 1)]
+    away = StoreUnavailableError("away")
+
+    @contextlib.contextmanager
+    def fail(_):
+        raise away
+        yield
+
+    with monkeypatch.context() as outage:
+        outage.setattr("app.jobs.retries.writing", fail)
+        assert [stores.retries.chunk_failed(chunk, away) for chunk in work] == [True, True]
+    begun = [[stores.retries.begin_chunk(FIRST, index) is not None for _ in range(5)] for index in (0, 1)]
+
+    assert begun == [[True] * 5] * 2
+    assert stores.states(FIRST) == [JobState.RUNNING]
 
 
 def test_a_refused_delivery_fails_its_job_at_once(stores):

@@ -11,11 +11,11 @@ from app.errors import FilesUnavailableError, ResultDamagedError
 from app.jobs.chunk_files import ChunkFileDamagedError, read_chunk_file, read_result, write_chunk_file
 from app.jobs.job_bodies import JobOptions
 from app.jobs.pruning import prune
-from app.jobs.reading_process import read_in_process
+from app.jobs.reading_process import ReadingUnwantedError, read_in_process
 from app.jobs.records import JobState, new_job_id
 from app.jobs.tasks import Task, TaskKind
 from app.storage.job_files import Storage
-from models.errors import InputFormatError
+from models.errors import InputFormatError, UnknownDomainError
 
 
 def files_of(parts, job):
@@ -59,7 +59,7 @@ def test_a_job_that_ends_while_a_worker_writes_leaves_no_file(harness, mixed, mo
 
 
 @pytest.mark.parametrize("end", [remove, cancel])
-@pytest.mark.parametrize("step", [TaskKind.CUT, TaskKind.CHUNK])
+@pytest.mark.parametrize("step", list(TaskKind))
 def test_what_a_killed_worker_left_of_a_job_that_is_gone_goes_with_its_task(harness, mixed, end, step):
     job = harness.submit(mixed)
     if step is TaskKind.CHUNK:
@@ -85,6 +85,51 @@ def test_a_job_whose_input_cannot_be_read_to_its_end_leaves_no_file(harness, inp
     assert harness.tasks == [Task(TaskKind.CHUNK, job.job_id, 0)]
     assert harness.parts.jobs.get(job.job_id).reason == "torn"
     assert files_of(harness.parts, job) == []
+
+
+def test_a_job_of_which_nobody_wants_the_rest_leaves_no_file(harness, mixed, monkeypatch):
+    """The reading process is told so while it reads on."""
+    job = harness.submit(mixed)
+
+    def rows_until_it_is_cancelled(*arguments, **options):
+        yield from itertools.islice(read_in_process(*arguments, **options), 8)
+        cancel(harness.parts, job)
+        write_chunk_file(harness.parts.storage, job.job_id, "input", 1, b"rows of a user")
+        raise ReadingUnwantedError
+
+    monkeypatch.setattr("app.jobs.runner.read_in_process", rows_until_it_is_cancelled)
+    harness.runner.run(harness.tasks.pop(0))
+
+    assert files_of(harness.parts, job) == []
+
+
+def test_a_job_whose_chunk_fails_for_the_last_time_leaves_no_file(harness, mixed, monkeypatch):
+    job = harness.submit(mixed)
+    harness.runner.run(harness.tasks.pop(0))
+
+    def refuse(*_):
+        raise UnknownDomainError("garden", ("food",))
+
+    monkeypatch.setattr(harness.models, "regenerator", refuse)
+    harness.runner.run(harness.tasks.pop(0))
+
+    assert harness.parts.jobs.get(job.job_id).state == JobState.FAILED
+    assert files_of(harness.parts, job) == []
+
+
+def test_a_job_whose_result_was_begun_too_often_leaves_no_file(harness_with, mixed, tmp_path):
+    (tmp_path / "out").mkdir()
+    harness = harness_with(output_roots=(f"file://{tmp_path / 'out'}",))
+    job = harness.submit(mixed, result_uri=f"file://{tmp_path / 'out'}/result.ndjson")
+    while harness.tasks[0].step is not TaskKind.FINISH:
+        harness.runner.run(harness.tasks.pop(0))
+    for _ in range(5):  # by workers that die each time
+        assert harness.parts.retries.begin_delivery(job.job_id) is not None
+    before = files_of(harness.parts, job)
+    harness.runner.run(harness.tasks.pop(0))
+
+    assert harness.parts.jobs.get(job.job_id).state == JobState.FAILED
+    assert (before != [], files_of(harness.parts, job)) == (True, [])
 
 
 @pytest.mark.parametrize("end", [remove, cancel])

@@ -150,3 +150,19 @@ def test_during_an_outage_a_job_keeps_no_more_chunks_in_the_queue_than_before(ha
 
     assert len(waiting) == 2
     assert len(set(harness.tasks)) <= 3
+
+
+def test_after_an_outage_of_all_chunks_in_the_queue_the_others_have_their_turn(
+    harness, inputs, sequences, write_ndjson
+):
+    """A chunk that failed keeps its place in the queue until it is done."""
+    job = harness.submit(write_ndjson(inputs / "long.ndjson", sequences(60)))
+    harness.runner.run(harness.tasks.pop(0))
+    with pytest.MonkeyPatch.context() as outage:
+        outage.setattr(harness.models, "regenerator", fail_with(FilesUnavailableError("full")))
+        for number in range(3):
+            with pytest.raises(FilesUnavailableError):
+                harness.runner.run(harness.tasks[number])
+    harness.drain()
+
+    assert harness.parts.jobs.get(job.job_id).state == JobState.SUCCEEDED

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from sqlalchemy import select
 
-from app.errors import IdempotencyConflictError, KeyLimitError, QueueFullError, ResultGoneError
+from app.errors import IdempotencyConflictError, KeyLimitError, QueueFullError, ResultGoneError, UnknownJobError
 from app.jobs.formats import BadRow
 from app.jobs.job_store import JobStore
 from app.jobs.records import ACTIVE, MAX_REASON, JobLimits, JobState, created_at_ms_of, find_job
@@ -34,6 +34,11 @@ def test_the_instant_of_a_job_id_is_its_first_twelve_digits():
 
 def test_unfinished_jobs_are_those_that_wait_and_those_that_run():
     assert ACTIVE == (JobState.QUEUED, JobState.RUNNING)
+
+
+def test_a_job_that_was_never_made_is_unknown(stores):
+    with pytest.raises(UnknownJobError):
+        stores.jobs.get(FIRST)
 
 
 def test_a_reason_is_one_short_printable_line(stores):
@@ -183,6 +188,8 @@ def test_pruning_is_of_jobs_that_ended_before_the_instant_in_the_order_of_their_
     assert (stores.chunks_of(FIRST), stores.chunks_of(SECOND), stores.chunks_of(THIRD)) == ([], [0], [])
     assert stores.jobs.get(FIRST).pruned_at_ms == 2000
     assert stores.jobs.output_names(SECOND) == ["out0"]
+    with pytest.raises(ResultGoneError):
+        stores.jobs.output_names(FIRST)
 
 
 def test_pruning_leaves_bad_rows_of_other_jobs_and_jobs_that_go_on(stores):
@@ -348,3 +355,5 @@ def test_the_first_line_of_an_input_can_be_bad(stores):
     stores.chunks.end_cutting(FIRST, num_chunks=0, rows_read=2, bad=[BadRow(1, "no item"), BadRow(2, "no time")])
 
     assert [row.line for row in stores.jobs.bad_rows(FIRST)] == [1, 2]
+    assert [row.line for row in stores.jobs.bad_rows(FIRST, after=1)] == [2]
+    assert [row.line for row in stores.jobs.bad_rows(FIRST, limit=1)] == [1]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from models.decoding.blocks import View, log_softmax
 from models.decoding.contrastive import ContrastiveRule, decide, decide_in_blocks
 from models.decoding.paper import agreement, confidence, paper_scores
-from models.decoding.reference import reference_confidence, reference_disagreement
+from models.decoding.reference import reference_confidence, reference_disagreement, reference_divergence
 from models.decoding.rules import RULES, Rule, load_rule
 from models.kernels.paper_rule import Decisions
 from models.vocabulary import TokenRange
@@ -225,6 +225,17 @@ def test_reference_weights_by_arithmetic() -> None:
     torch.testing.assert_close(reference_confidence(logits), torch.ones(1, 3))
     # float32 noise over the guard 1e-10 must not be compared; a clear difference has a largest beta of 1
     assert reference_disagreement(logits, logits_of(0.1, 0.1, 0.8)).amax().item() == pytest.approx(1)
+
+
+def test_reference_disagreement_of_distributions_closer_than_its_guard_is_near_zero() -> None:
+    """Largest terms of some 1e-12 over 1e-10."""
+    logits = logits_of(0.5, 0.25, 0.25).double()
+    nearly = logits + 1e-6 * torch.tensor([[1.0, 0.0, -1.0]])
+    terms = reference_divergence(logits, nearly)
+    betas = reference_disagreement(logits, nearly)
+
+    assert 0 < terms.amax() < 1e-11
+    torch.testing.assert_close(betas, terms / (terms.amax() + 1e-10))
 
 
 @pytest.mark.parametrize("rule", CONTRASTIVE_RULES)
