@@ -95,15 +95,18 @@ def test_gauges_say_what_sql_does_of_all_jobs(harness, mixed):
 
 
 def test_chunks_and_bad_rows_are_counted_where_they_are_worked_on(harness, inputs, sequences):
+    """Some bad rows are found when the input is cut, those of unknown items when their chunk is computed."""
     path = inputs / "some-bad.ndjson"
-    lines = [json.dumps(sequence) for sequence in sequences(30)]
+    rows = sequences(30)
+    rows[9]["items"] = [{"item_id": "never seen", "domain": "food"}]
+    lines = [json.dumps(row) for row in [*rows, *rows]]
     path.write_text("\n".join([*lines, "{"]) + "\n", encoding="utf-8")
-    harness.run(path)
+    harness.run(path, on_unknown="error")
     registry = harness.parts.metrics.registry
 
-    assert registry.get_sample_value("taesar_chunks_total", {"outcome": "done"}) == 4
-    assert registry.get_sample_value("taesar_chunk_seconds_count") == 4
-    assert registry.get_sample_value("taesar_bad_rows_total") == 1
+    assert registry.get_sample_value("taesar_chunks_total", {"outcome": "done"}) == 8
+    assert registry.get_sample_value("taesar_chunk_seconds_count") == 8
+    assert registry.get_sample_value("taesar_bad_rows_total") == 3
 
 
 def test_a_database_that_does_not_answer_is_counted():
