@@ -267,7 +267,7 @@ class DelimitedTable:
 
 
 _NO_LINES: Lines = np.zeros(0, dtype=np.int64)
-_NO_TEXT = pa.array([], pa.binary())
+_NO_TEXT = pa.nulls(0, pa.binary())
 _NOTHING = TextBlock(b"", _NO_LINES, _NO_LINES, (), is_last=False)
 
 
