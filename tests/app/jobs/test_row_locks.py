@@ -52,6 +52,15 @@ def waits_for_a_lock(stores):
         return connection.execute(text(waiting)).scalar_one()
 
 
+def test_who_only_looks_at_a_job_waits_for_nobody(stores, aside):
+    stores.submit(FIRST)
+    with held(stores, JobState.CANCELLED):
+        found = aside(stores.jobs.get, FIRST).result(SECONDS)
+        kept = aside(stores.jobs.keeps_files, FIRST).result(SECONDS)
+
+    assert (found.state, kept) == (JobState.QUEUED, True)
+
+
 @pytest.mark.parametrize("decision", ["begin cutting", "begin delivery", "finish", "fail"])
 def test_whoever_meets_a_cancellation_under_way_leaves_the_job_cancelled(stores, aside, decision):
     if decision == "begin cutting":

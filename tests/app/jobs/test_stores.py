@@ -170,9 +170,9 @@ def test_a_job_knows_what_it_carries_along_and_what_was_odd_about_its_input(stor
 
 def test_a_job_knows_whether_all_times_of_its_input_are_whole(stores):
     stores.submit(FIRST, SECOND, THIRD)
-    for job_id, whole_times in ((FIRST, True), (SECOND, False)):
+    for job_id, told in ((FIRST, {"whole_times": True}), (SECOND, {})):
         stores.retries.begin_cutting(job_id)
-        stores.chunks.end_cutting(job_id, num_chunks=0, rows_read=0, bad=[], whole_times=whole_times)
+        stores.chunks.end_cutting(job_id, num_chunks=0, rows_read=0, bad=[], **told)
 
     assert [stores.jobs.get(job_id).whole_times for job_id in (FIRST, SECOND, THIRD)] == [True, False, None]
 
@@ -322,12 +322,14 @@ def test_bad_rows_at_the_stated_share_pass_and_one_more_fails_the_job(stores, fo
     stores.retries.begin_cutting(FIRST)
     stores.add(FIRST, 0, rows_read=20, bad=bad if found == "in cutting" else [])
     stores.chunks.end_cutting(FIRST, num_chunks=1, rows_read=0, bad=bad if found == "at its end" else [])
-    if stores.jobs.get(FIRST).state == JobState.RUNNING:
+    after_cutting = stores.jobs.get(FIRST).state
+    if after_cutting == JobState.RUNNING:
         stores.do(FIRST, bad=bad if found == "in a chunk" else [])
         stores.chunks.finish(FIRST)
     job = stores.jobs.get(FIRST)
 
     assert (job.state, job.rows_read, job.rows_bad) == (state, 20, num_bad)
+    assert (after_cutting == JobState.FAILED) == (state == JobState.FAILED and found != "in a chunk")
     assert stores.jobs.bad_rows(FIRST) == [BadRow(3, "no")]
 
 
