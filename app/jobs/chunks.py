@@ -177,7 +177,7 @@ class ChunkStore:
         of_chunk = connection.execute(
             update(chunks)
             .where(chunks.c.job_id == job_id, chunks.c.chunk_index == work.chunk_index, chunks.c.output_name.is_(None))
-            .values(output_name=output_name, last_error=None)
+            .values(output_name=output_name)
         )
         if of_job.rowcount == 0 or of_chunk.rowcount == 0:
             raise _NotAddedError

@@ -194,6 +194,7 @@ def test_an_outage_costs_a_delivery_no_attempt_and_the_job_says_nothing_of_it_in
     stores.add(FIRST, 0)
     stores.chunks.end_cutting(FIRST, num_chunks=1, rows_read=0, bad=[])
     stores.do(FIRST)
+    assert stores.chunks.finish(FIRST).state == JobState.RUNNING  # until its result is delivered
     for _ in range(9):
         assert stores.retries.begin_delivery(FIRST) is not None
         assert stores.retries.delivery_failed(FIRST, OSError(errno.ENOSPC, "full"))
