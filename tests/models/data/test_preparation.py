@@ -171,6 +171,10 @@ def test_a_value_out_of_range_is_refused(wrong):
         PreparationConfig(**wrong)
 
 
+def test_no_bad_row_or_nothing_but_bad_rows_may_be_allowed():
+    assert [PreparationConfig(max_bad_row_share=share).max_bad_row_share for share in (0, 1)] == [0, 1]
+
+
 def test_the_dates_of_a_split_by_time_are_of_no_other():
     PreparationConfig(split="time", validation_from="2024-01-01", test_from="2024-02-01")
 

@@ -347,3 +347,13 @@ def test_a_condition_that_no_row_meets_is_named(tmp_path):
 
     with pytest.raises(EmptyDatasetError, match=r"no row is left by user ?= ?nobody"):
         prepare(source, tmp_path / "out", nobody)
+
+
+def test_a_row_that_a_condition_leaves_out_is_no_duplicate(tmp_path):
+    rows = [("u", "i1", "a", 1), *(("u", f"i{n}", "a", n) for n in (1, 2, 3, 4)), ("v", "i1", "a", 1)]
+    source = write_csv(tmp_path / "log.csv", rows)
+    only_u = Layout(where=(parse_condition("user = u"),))
+    config = PreparationConfig(min_user_interactions=1, min_item_interactions=1, overlap="any", layout=only_u)
+    report = prepare(source, tmp_path / "out", config)
+
+    assert (report.rows_read, report.rows_filtered, report.rows_duplicate) == (6, 1, 1)

@@ -76,6 +76,12 @@ def test_confidence_keeps_its_digits_however_large_the_logits_are() -> None:
     torch.testing.assert_close(*confidence(logits), rtol=0, atol=1e-6)
 
 
+def test_confidence_keeps_its_digits_beside_a_candidate_out_of_the_question() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0, -10_000.0]])
+
+    torch.testing.assert_close(confidence(logits), confidence(logits.double()).float(), rtol=0, atol=1e-6)
+
+
 def test_confidence_of_uniform_is_zero_and_of_certain_is_one() -> None:
     torch.testing.assert_close(confidence(torch.zeros(1, 7)), torch.tensor([0.0]), rtol=0, atol=1e-6)
     assert confidence(torch.tensor([[200.0, 0.0, 0.0]])).item() == 1
