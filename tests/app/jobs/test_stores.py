@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 from sqlalchemy import select
 
+from app.access.audit import Act, entries_after
 from app.errors import IdempotencyConflictError, KeyLimitError, QueueFullError, ResultGoneError, UnknownJobError
 from app.jobs.formats import BadRow
 from app.jobs.job_store import JobStore
@@ -140,6 +141,16 @@ def test_ending_one_job_leaves_every_other_as_it_was(stores, end):
     assert (stores.counted(FIRST), stores.counted(SECOND)) == ({}, {("f1", "k1"): 1})
     assert stores.do(SECOND, 1)
     assert stores.chunks.finish(SECOND).state == JobState.SUCCEEDED
+
+
+def test_cancelling_and_removing_are_acts_and_cancelling_again_is_none(stores):
+    stores.submit(FIRST, SECOND)
+    stores.jobs.cancel(FIRST)
+    stores.jobs.cancel(FIRST)
+    stores.jobs.remove(FIRST)
+    acts = [(entry.action, entry.subject) for entry in entries_after(stores.parts.engine)]
+
+    assert acts == [(Act.SUBMIT, FIRST), (Act.SUBMIT, SECOND), (Act.CANCEL, FIRST), (Act.REMOVE, FIRST)]
 
 
 def test_removing_a_finished_job_takes_back_its_own_counts_only(stores):
