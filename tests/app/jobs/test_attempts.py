@@ -236,7 +236,32 @@ def test_a_refused_delivery_fails_its_job_at_once(stores):
     )
 
 
+def test_an_outage_that_is_told_late_changes_nothing_of_what_has_ended(stores):
+    """Of a job that was cancelled meanwhile, or a chunk that another worker has done."""
+    full = OSError(errno.ENOSPC, "full")
+    stores.submit(FIRST)
+    stores.retries.begin_cutting(FIRST)
+    stores.jobs.cancel(FIRST)
+    stores.cut(SECOND, num_chunks=2)
+    work = stores.retries.begin_chunk(SECOND, 0)
+    stores.commit(work)
+    stores.retries.cutting_failed(FIRST, full)
+    stores.retries.chunk_failed(work, full)
+
+    assert [stores.jobs.get(job_id).reason for job_id in (FIRST, SECOND)] == [None, None]
+
+
 # -- Lost work
+
+
+def test_reading_on_keeps_ones_own_input_from_being_lost_and_no_other(stores, clock):
+    stores.submit(FIRST, SECOND)
+    for job_id in (FIRST, SECOND):
+        stores.retries.begin_cutting(job_id)
+    clock.now = 2000
+    stores.retries.renew_cutting(FIRST)
+
+    assert stores.lost(older_than_ms=1500) == [Task(TaskKind.CUT, SECOND)]
 
 
 def test_an_input_is_lost_when_it_was_queued_before_the_instant_and_told_once(stores, clock):
