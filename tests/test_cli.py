@@ -570,6 +570,21 @@ launch()
     assert (command.returncode, err) == (-signal.SIGINT, b"")
 
 
+def test_interrupts_that_were_ignored_at_the_start_stay_ignored() -> None:
+    """A shell without job control starts what stands before & so."""
+    program = """
+import signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+import app.cli.taesar
+from app.cli.launch import launch
+app.cli.taesar.start = lambda: print(signal.getsignal(signal.SIGINT).name)
+launch()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout == "SIG_IGN\n"
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [(("--prefixes",), "--prefixes is of --export recbole"), (("--export", "xlsx"), "--export: xlsx is none of ")],

@@ -10,9 +10,12 @@ import signal
 
 
 def launch() -> None:
-    """What the installed command runs."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """What the installed command runs. Interrupts that were ignored, as behind a script's ``&``, stay so."""
+    answers = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if answers:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from app.cli.taesar import start
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if answers:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     start()

@@ -27,7 +27,7 @@ def settle_heap() -> None:
     """
     Leave all that there is now out of every later search for cycles; to be called when a process has started.
 
-    Half a million objects stand after the imports, and a full search through them holds up every request for 0.6 s: a
+    Of half a million objects that the imports left, a full search held up every request for 0.6 s, and a
     download of a large dictionary makes Python begin one. None is made here either: it would find some fifty objects,
     and cost its time at every start of the service and of a model's process.
     """
