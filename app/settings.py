@@ -284,6 +284,12 @@ class Settings(BaseSettings):
         description="Time for a request's headers to come, and the span in which a body, or an answer that is read, "
         "must get on; who does not is cut off. Twice the slowest handshake of a bad mobile link.",
     )
+    keep_alive_seconds: int = Field(
+        default=75,
+        ge=1,
+        description="How long a connection may stay unused between two requests. Longer than the 60 seconds of usual "
+        "load balancers and proxies: who closes first must be the one that sends, or requests are lost on the way.",
+    )
     min_bytes_per_second: int = Field(
         default=4096,
         ge=1,

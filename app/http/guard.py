@@ -49,6 +49,7 @@ class Phase(IntEnum):
     HEAD = 0  # the client, to send a request line and headers
     BODY = 1  # the client, to send the rest of a body
     ANSWER = 2  # us, or the client to read
+    IDLE = 3  # nothing: its request was answered, and no other has begun; uvicorn's keep-alive ends it
 
 
 @dataclass(frozen=True)
@@ -240,6 +241,7 @@ class GuardedProtocol(H11Protocol):
         self._drained = 0
         self.peer = ""
         self._num_answered = 0
+        self._received_when_answered = 0
         self._heard_until = LINGER_BYTES
         self.since = self.loop.time()
         self._seen: tuple[Phase, int] = (Phase.HEAD, 0)
@@ -256,7 +258,10 @@ class GuardedProtocol(H11Protocol):
         if self.transport.is_closing():
             return Phase.ANSWER
         if self.cycle is None or self.cycle.response_complete:
-            return Phase.ANSWER if self._unread() else Phase.HEAD
+            if self._unread():
+                return Phase.ANSWER
+            is_idle = self.has_answered and self._received == self._received_when_answered
+            return Phase.IDLE if is_idle else Phase.HEAD
         return Phase.BODY if self.cycle.more_body else Phase.ANSWER
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -300,6 +305,7 @@ class GuardedProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         """See ``H11Protocol``."""
         self._num_answered += 1
+        self._received_when_answered = self._received
         self._heard_until = self._received + LINGER_BYTES
         super().on_response_complete()
 
@@ -313,6 +319,8 @@ class GuardedProtocol(H11Protocol):
             return None
         if phase is Phase.HEAD:
             return "slow_head" if now - self.since > limits.span_seconds else None
+        if phase is Phase.IDLE:
+            return None
         if not self._waits_for_client(phase):
             self._begin_span(now)
             return None

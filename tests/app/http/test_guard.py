@@ -88,6 +88,42 @@ def test_a_connection_that_sends_nothing_is_closed(listening, connect):
     assert rest_of(connect(port)) == b""
 
 
+def test_a_connection_that_was_answered_may_rest_between_two_requests(listening, connect):
+    """Load balancers keep connections for a minute, and one that we close first may lose the request on its way."""
+    port = listening(slow_client_seconds=1)
+    client = http.client.HTTPConnection("127.0.0.1", port)
+    statuses = []
+    for _ in range(2):
+        client.request("GET", "/healthz")
+        answer = client.getresponse()
+        answer.read()
+        statuses.append(answer.status)
+        socket_then = client.sock
+        time.sleep(3.5)
+    still_open = client.sock is socket_then
+    client.close()
+
+    assert statuses == [200, 200]
+    assert still_open
+
+
+def test_a_connection_that_rests_too_long_is_closed(listening, connect):
+    port = listening(keep_alive_seconds=1)
+    client = connect(port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+
+    assert rest_of(client).startswith(b"HTTP/1.1 200 ")
+
+
+def test_half_of_a_second_request_is_closed(listening, connect):
+    port = listening(slow_client_seconds=1)
+    client = connect(port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    first = client.recv(65536)
+    client.sendall(HALF_HEAD)
+
+    assert first.startswith(b"HTTP/1.1 200 ")
+    assert rest_of(client) == b""
+
+
 def test_a_body_that_trickles_is_cut_off_although_each_byte_comes_soon(listening, connect):
     port = listening(slow_client_seconds=1, min_bytes_per_second=1000)
     client = connect(port, BODY_HEAD % 100_000)
