@@ -32,6 +32,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
+# Where it is set, every process of the suite and of the demo compiles this project anew, for nearly a second
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTHON ?= python3
 VENV ?= .venv
 INTEROP ?= .venv-interop
