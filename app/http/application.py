@@ -274,6 +274,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(key_limits.close)
+            stack.callback(app.state.spools.close)
             try:
                 for part in built:
                     await stack.enter_async_context(part.lifespan(app))

@@ -2,8 +2,9 @@
 Answers that are written to a private file, and read from there by their clients while it grows.
 
 What an answer is made from, a connection to the database above all, is given back as soon as the answer is written,
-however slowly it is read. Clients that ask for the same thing share one file. It has no name, so that nobody else opens
-it, and the system takes it back when the last of them has left, or the process ends.
+however slowly it is read. Clients that ask for the same thing share one file, which stays for some seconds for those
+who ask again. It has no name, so that nobody else opens it, and the system takes it back when it is closed, or the
+process ends.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import anyio.to_thread
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-READ_BYTES = 128 * 1024
+READ_BYTES = 64 * 1024
 # So many are written at a time: each holds a connection and a thread
 WRITTEN_AT_ONCE = 4
+# A whole answer stays so long once its readers have left, and at most so many do
+KEPT_SECONDS, MOST_KEPT = 10.0, 8
 
 
 class AbandonedError(Exception):
@@ -34,9 +37,15 @@ class Spool:
 
     All but ``begin`` and ``write`` is used on the event loop; these by the one thread that writes. The file is opened
     and closed in threads, too: where others write much to the same disk, either may take a second.
+
+    Args:
+        turn: held while a part is handed on, so that between two looks at other requests the event loop hands on one
+            part of all spools. The system takes megabytes of a connection without a pause, whether its client reads or
+            not, and five new readers at once would hold everybody up for a tenth of a second.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, turn: asyncio.Lock) -> None:
+        self._turn = turn
         self.num_readers = 0
         self.label: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.is_abandoned = False
@@ -83,6 +92,11 @@ class Spool:
             self._loop.run_in_executor(None, self._file.close)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it was written to its end."""
+        return self._is_written and self._error is None
+
+    @property
     def has_failed(self) -> bool:
         """Whether it could not be written to its end."""
         return self._error is not None
@@ -95,6 +109,8 @@ class Spool:
             is_written, grown = self._is_written, self._grown
             # Straight from the system's memory, mostly: written a moment ago
             if part := os.pread(self._file.fileno(), READ_BYTES, place):
+                async with self._turn:
+                    await asyncio.sleep(0)
                 yield part
                 place += len(part)
             elif not is_written:
@@ -118,6 +134,8 @@ class Spools:
 
     def __init__(self) -> None:
         self._limiter: anyio.CapacityLimiter | None = None
+        self._turn = asyncio.Lock()
+        self._kept: dict[asyncio.TimerHandle, Callable[[], None]] = {}
         self._spools: dict[Hashable, Spool] = {}
         self._writing: set[asyncio.Task[None]] = set()
 
@@ -145,7 +163,7 @@ class Spools:
             self._limiter = anyio.CapacityLimiter(WRITTEN_AT_ONCE)
         spool = self._spools.get(key)
         if spool is None:
-            spool = self._spools[key] = Spool()
+            spool = self._spools[key] = Spool(self._turn)
             task = asyncio.ensure_future(spool.fill(write, self._limiter))
             self._writing.add(task)
             task.add_done_callback(self._writing.discard)
@@ -158,12 +176,33 @@ class Spools:
             spool.is_abandoned = spool.num_readers == 0
             spool.close_unread()
 
+        def leave_in_a_while() -> None:
+            if spool.num_readers == 1 and spool.is_whole and len(self._kept) < MOST_KEPT:
+                self._keep(leave)
+            else:
+                leave()
+
         try:
             label = await asyncio.shield(spool.label)
         except BaseException:
             leave()
             raise
-        return SpooledAnswer(spool, leave, media_type=media_type, headers=headers(label))
+        return SpooledAnswer(spool, leave_in_a_while, media_type=media_type, headers=headers(label))
+
+    def close(self) -> None:
+        """Let go of the answers that nobody reads."""
+        for timer, leave in self._kept.items():
+            timer.cancel()
+            leave()
+        self._kept.clear()
+
+    def _keep(self, leave: Callable[[], None]) -> None:
+        def end() -> None:
+            del self._kept[timer]
+            leave()
+
+        timer = asyncio.get_running_loop().call_later(KEPT_SECONDS, end)
+        self._kept[timer] = leave
 
 
 class SpooledAnswer(StreamingResponse):

@@ -17,8 +17,8 @@ def to_ndjson(schema: pa.Schema, tables: Iterable[pa.Table]) -> FileParts:
         yield "".join(f"{_json(row)}\n" for row in rows).encode()
 
 
-def _json(row: object) -> str:
-    return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+# json.dumps would make an encoder for every row
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 FORMAT = ExportFormat(interactions=to_ndjson, sequences=to_ndjson)

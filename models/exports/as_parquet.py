@@ -35,7 +35,7 @@ def write_parts(folder: Path, schema: pa.Schema, tables: Iterable[pa.Table], *, 
     folder.mkdir()
     num_rows = 0
     parts = 0
-    for part in _cut_anew(schema, tables, part_rows):
+    for part in cut_anew(schema, tables, part_rows):
         pq.write_table(part, folder / f"part-{parts:05d}.parquet", compression="zstd", row_group_size=GROUP_ROWS)
         num_rows += part.num_rows
         parts += 1
@@ -47,11 +47,11 @@ def write_parts(folder: Path, schema: pa.Schema, tables: Iterable[pa.Table], *, 
 def write_groups(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], *, group_rows: int = GROUP_ROWS) -> None:
     """Write one file in row groups of *group_rows*, so that its bytes do not depend on how *tables* were cut."""
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for group in _cut_anew(schema, tables, group_rows):
+        for group in cut_anew(schema, tables, group_rows):
             writer.write_table(group.combine_chunks(), row_group_size=group_rows)
 
 
-def _cut_anew(schema: pa.Schema, tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
+def cut_anew(schema: pa.Schema, tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
     """*tables* put together and cut anew, each of *num_rows* rows but the last."""
     held = schema.empty_table()
     for table in tables:

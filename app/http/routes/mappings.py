@@ -46,7 +46,7 @@ from models.decoding.rules import Rule, describe_rules
 from models.errors import UnknownDomainError
 from models.exports.as_csv import to_csv
 from models.exports.as_ndjson import to_ndjson
-from models.exports.as_parquet import to_parquet
+from models.exports.as_parquet import cut_anew, to_parquet
 from models.exports.encoding import FileParts, plain_rows
 
 router = APIRouter(tags=["mappings"])
@@ -54,6 +54,7 @@ router = APIRouter(tags=["mappings"])
 JSON = "application/json"
 STREAMS = tuple(MEDIA_TYPES[name] for name in ("ndjson", "csv", "parquet"))
 MAX_PAGE = 10_000
+GROUP_ROWS = 10_000  # of a dictionary in Parquet
 NO_NUL = r"^[^\x00]+$"  # PostgreSQL has no text with NUL
 LINES = pa.schema(
     [
@@ -220,7 +221,9 @@ def encoded_lines(blocks: Iterable[list[MappingRow]], media_type: str) -> FilePa
     tables = (pa.table(list(zip(*map(_values, block), strict=True)), schema=LINES) for block in blocks)
     if media_type == MEDIA_TYPES["csv"]:
         return to_csv(LINES.names, (plain_rows(without_formulas(table)) for table in tables))
-    return to_parquet(LINES, tables) if media_type == MEDIA_TYPES["parquet"] else to_ndjson(LINES, tables)
+    if media_type == MEDIA_TYPES["parquet"]:
+        return to_parquet(LINES, cut_anew(LINES, tables, GROUP_ROWS))
+    return to_ndjson(LINES, tables)
 
 
 def _values(row: MappingRow) -> tuple[object, ...]:

@@ -158,7 +158,8 @@ def test_a_client_that_does_not_read_is_cut_off(listening, connect, payload):
     head, _, content = answer.partition(b"\r\n\r\n")
     length = int(dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])[b"content-length"])
 
-    assert len(content) < length
+    # Left to itself the system takes megabytes for each such client
+    assert len(content) < 500_000 < length
 
 
 def test_a_newcomer_gets_in_however_many_hold_half_a_request(listening, connect, payload):

@@ -439,6 +439,7 @@ def test_the_file_of_a_download_is_opened_and_closed_beside_the_event_loop(start
             closed.set()
 
     monkeypatch.setattr("app.http.spools.tempfile.TemporaryFile", Watched)
+    monkeypatch.setattr("app.http.spools.KEPT_SECONDS", 0.05)
     answer = client.get("/mappings/kitchen", headers={"Accept": "text/csv"})
 
     assert answer.text.startswith("source_domain")
