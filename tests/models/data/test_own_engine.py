@@ -1,4 +1,4 @@
-"""A log that another engine has thinned out becomes the dataset that `taesar prepare` makes of the whole (docs/scale.md)."""
+"""A log that another engine has thinned out becomes the dataset of the whole: the statements of docs/scale.md."""
 
 import re
 from pathlib import Path
