@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+import structlog
 import torch
 
 from models.bundle import Bundle, save_bundle
@@ -20,6 +21,14 @@ from tests.silent_skips import pytest_configure  # noqa: F401 - a hook: pytest f
 # Triton is imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+# Where nothing configures logging, a traceback is drawn with the values of its variables: seconds for each of ours
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 DOMAINS = ("books", "food", "kitchen")
 ITEMS_PER_DOMAIN = 20

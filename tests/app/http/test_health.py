@@ -227,13 +227,13 @@ def test_a_request_id_comes_back_and_a_harmful_one_is_replaced(client):
 def log_lines():
     """Everything logged, as parsed JSON; logging is put back as it was."""
     root = logging.getLogger()
-    handlers, level = root.handlers, root.level
+    handlers, level, before = root.handlers, root.level, structlog.get_config()
     stream = io.StringIO()
     configure_logging("info", stream)
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
     root.handlers = handlers
     root.setLevel(level)
-    structlog.reset_defaults()
+    structlog.configure(**before)
 
 
 def test_every_request_is_one_json_line_with_its_id(log_lines, client, payload):
