@@ -241,7 +241,6 @@ class GuardedProtocol(H11Protocol):
         self._drained = 0
         self.peer = ""
         self._num_answered = 0
-        self._received_when_answered = 0
         self._heard_until = LINGER_BYTES
         self.since = self.loop.time()
         self._seen: tuple[Phase, int] = (Phase.HEAD, 0)
@@ -260,8 +259,7 @@ class GuardedProtocol(H11Protocol):
         if self.cycle is None or self.cycle.response_complete:
             if self._unread():
                 return Phase.ANSWER
-            is_idle = self.has_answered and self._received == self._received_when_answered
-            return Phase.IDLE if is_idle else Phase.HEAD
+            return Phase.IDLE if self._rests() else Phase.HEAD
         return Phase.BODY if self.cycle.more_body else Phase.ANSWER
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -305,7 +303,6 @@ class GuardedProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         """See ``H11Protocol``."""
         self._num_answered += 1
-        self._received_when_answered = self._received
         self._heard_until = self._received + LINGER_BYTES
         super().on_response_complete()
 
@@ -346,6 +343,10 @@ class GuardedProtocol(H11Protocol):
     def cut(self) -> None:
         """Close the connection at once, whatever it still holds."""
         self.transport.abort()
+
+    def _rests(self) -> bool:
+        """Whether a request was answered and read to its end, and nothing of another has come."""
+        return self.has_answered and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
 
     def _waits_for_client(self, phase: Phase) -> bool:
         if phase is Phase.BODY:

@@ -113,14 +113,31 @@ def test_a_connection_that_rests_too_long_is_closed(listening, connect):
     assert rest_of(client).startswith(b"HTTP/1.1 200 ")
 
 
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
 def test_half_of_a_second_request_is_closed(listening, connect):
     port = listening(slow_client_seconds=1)
-    client = connect(port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    client = connect(port, GET)
     first = client.recv(65536)
     client.sendall(HALF_HEAD)
 
     assert first.startswith(b"HTTP/1.1 200 ")
     assert b"HTTP/1.1" not in rest_of(client)  # of the first answer perhaps, its head had come alone
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        pytest.param(GET + HALF_HEAD, b"200", id="half of another came along"),
+        pytest.param(BODY_HEAD.replace(b"/json", b"/xml") % 100 + b"{", b"415", id="its body never ends"),
+    ],
+)
+def test_what_was_answered_but_not_sent_to_its_end_does_not_rest(listening, connect, sent, status):
+    answer = rest_of(connect(listening(slow_client_seconds=1), sent))
+
+    assert answer.split(b" ")[1] == status
+    assert answer.count(b"HTTP/1.1") == 1
 
 
 def test_a_body_that_trickles_is_cut_off_although_each_byte_comes_soon(listening, connect):
