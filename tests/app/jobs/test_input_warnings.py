@@ -81,7 +81,9 @@ def test_lists_of_times_in_parquet_are_those_of_the_items(tmp_path, kind):
 
 @pytest.mark.parametrize(("fraction", "kind"), [("", pl.Int64), (".5", pl.Float64)])
 def test_results_have_the_logs_numbers_for_times_and_the_job_its_warnings(serving, tmp_path, fraction, kind):
+    """One user's time with a fraction makes all of them numbers with one."""
     content = PLAIN.replace("1300000002", f"1300000002{fraction}").replace("kitchen", "books")
+    content += "z,b09,books,1300000009\n"
     (tmp_path / "log.csv").write_text(content)
     client = serving(input_roots=(f"file://{tmp_path}",))
     body = {"target_domain": "books", "source_uri": f"file://{tmp_path}/log.csv"}
@@ -92,7 +94,7 @@ def test_results_have_the_logs_numbers_for_times_and_the_job_its_warnings(servin
     assert job["state"] == "succeeded"
     assert any("one domain only (books)" in warning for warning in job["warnings"])
     assert table.schema["timestamp"] == kind
-    assert table["timestamp"].to_list() == [1300000000, 1300000001, float(f"1300000002{fraction}")]
+    assert table["timestamp"].to_list() == [1300000000, 1300000001, float(f"1300000002{fraction}"), 1300000009]
 
 
 def ended(client, location, seconds=60):
