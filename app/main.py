@@ -31,8 +31,8 @@ LOOK_TICKS = 10  # of a tenth of a second
 LAST_CALL_SECONDS = 0.25
 # What the system takes of an answer for a client that does not read; left to itself it takes megabytes of each
 SEND_BUFFER_BYTES = 128 * 1024
-# A request passes ten times from thread to thread, and waits for each turn so long while another thread computes, a
-# dictionary that is written, say: with Python's 5 ms a twentieth of a second in all
+# A request passes from thread to thread, and waits for each turn so long while another thread computes: beside
+# downloads of a dictionary its p99 was 47 ms with Python's 5 ms, and 28 with this
 SWITCH_SECONDS = 0.0005
 
 

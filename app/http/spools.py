@@ -94,7 +94,7 @@ class Spool:
     @property
     def is_whole(self) -> bool:
         """Whether it was written to its end."""
-        return self._is_written and self._error is None
+        return self._is_written and not self.has_failed
 
     @property
     def has_failed(self) -> bool:

@@ -25,7 +25,7 @@ from app.storage.tables import ALL_JOBS, DELETED, dictionaries, mapping_pairs, m
 from models.vocabulary import Vocabulary
 
 SCORE_UNIT = 1_000_000
-# Fetching them is one call that holds the interpreter: a millisecond or two
+# Fetching them is one call, and the interpreter is held until it ends
 STREAM_ROWS = 1000
 
 

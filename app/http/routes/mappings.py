@@ -54,7 +54,7 @@ router = APIRouter(tags=["mappings"])
 JSON = "application/json"
 STREAMS = tuple(MEDIA_TYPES[name] for name in ("ndjson", "csv", "parquet"))
 MAX_PAGE = 10_000
-GROUP_ROWS = 10_000  # of a dictionary in Parquet
+PARQUET_ROWS = 10_000  # of a row group
 NO_NUL = r"^[^\x00]+$"  # PostgreSQL has no text with NUL
 LINES = pa.schema(
     [
@@ -222,7 +222,7 @@ def encoded_lines(blocks: Iterable[list[MappingRow]], media_type: str) -> FilePa
     if media_type == MEDIA_TYPES["csv"]:
         return to_csv(LINES.names, (plain_rows(without_formulas(table)) for table in tables))
     if media_type == MEDIA_TYPES["parquet"]:
-        return to_parquet(LINES, cut_anew(LINES, tables, GROUP_ROWS))
+        return to_parquet(LINES, cut_anew(LINES, tables, PARQUET_ROWS))
     return to_ndjson(LINES, tables)
 
 

@@ -15,6 +15,7 @@ from app.main import Server
 from app.settings import Settings
 from tests.services import eventually
 
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HALF_HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: "
 BODY_HEAD = (
     b"POST /regenerate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -108,12 +109,9 @@ def test_a_connection_that_was_answered_may_rest_between_two_requests(listening,
 
 def test_a_connection_that_rests_too_long_is_closed(listening, connect):
     port = listening(keep_alive_seconds=1)
-    client = connect(port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    client = connect(port, GET)
 
     assert rest_of(client).startswith(b"HTTP/1.1 200 ")
-
-
-GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def test_half_of_a_second_request_is_closed(listening, connect):
