@@ -44,32 +44,43 @@ from models.data.dataset import pad_right
 from models.network.decoder import Decoder, DecoderConfig
 from models.network.losses import next_item_targets
 from models.network.negatives import PopularitySampler
-from models.training.objective import HeldOut, PredictionBatch, PredictionObjective
+from models.training.objective import HeldOut, PredictionBatch, PredictionObjective, make_trainable
+from models.training.optimiser import Optimiser
 from models.vocabulary import TokenRange
 
 VOCABULARIES = (8_000, 32_000, 100_000)
 LEARNING_RATE = 3e-4
 # Copies of [B x 128, V] that the released step holds at once: logits, their log-softmax and a gradient.
 RELEASED_COPIES = 3
+# Whose peak memory a fresh process measures.
+PROCESSES = ("ours", "ours_bfloat16", "ours_sampled", "released")
 
 
 class Side:
     """A network of its own and one step of training on it."""
 
-    def __init__(self, num_items: int, loss: Callable[[Decoder, Tensor], Tensor], device: torch.device) -> None:
+    def __init__(
+        self,
+        num_items: int,
+        loss: Callable[[Decoder, Tensor], Tensor],
+        device: torch.device,
+        *,
+        num_draws: int | None = None,
+    ) -> None:
         torch.manual_seed(SEED)
         config = DecoderConfig(num_items=num_items, max_length=MAX_LENGTH, dropout=0.0, attention_dropout=0.0)
         self.decoder = Decoder(config).to(device)
-        self.optimiser = torch.optim.Adam(self.decoder.parameters(), lr=LEARNING_RATE, fused=True)
+        make_trainable(self.decoder, sampled_softmax=num_draws)
+        self.optimiser = Optimiser(self.decoder, LEARNING_RATE)
         self.loss = loss
         self.losses: list[float] = []
 
     def step(self, whole_BL: Tensor) -> None:
         """Loss, gradients, Adam."""
         loss = self.loss(self.decoder, whole_BL)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad()
         loss.backward()
-        self.optimiser.step()
+        self.optimiser.step(LEARNING_RATE)
         self.losses.append(float(loss.detach()))
 
 
@@ -96,7 +107,7 @@ def ours(
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low_precision):
             return objective.loss(decoder, batch)
 
-    return Side(num_items, loss, device)
+    return Side(num_items, loss, device, num_draws=num_draws)
 
 
 def baseline(num_items: int, device: torch.device = CPU) -> Side:
@@ -142,17 +153,24 @@ def bench(
             "ours": _memory("ours", num_items, batch, device),
             "ours_at_4x_batch": _memory("ours", num_items, 4 * batch, device),
             "ours_bfloat16": _memory("ours_bfloat16", num_items, batch, device),
+            **(
+                {}
+                if num_draws is None
+                else {"ours_sampled": _memory("ours_sampled", num_items, batch, device, num_draws)}
+            ),
             "released": _memory("released", num_items, batch, device),
         },
     }
 
 
-def _memory(name: str, num_items: int, batch: int, device: torch.device) -> int | None:
+def _memory(name: str, num_items: int, batch: int, device: torch.device, num_draws: int | None = None) -> int | None:
     """Peak megabytes of a fresh process, None where the machine has no room for it."""
     if name == "released" and not _fits(num_items, batch, device):
         return None
     command = [sys.executable, "-m", "benchmarks.bench_training", "--peak", name, "--batch", str(batch)]
     command += ["--vocabularies", str(num_items), "--threads", str(torch.get_num_threads()), "--device", str(device)]
+    if num_draws is not None:
+        command += ["--sampled-softmax", str(num_draws)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
 
@@ -163,9 +181,11 @@ def _fits(num_items: int, batch: int, device: torch.device) -> bool:
     return needed + 2_000 < available_megabytes(device)
 
 
-def _peak(name: str, num_items: int, batch: int, device: torch.device) -> int:
-    low_precision = name == "ours_bfloat16"
-    side = baseline(num_items, device) if name == "released" else ours(num_items, device, low_precision=low_precision)
+def _peak(name: str, num_items: int, batch: int, device: torch.device, num_draws: int | None) -> int:
+    if name == "released":
+        side = baseline(num_items, device)
+    else:
+        side = ours(num_items, device, low_precision=name == "ours_bfloat16", num_draws=num_draws)
     sequences = random_sequences(batch, num_items)
     whole_BL = pad_right(sequences, max(map(len, sequences))).to(device)
     side.step(whole_BL)
@@ -185,11 +205,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--device", type=torch.device, default=CPU, help="cpu or cuda")
-    parser.add_argument("--peak", choices=("ours", "ours_bfloat16", "released"), help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=PROCESSES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.peak:
-        print(_peak(arguments.peak, arguments.vocabularies[0], arguments.batch, arguments.device))
+        draws = arguments.sampled_softmax
+        print(_peak(arguments.peak, arguments.vocabularies[0], arguments.batch, arguments.device, draws))
         return
     rows = []
     for num_items in arguments.vocabularies:

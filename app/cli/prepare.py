@@ -215,12 +215,12 @@ def prepare(
     """
     say(f"reading {', '.join(inputs)}")
     from app.cli.progress import StageProgress
-    from models.data.out_of_core.memory_share import parse_size
     from models.data.out_of_core.preparation_choice import plan_preparation, prepare_as_planned
     from models.data.preparation import PreparationConfig
     from models.data.reading.layouts import Columns, Layout, parse_condition, parse_separator, with_columns
     from models.data.reading.layouts import preset as layout_of
     from models.exports.encoding import INTERACTION_COLUMNS
+    from models.memory_sizes import parse_size
 
     if numbering == "first-appearance" and numbering_seed is not None:
         raise typer.BadParameter("--numbering-seed is of shuffled numbers; first appearance has none")

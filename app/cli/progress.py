@@ -1,13 +1,16 @@
 """
-Progress of training on a terminal, or one line per epoch where the output is not a terminal. Free of torch.
+Progress of training on a terminal; in a log a line per epoch, and at least every ten seconds. Free of torch.
 
-The time left is a range: the soonest that early stopping could end the stage, and the bound that its epochs set.
+The time left is a range: the soonest that early stopping could end the stage, and the bound that its epochs set. It is
+told as soon as a few steps of a stage were timed, long before its first epoch has ended.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_READS = 0.25
 # Of a stage in a log: often enough to see that it goes on.
 SECONDS_BETWEEN_LINES = 10.0
+# The forecast of a stage waits until so much of its first epoch was timed.
+SECONDS_TO_TIME = 4.0
 
 
 class TrainingProgress:
@@ -45,6 +50,13 @@ class TrainingProgress:
         self.stage = ""
         self.task: TaskID | None = None
         self.read_at = -float("inf")
+        self.told_at = clock()
+        self.last_epoch: EpochReport | None = None
+        self.first_step: tuple[StepReport, float] | None = None
+        self.last_step: StepReport | None = None
+        self.foretold = ""
+        self.stopped = threading.Event()
+        self.heart = threading.Thread(target=self._beat, name="progress", daemon=True)
         self.bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -59,16 +71,25 @@ class TrainingProgress:
 
     def __enter__(self) -> TrainingProgress:
         self.bars.start()
+        if not self.console.is_terminal:
+            self.told_at = self.clock()
+            self.heart.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.stopped.set()
+        if self.heart.is_alive():
+            self.heart.join()
         self.bars.stop()
 
     def on_step(self, report: StepReport) -> None:
-        """Move the bar of the epoch; show the epoch's mean loss so far."""
+        """Move the bar of the epoch; show the epoch's mean loss so far, and foretell the stage once it is timed."""
         now = self.clock()
+        self.first_step = self.first_step or (report, now)
+        self.last_step = report
+        self._foretell(report, now)
         last = report.step == report.num_steps
         if not last and now - self.read_at < SECONDS_BETWEEN_READS:
             return
@@ -85,15 +106,54 @@ class TrainingProgress:
 
     def on_epoch(self, report: EpochReport) -> None:
         """Show the epoch's loss and metric and the time left; a line for those who read a log."""
+        self.last_epoch, self.first_step, self.last_step = report, None, None
         self.metric = describe_metric(report)
         self.left = describe_time_left(report, self.patience_of(report.stage))
         self.bars.update(self._task_of(report.stage), metric=self.metric, left=self.left)
         if not self.console.is_terminal:
             loss = "" if report.epoch == 0 else f" loss {report.loss:.4f}"
-            self.console.print(
-                f"{report.stage}, epoch {report.epoch}/{report.max_epochs}:{loss} {self.metric}, {self.left}",
-                soft_wrap=True,  # an epoch is one line, however long
-            )
+            self._say(f"{report.stage}, epoch {report.epoch}/{report.max_epochs}:{loss} {self.metric}, {self.left}")
+
+    def tell_where(self) -> None:
+        """In a log: a line on what goes on, where there was none for a while."""
+        silent = self.clock() - self.told_at
+        if silent >= SECONDS_BETWEEN_LINES:
+            self._say(f"{self._where()}, {clock_time(silent)} since the last line")
+
+    def _where(self) -> str:
+        step = self.last_step
+        if step is None:
+            last = self.last_epoch
+            return "at work" if last is None else f"at work after epoch {last.epoch} of {last.stage}"
+        at = f"{step.stage}, epoch {step.epoch}"
+        if step.step == step.num_steps:
+            return f"{at}: validating"
+        return f"{at}: {step.step:,} of {step.num_steps:,} steps, loss {float(step.loss):.4f}"
+
+    def _foretell(self, report: StepReport, now: float) -> None:
+        """How long the stage will take, from the pace of its first steps and the time of its first validation."""
+        last = self.last_epoch
+        if self.foretold == report.stage or last is None or last.stage != report.stage or last.epoch > 0:
+            return
+        assert self.first_step is not None
+        first, started = self.first_step
+        steps, taken = report.step - first.step, now - started
+        if steps == 0 or taken < SECONDS_TO_TIME or report.step == report.num_steps:
+            return
+        self.foretold = report.stage
+        seconds = taken / steps * report.num_steps + last.seconds
+        self.left = describe_time_left(replace(last, seconds=seconds), self.patience_of(report.stage))
+        if not self.console.is_terminal:
+            timed = f"{steps:,} of {report.num_steps:,} steps took {clock_time(taken)}"
+            self._say(f"{report.stage}: {timed}, so an epoch about {clock_time(seconds)}; {self.left}")
+
+    def _beat(self) -> None:
+        while not self.stopped.wait(1.0):
+            self.tell_where()
+
+    def _say(self, line: str) -> None:
+        self.told_at = self.clock()
+        self.console.print(line, soft_wrap=True)  # one line, however long
 
     def _task_of(self, stage: str) -> TaskID:
         if self.task is None or stage != self.stage:

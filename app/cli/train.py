@@ -220,6 +220,7 @@ def train(
         NetworkConfig,
         PipelineConfig,
         enough_epochs,
+        forecast_of,
         forget_run,
         refreshed,
         train_bundle,
@@ -258,6 +259,7 @@ def train(
     place = resolve_device(device)
     with distributed.join_processes(place):
         console.quiet = console.quiet or not distributed.is_main()
+        say(f"{forecast_of(prepared, config)}; how long it takes, once a few steps were timed")
         if fresh and distributed.is_main():
             forget_run(run_directory)
         distributed.wait_for_all()

@@ -25,7 +25,6 @@ from models.evaluation.arms import Arm, pick_rows
 from models.evaluation.budgets import EvaluationConfig, RowObjective, build_seeded
 from models.evaluation.configuration import tuned_config
 from models.files import replace_file
-from models.network.decoder import DecoderConfig
 from models.recommenders.registry import TRAINED
 from models.training.base import train_base
 from models.training.experts import train_expert
@@ -160,12 +159,7 @@ def time_steps(
     """Time a few steps of every training on random rows of the data; takes seconds."""
     few = FewSequences.of(dataset, TIMED_STEPS * BASE_TRAINING.batch_size, seed)
     once = dataclasses.replace(BASE_TRAINING, max_epochs=1, schedule="constant")
-    size = DecoderConfig(
-        num_items=dataset.vocabulary.num_items,
-        max_length=dataset.manifest["config"]["max_length"],
-        **dataclasses.asdict(NetworkConfig()),
-    )
-    base, trained = train_base(few, size, once, device=device)
+    base, trained = train_base(few, NetworkConfig().decoder_for(dataset), once, device=device)
     few_steps = max(1, -(-len(few.train) // once.batch_size))
     base_seconds = trained.epochs[-1].seconds / few_steps
     _, adapted = train_expert(few, base, target, once, experts="adapted")

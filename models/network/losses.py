@@ -139,7 +139,8 @@ def sampled_cross_entropy(
         chunk_elements: as in ``linear_cross_entropy``.
 
     Returns:
-        Scalar float32; 0 with zero gradients when N = 0. Its backward runs once.
+        Scalar float32; 0 with zero gradients when N = 0. Its backward runs once. The gradient of the table is sparse:
+        it names the rows of negatives and targets, and a row may come twice.
     """
     loss: Tensor = _SampledCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden_ND, item_table_VD, target_rows_N, *negatives, chunk_elements
@@ -147,20 +148,9 @@ def sampled_cross_entropy(
     return loss
 
 
-class _CrossEntropy(torch.autograd.Function):
+class _LinearCrossEntropy(torch.autograd.Function):
     """What forward saves are the gradients themselves, for a loss gradient of 1."""
 
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_loss,) = grad_outputs
-        d_hidden, d_table = ctx.saved_tensors
-        hidden_dtype, table_dtype = ctx.dtypes
-        # In place: fresh memory of the table's size costs more than the product. A second backward is an error.
-        gradients = d_hidden.mul_(grad_loss).to(hidden_dtype), d_table.mul_(grad_loss).to(table_dtype)
-        return (*gradients, *[None] * (len(ctx.needs_input_grad) - 2))
-
-
-class _LinearCrossEntropy(_CrossEntropy):
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, table_VD: Tensor, targets_N: Tensor, candidates: slice, chunk_elements: int
@@ -186,8 +176,18 @@ class _LinearCrossEntropy(_CrossEntropy):
             ctx.save_for_backward(d_hidden_ND, d_table_VD)
             return (log_masses_N - wanted_N).sum() / N
 
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_loss,) = grad_outputs
+        d_hidden, d_table = ctx.saved_tensors
+        hidden_dtype, table_dtype = ctx.dtypes
+        # In place: fresh memory of the table's size costs more than the product. A second backward is an error.
+        return d_hidden.mul_(grad_loss).to(hidden_dtype), d_table.mul_(grad_loss).to(table_dtype), None, None, None
 
-class _SampledCrossEntropy(_CrossEntropy):
+
+class _SampledCrossEntropy(torch.autograd.Function):
+    """As ``_LinearCrossEntropy``; the table's gradient as rows, of which a vocabulary of a million has few."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -198,7 +198,7 @@ class _SampledCrossEntropy(_CrossEntropy):
         log_weights_S: Tensor,
         chunk_elements: int,
     ) -> Tensor:
-        ctx.dtypes = (hidden_ND.dtype, table_VD.dtype)
+        ctx.dtypes, ctx.table_shape = (hidden_ND.dtype, table_VD.dtype), table_VD.shape
         product_dtype = _product_dtype(hidden_ND.device)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             hidden_ND, targets_ND = hidden_ND.float(), table_VD[targets_N].float()
@@ -217,11 +217,18 @@ class _SampledCrossEntropy(_CrossEntropy):
             # d loss / d target's logit = (its share of the mass - 1) / N
             errors_N1 = torch.expm1(wanted_N - log_masses_N)[:, None] / N
             d_hidden_ND.addcmul_(errors_N1, targets_ND)
-            d_table_VD = torch.zeros(table_VD.shape, device=table_VD.device)
-            d_table_VD[rows_S] = d_table_SD
-            _add_rows(d_table_VD, targets_N, hidden_ND * errors_N1)
-            ctx.save_for_backward(d_hidden_ND, d_table_VD)
+            d_rows_RD = torch.cat([d_table_SD, hidden_ND * errors_N1])
+            ctx.save_for_backward(d_hidden_ND, d_rows_RD, torch.cat([rows_S, targets_N]))
             return (log_masses_N - wanted_N).sum() / N
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_loss,) = grad_outputs
+        d_hidden_ND, d_rows_RD, rows_R = ctx.saved_tensors
+        hidden_dtype, table_dtype = ctx.dtypes
+        d_rows_RD = d_rows_RD.mul_(grad_loss).to(table_dtype)
+        d_table_VD = torch.sparse_coo_tensor(rows_R[None], d_rows_RD, ctx.table_shape, check_invariants=False)
+        return d_hidden_ND.mul_(grad_loss).to(hidden_dtype), d_table_VD, None, None, None, None
 
 
 def _product_dtype(device: torch.device) -> torch.dtype:

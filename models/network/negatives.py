@@ -44,7 +44,7 @@ class PopularitySampler:
 
     Args:
         by_popularity_X: the candidates' tokens, most frequent first.
-        num_draws: draws per step, > 0.
+        num_draws: draws per step, > 0; as many as there are candidates, or more, and every one is taken once instead.
     """
 
     by_popularity_X: npt.NDArray[np.int64]
@@ -64,6 +64,8 @@ class PopularitySampler:
     def draw(self, generator: np.random.Generator) -> Negatives:
         """One step's negatives; the same for the same state of the generator."""
         X = len(self.by_popularity_X)
+        if self.num_draws >= X:
+            return Negatives(torch.from_numpy(np.sort(self.by_popularity_X)), torch.zeros(X))
         # The inverse of the distribution function ln(r + 1) / ln(X + 1); rounding may reach X itself.
         popular = np.minimum(np.exp(generator.random(self.num_draws) * np.log(X + 1)).astype(np.int64) - 1, X - 1)
         anywhere = generator.integers(X, size=self.num_draws)

@@ -14,7 +14,13 @@ from models.data.dataset import Dataset
 from models.network.decoder import Decoder, DecoderConfig
 from models.network.losses import next_item_targets
 from models.training.loop import Progress, TrainingConfig, TrainingResult, fit
-from models.training.objective import PredictionObjective, choose_held_out, drop_untrainable, weights_hash
+from models.training.objective import (
+    PredictionObjective,
+    choose_held_out,
+    drop_untrainable,
+    make_trainable,
+    weights_hash,
+)
 from models.vocabulary import TokenRange
 
 
@@ -56,7 +62,7 @@ def train_base(
         sampled_softmax=sampled_softmax,
     )
     base = _seeded(decoder_config, config.seed).to(device) if start is None else copy.deepcopy(start)
-    base.requires_grad_(True)
+    make_trainable(base, sampled_softmax=sampled_softmax)
     result = fit(base, objective, config, resume_file=resume_file, progress=progress, course=course)
     return base, result
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -51,11 +52,37 @@ def is_main() -> bool:
 
 
 def sum_gradients(module: nn.Module) -> None:
-    """Replace every gradient by its sum over all processes; all of them have the same parameters with gradients."""
+    """
+    Replace every gradient by its sum over all processes; all of them have the same parameters with gradients.
+
+    Of a gradient of rows only those rows go over the wire, from every process to every other.
+    """
     if _is_joined():
         for parameter in module.parameters():
             if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
+                if parameter.grad.is_sparse:
+                    parameter.grad = _sum_of_rows(parameter.grad)
+                else:
+                    dist.all_reduce(parameter.grad)
+
+
+def _sum_of_rows(gradient_VD: Tensor) -> Tensor:
+    """The sum of a gradient of rows over all processes, the same to the bit in each: added in the order of ranks."""
+    gradient_VD = gradient_VD.coalesce()
+    rows_1R, values_RD = gradient_VD.indices(), gradient_VD.values()
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows_1R.device) for _ in range(num_processes())]
+    dist.all_gather(counts, torch.tensor([len(values_RD)], device=rows_1R.device))
+    longest = max(int(count) for count in counts)
+    # What is gathered has one size in all processes
+    rows = [rows_1R.new_empty(1, longest) for _ in counts]
+    values = [values_RD.new_empty(longest, values_RD.shape[1]) for _ in counts]
+    missing = longest - len(values_RD)
+    dist.all_gather(rows, F.pad(rows_1R, (0, missing)).contiguous())
+    dist.all_gather(values, F.pad(values_RD, (0, 0, 0, missing)).contiguous())
+    kept = [int(count) for count in counts]
+    rows_1R = torch.cat([one[:, :count] for one, count in zip(rows, kept, strict=True)], dim=1)
+    values_RD = torch.cat([one[:count] for one, count in zip(values, kept, strict=True)])
+    return torch.sparse_coo_tensor(rows_1R, values_RD, gradient_VD.shape, check_invariants=False).coalesce()
 
 
 def sum_over_processes(value: Tensor) -> Tensor:

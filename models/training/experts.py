@@ -30,7 +30,13 @@ from models.network.decoder import Decoder
 from models.network.losses import domain_specific_targets, next_item_targets
 from models.training.batches import epoch_generator
 from models.training.loop import Progress, TrainingConfig, TrainingResult, fit
-from models.training.objective import PredictionObjective, choose_held_out, drop_untrainable, weights_hash
+from models.training.objective import (
+    PredictionObjective,
+    choose_held_out,
+    drop_untrainable,
+    make_trainable,
+    weights_hash,
+)
 from models.training.own_shares import try_own_shares
 from models.vocabulary import TokenRange
 
@@ -102,7 +108,7 @@ def train_expert(
         own_rows=own_rows,
         validate_with=(lambda module: try_own_shares(module, held_out, candidates).best) if two_readings else None,
     )
-    expert.requires_grad_(True)
+    make_trainable(expert, sampled_softmax=sampled_softmax)
     result = fit(expert, objective, config, resume_file=resume_file, progress=progress, course=course)
     return expert, result
 

@@ -30,6 +30,7 @@ from models.files import replace_file
 from models.training import distributed
 from models.training.batches import epoch_seed
 from models.training.devices import Precision, autocast, product_precision
+from models.training.optimiser import Optimiser
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ModuleContraT = TypeVar("ModuleContraT", bound=nn.Module, contravariant=True)
@@ -328,15 +329,13 @@ def _run_epoch(
         name = objective.name if distributed.is_main() else f"{objective.name} rank {distributed.rank()}"
         torch.manual_seed(epoch_seed(config.seed, name, epoch))
         for batch in objective.batches(epoch):
-            for group in optimiser.param_groups:
-                share = (epoch - 1 + (steps + 0.5) / num_steps) / config.max_epochs
-                group["lr"] = learning_rate_at(config, share, falls)
             with autocast(device, config.precision):
                 loss = objective.loss(module, batch)
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             distributed.sum_gradients(module)
-            optimiser.step()
+            share = (epoch - 1 + (steps + 0.5) / num_steps) / config.max_epochs
+            optimiser.step(learning_rate_at(config, share, falls))
             if state.average is not None:
                 state.average.update_parameters(module)
             total += distributed.sum_over_processes(loss.detach())
@@ -367,14 +366,13 @@ class _State(Generic[ModuleT]):
     """All that changes from epoch to epoch; what the resume file holds."""
 
     module: ModuleT
-    optimiser: torch.optim.Adam
+    optimiser: Optimiser
     average: AveragedModel | None
     best_weights: dict[str, Tensor]
     history: list[EpochReport]
 
     @classmethod
     def fresh(cls, module: ModuleT, config: TrainingConfig) -> _State[ModuleT]:
-        optimiser = torch.optim.Adam(module.parameters(), lr=config.learning_rate, fused=True)
         decay = config.average_decay
         # The average starts as the weights after the first step, so its start needs no correction.
         averaging = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
@@ -382,6 +380,7 @@ class _State(Generic[ModuleT]):
         if average is not None:
             # A copied GRU's weights lie apart; CUDA would join them at every call, with a warning. Moving joins them.
             average.module.to(next(module.parameters()).device)
+        optimiser = Optimiser(module, config.learning_rate)
         return cls(module, optimiser, average, _clone(module.state_dict()), [])
 
     @property
@@ -413,8 +412,7 @@ class _State(Generic[ModuleT]):
         tensors |= {f"best.{key}": value for key, value in self.best_weights.items()}
         if self.average is not None:
             tensors |= {f"average.{key}": value for key, value in self.average.state_dict().items()}
-        for index, slots in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"adam.{index}.{slot}": value for slot, value in slots.items()}
+        tensors |= self.optimiser.state_tensors()
         history = [dataclasses.asdict(report) for report in self.history]
         metadata = {"identity": identity, "history": json.dumps(history)}
         with replace_file(path) as partial:
@@ -434,11 +432,7 @@ class _State(Generic[ModuleT]):
             self.best_weights = _clone(_under("best.", tensors))
             if self.average is not None:
                 self.average.load_state_dict(_under("average.", tensors))
-            slots: dict[int, dict[str, Tensor]] = {}
-            for key, value in _under("adam.", tensors).items():
-                index, slot = key.split(".", 1)
-                slots.setdefault(int(index), {})[slot] = value
-            self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": slots})
+            self.optimiser.load_state_tensors(tensors)
             self.history = [EpochReport(**report) for report in json.loads(metadata["history"])]
         except ResumeMismatchError:
             raise

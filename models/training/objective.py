@@ -83,8 +83,9 @@ class PredictionObjective:
         max_length: most positions that the decoder takes.
         batch_size: rows per step.
         seed: of the shuffles and of negatives.
-        sampled_softmax: how many negatives to draw for each step, all its positions sharing them; None, or as many as
-            there are candidates, takes the softmax over all. Validation ranks among all candidates in any case.
+        sampled_softmax: how many negatives to draw for each step, all its positions sharing them; as many as there are
+            candidates, or more, takes each of them once, which is the whole softmax; so does None, with a gradient of
+            the whole table instead of rows. Validation ranks among all candidates in any case.
         own_rows: of so many batches, drawn anew in every epoch, the sequences without anything but candidates, in
             [0, 1]: what a second reading reads (``network.two_readings``) is then trained, too.
         validate_with: another metric than the NDCG@10 among all candidates after the histories as they are.
@@ -153,7 +154,7 @@ class PredictionObjective:
 
     @cached_property
     def _sampler(self) -> PopularitySampler | None:
-        if self.sampled_softmax is None or self.sampled_softmax >= len(self.candidates):
+        if self.sampled_softmax is None:
             return None
         return PopularitySampler.of(self.sequences, self.candidates, self.sampled_softmax)
 
@@ -182,6 +183,12 @@ class PredictionObjective:
     def _mean_targets(self) -> float:
         """Predicted positions of a step, on average; above 0, as a domain may ask for none."""
         return max(1, int(self._num_targets_U.sum())) / self.num_batches()
+
+
+def make_trainable(decoder: Decoder, *, sampled_softmax: int | None) -> None:
+    """All weights train; the item table by the rows that a step reads, where its softmax is sampled."""
+    decoder.requires_grad_(True)
+    decoder.item_embedding.sparse = sampled_softmax is not None
 
 
 def drop_untrainable(sequences: Iterable[TokenArray]) -> list[TokenArray]:

@@ -26,6 +26,7 @@ from models.training.loop import RESUME_SUFFIX, Progress, TrainingConfig, Traini
 from models.training.objective import choose_held_out
 from models.training.own_shares import ShareTrial, try_own_shares
 from models.training.refit import RefitProgress, UndividedDataset
+from models.training.training_forecast import TrainingForecast
 from models.tuning import Guard, TargetTuning
 
 # Small steps (docs/experiments/better-bundle.md), as many as it takes: a number of epochs that was right for one
@@ -54,6 +55,14 @@ class NetworkConfig:
     def of(cls, decoder: DecoderConfig) -> NetworkConfig:
         """The size of a decoder that there is."""
         return cls(**{one.name: getattr(decoder, one.name) for one in dataclasses.fields(cls)})
+
+    def decoder_for(self, dataset: Dataset) -> DecoderConfig:
+        """A decoder of this size for the items of *dataset*."""
+        return DecoderConfig(
+            num_items=dataset.vocabulary.num_items,
+            max_length=dataset.manifest["config"]["max_length"],
+            **dataclasses.asdict(self),
+        )
 
 
 @dataclass(frozen=True)
@@ -130,6 +139,13 @@ def enough_epochs(training: TrainingConfig, num_sequences: int) -> TrainingConfi
     return dataclasses.replace(training, max_epochs=max(training.max_epochs, -(-LEAST_STEPS // steps)))
 
 
+def forecast_of(dataset: Dataset, config: PipelineConfig) -> TrainingForecast:
+    """What ``train_bundle`` takes."""
+    domains = len(dataset.vocabulary.domains)
+    size = config.network.decoder_for(dataset)
+    return TrainingForecast.of(size, domains, sampled_softmax=config.sampled_softmax is not None)
+
+
 def find_trained(folder: Path, dataset: Dataset, config: PipelineConfig, *, device: torch.device) -> Bundle | None:
     """What *folder* holds, if it is a whole bundle that *config* trained on *dataset*."""
     try:
@@ -169,15 +185,13 @@ def train_bundle(
         ResumeMismatchError: *run_directory* belongs to another dataset or configuration.
         OutputExistsError: *out* holds something that is not a bundle.
         BundleMismatchError: *init* is no bundle to go on from here.
+        TrainingError: *device* has too little memory left.
     """
     check_destination(out)
     continuation = None if init is None else Continuation.of(init, dataset)
     started = time.perf_counter()
-    decoder_config = DecoderConfig(
-        num_items=dataset.vocabulary.num_items,
-        max_length=dataset.manifest["config"]["max_length"],
-        **dataclasses.asdict(config.network),
-    )
+    forecast_of(dataset, config).check(device)
+    decoder_config = config.network.decoder_for(dataset)
     trained = _train(dataset, decoder_config, config, device, run_directory, progress, continuation)
     results = (trained.base_result, trained.expert_results)
     domains = dataset.vocabulary.domains

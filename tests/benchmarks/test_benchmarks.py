@@ -12,7 +12,15 @@ import polars as pl
 import pytest
 import torch
 
-from benchmarks import bench_decode, bench_refresh, bench_scaling, bench_serving, bench_training
+from benchmarks import (
+    bench_decode,
+    bench_large_training,
+    bench_processes,
+    bench_refresh,
+    bench_scaling,
+    bench_serving,
+    bench_training,
+)
 from benchmarks.measure import interleaved_seconds, random_bundle, random_sequences, rounded
 from models.data.dataset import pad_right
 from models.decoding.regenerator import Regenerator
@@ -41,6 +49,28 @@ def test_both_training_steps_go_the_same_way() -> None:
 
     assert sides[0].losses == pytest.approx(sides[1].losses, rel=1e-5)
     assert sides[0].losses[2] < sides[0].losses[0]
+
+
+def test_rows_are_less_to_send_than_the_table() -> None:
+    """One process; of 20,000 items a step draws and reads a part."""
+    whole, sampled = (bench_processes.steps(20_000, 1, sampled=sampled) for sampled in (False, True))
+
+    assert 0 < sampled["megabytes"] < whole["megabytes"]
+    assert 0 < sampled["summing"] < sampled["step"]
+
+
+def test_the_large_log_has_every_item_and_only_readers_have_more_than_one(tmp_path: Path) -> None:
+    bench_large_training.write_log(tmp_path / "log.parquet", 500, readers=10, length=20)
+    log = pl.read_parquet(tmp_path / "log.parquet")
+
+    assert log["item"].n_unique() == 500
+    assert sorted(log["user"].value_counts()["count"].to_list())[-10:] == [20] * 10
+    assert log["user"].value_counts().filter(pl.col("count") > 1).height == 10
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("0:07", 7), ("12:05", 725), ("1:00:01", 3601)])
+def test_a_forecast_is_read_back_as_seconds(text: str, seconds: int) -> None:
+    assert bench_large_training.clock_seconds(text) == seconds
 
 
 def test_a_curve_has_a_point_per_value() -> None:

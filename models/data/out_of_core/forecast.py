@@ -15,12 +15,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.data.out_of_core.memory_share import BASE_BYTES, size_text
+from models.data.out_of_core.memory_share import BASE_BYTES
 from models.data.reading.compression import expanded
 from models.data.reading.input_formats import PARQUET_MAGIC
 from models.data.reading.places import InputFile
 from models.data.reading.raw_tables import Budget
 from models.errors import DiskTooSmallError, InputFormatError
+from models.memory_sizes import size_text
 
 # Measured (docs/scale.md): of a preparation in memory; beside the output while one out of core runs; rows a second.
 MEMORY_BYTES_A_ROW = 150

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from models.data.out_of_core.bounded_preparation import prepare_in_bounded_memory
 from models.data.out_of_core.forecast import Forecast, forecast_of
-from models.data.out_of_core.memory_share import MemoryShare, available_bytes, size_text
+from models.data.out_of_core.memory_share import MemoryShare
 from models.data.preparation import PreparationConfig, prepare
 from models.data.preparation_report import PreparationReport
 from models.data.reading.interactions import ReadingProgress
 from models.data.reading.places import files_of
 from models.data.reading.preview import Preview
 from models.errors import ConfigurationError
+from models.memory_sizes import available_bytes, size_text
 
 # Of the memory that is free, without --memory: others run beside us, and forecasts of text are estimates.
 DEFAULT_SHARE = 0.5

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
+import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,6 +87,65 @@ def test_the_loss_is_read_for_the_eye_only() -> None:
             progress.on_step(StepReport("base", 1, step, 1000, loss))  # type: ignore[arg-type]
 
     assert loss.reads == 2
+
+
+def test_a_stage_is_foretold_from_its_first_steps_and_its_first_validation() -> None:
+    """A step a second, 100 an epoch, 20 s to validate: 120 s an epoch, from 3 epochs without a gain to 10."""
+    output, now = io.StringIO(), [0.0]
+    with TrainingProgress(Console(file=output), patience_of=lambda _stage: 3, clock=lambda: now[0]) as progress:
+        progress.on_epoch(replace(epoch(0), seconds=20.0))
+        for step in range(1, 9):
+            progress.on_step(StepReport("base", 1, step, 100, torch.tensor(2.5)))
+            now[0] += 1
+
+    assert output.getvalue().splitlines()[1:] == [
+        "base: 4 of 100 steps took 0:04, so an epoch about 2:00; 6:00 to 20:00 left"
+    ]
+
+
+@pytest.mark.parametrize("last", [1, 6])
+def test_a_stage_whose_epochs_are_short_or_that_goes_on_is_not_foretold(last: int) -> None:
+    """Its next epoch says as much: 3 steps in 3 s; or epoch 6 is there already."""
+    output, now = io.StringIO(), [0.0]
+    with TrainingProgress(Console(file=output), patience_of=lambda _stage: 3, clock=lambda: now[0]) as progress:
+        progress.on_epoch(epoch(last - 1))
+        for step in range(1, 4 * last):
+            progress.on_step(StepReport("base", last, step, 4 * last - 1, torch.tensor(2.5)))
+            now[0] += 1
+
+    assert len(output.getvalue().splitlines()) == 1
+
+
+def test_a_log_that_was_silent_for_ten_seconds_hears_where_training_is() -> None:
+    output, now = io.StringIO(), [0.0]
+    with TrainingProgress(Console(file=output), patience_of=lambda _stage: 3, clock=lambda: now[0]) as progress:
+        for steps, waited in ((0, 9.0), (0, 1.0), (40, 15.0), (3_000, 10.0), (3_000, 4.0)):
+            if steps:
+                progress.on_step(StepReport("base", 2, steps, 3_000, torch.tensor(2.5)))
+            now[0] += waited
+            progress.tell_where()
+        progress.on_epoch(epoch(2, best_epoch=2))
+        now[0] += 11
+        progress.tell_where()
+
+    assert output.getvalue().splitlines() == [
+        "at work, 0:10 since the last line",
+        "base, epoch 2: 40 of 3,000 steps, loss 2.5000, 0:15 since the last line",
+        "base, epoch 2: validating, 0:10 since the last line",
+        "base, epoch 2/10: loss 2.5000 NDCG@10 0.5000 (best 0.5000, epoch 2), 1:30 to 4:00 left",
+        "at work after epoch 2 of base, 0:11 since the last line",
+    ]
+
+
+def test_the_log_hears_it_though_training_calls_nothing() -> None:
+    """The clock runs a minute a look; nothing is reported; a line comes by itself."""
+    output, now = io.StringIO(), itertools.count(0.0, 60.0)
+    with TrainingProgress(Console(file=output), patience_of=lambda _stage: 3, clock=lambda: next(now)):
+        deadline = time.monotonic() + 30
+        while not output.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    assert output.getvalue().startswith("at work, ")
 
 
 def test_a_log_gets_each_stage_once() -> None:

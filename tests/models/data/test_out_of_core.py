@@ -17,13 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.data.out_of_core.bounded_preparation import prepare_in_bounded_memory
-from models.data.out_of_core.memory_share import MemoryShare, parse_size
+from models.data.out_of_core.memory_share import MemoryShare
 from models.data.out_of_core.preparation_choice import plan_preparation
 from models.data.out_of_core.temporary_folder import temporary_folder
 from models.data.preparation import PreparationConfig, prepare
 from models.data.preparation_report import PreparationReport
 from models.data.reading.layouts import Layout, parse_condition
 from models.errors import ConfigurationError, DiskTooSmallError, ModelError
+from models.memory_sizes import parse_size
 from tests.prepared_tables import REPOSITORY, SAMPLE
 
 ENGINE_BYTES = 64 << 20
