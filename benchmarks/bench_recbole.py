@@ -34,7 +34,7 @@ import torch
 
 from models.data.dataset import Sequences, load_dataset
 from models.data.preparation import prepare
-from models.evaluation.arms import Arm, build_arm, pick_rows
+from models.evaluation.arms import Arm, build_arm
 from models.evaluation.budgets import EvaluationConfig, RowObjective, build_seeded
 from models.training.loop import TrainingConfig, fit
 
@@ -83,7 +83,7 @@ def main() -> None:
         prepare(arguments.interactions.resolve(), Path(folder) / "dataset", overwrite=True)
         arm = build_arm(load_dataset(Path(folder) / "dataset"), arguments.target, "original", None)
         generator = np.random.default_rng(SEED)
-        rows = pick_rows(arm.rows, np.sort(generator.permutation(len(arm.rows))[: arguments.rows]))
+        rows = arm.rows.at(np.sort(generator.permutation(len(arm.rows))[: arguments.rows]))
         os.chdir(folder)
         results = [compare(name, arm, rows, Path(folder), arguments.repeats) for name in ("sasrec", "gru4rec")]
     summary = {

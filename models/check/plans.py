@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from models.data.dataset import TOKENS, Dataset, TokenArray
-from models.evaluation.arms import Arm, pick_rows
+from models.evaluation.arms import Arm
 from models.evaluation.budgets import EvaluationConfig, RowObjective, build_seeded
 from models.evaluation.configuration import tuned_config
 from models.files import replace_file
@@ -192,7 +192,7 @@ class FewSequences(Dataset):
             rows = np.sort(np.random.default_rng(seed).choice(rows, count, replace=False))
         values = {one.name: getattr(dataset, one.name) for one in dataclasses.fields(Dataset)}
         users = tuple(dataset.user_ids[int(row)] for row in rows)
-        return cls(**values | {"train": pick_rows(dataset.train, rows), "user_ids": users})
+        return cls(**values | {"train": dataset.train.at(rows), "user_ids": users})
 
     @cached_property
     def validation(self) -> TokenArray:

@@ -26,14 +26,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from models.errors import DatasetFormatError
-from models.vocabulary import PADDING, Vocabulary
+from models.vocabulary import PADDING, TokenRange, Vocabulary
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,16 @@ DATASET_FACTS = ("name", "fingerprint", "created", "period", "source", "split", 
 
 TokenArray = npt.NDArray[np.int32]
 Times = npt.NDArray[np.float64]
+
+
+class SequencesByNumber(Protocol):
+    """Token sequences by number: ``Sequences``, all of whose tokens are one array, or a list of arrays."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> TokenArray: ...
+
+    def __iter__(self) -> Iterator[TokenArray]: ...
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,29 @@ class Sequences:
     def lengths(self) -> npt.NDArray[np.int64]:
         """Length of every sequence, shape [U]."""
         return np.diff(self.offsets)
+
+    def at(self, rows: npt.NDArray[np.integer]) -> Sequences:
+        """
+        The sequences of these numbers, in their order, repeats allowed.
+
+        >>> [s.tolist() for s in Sequences.from_lists([[1, 2], [], [3]]).at(np.array([2, 0, 2]))]
+        [[3], [1, 2], [3]]
+        """
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        return Sequences(self.token_ids[np.repeat(self.offsets[rows], lengths) + within], offsets)
+
+    def inside(self, domain: TokenRange) -> Sequences:
+        """
+        As many sequences, with the tokens of *domain* alone.
+
+        >>> [s.tolist() for s in Sequences.from_lists([[5, 1, 6], [2]]).inside(TokenRange(5, 9))]
+        [[5, 6], []]
+        """
+        inside = domain.mask(self.token_ids)
+        kept_before = np.concatenate([[0], np.cumsum(inside)])
+        return Sequences(self.token_ids[inside], kept_before[self.offsets].astype(np.int64))
 
     def followed_by(self, last_U: TokenArray) -> Sequences:
         """

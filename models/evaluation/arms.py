@@ -82,9 +82,9 @@ class Queries:
         """The rows at *indices*, in that order."""
         return Queries(
             self.users[indices],
-            pick_rows(self.histories, indices),
+            self.histories.at(indices),
             self.targets[indices],
-            pick_rows(self.seen, indices),
+            self.seen.at(indices),
             self.num_target_items[indices],
         )
 
@@ -236,15 +236,13 @@ def keep_domain(sequences: Sequences, domain: TokenRange) -> Sequences:
     >>> [row.tolist() for row in keep_domain(Sequences.from_lists([[5, 1, 6], [2]]), TokenRange(5, 9))]
     [[1, 2], []]
     """
-    inside = domain.mask(sequences.token_ids)
-    kept_before = np.concatenate([[0], np.cumsum(inside)])
-    token_ids = (sequences.token_ids[inside] - (domain.first - 1)).astype(TOKENS)
-    return Sequences(token_ids, kept_before[sequences.offsets].astype(np.int64))
+    inside = sequences.inside(domain)
+    return Sequences((inside.token_ids - (domain.first - 1)).astype(TOKENS), inside.offsets)
 
 
 def drop_short(sequences: Sequences) -> Sequences:
     """Only the sequences with an item to predict."""
-    return pick_rows(sequences, np.flatnonzero(sequences.lengths >= SHORTEST_ROW))
+    return sequences.at(np.flatnonzero(sequences.lengths >= SHORTEST_ROW))
 
 
 def duplicate_rows(composite: Composite) -> Sequences:
@@ -261,15 +259,7 @@ def duplicate_rows(composite: Composite) -> Sequences:
     if not len(twice):
         twice = originals
     added = np.resize(twice, num_regenerated) if len(twice) else twice
-    return pick_rows(composite.rows, np.concatenate([originals, added]))
-
-
-def pick_rows(sequences: Sequences, indices: npt.NDArray[np.int64]) -> Sequences:
-    """The sequences at *indices*, in that order, repeats allowed."""
-    lengths = sequences.lengths[indices]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-    return Sequences(sequences.token_ids[np.repeat(sequences.offsets[indices], lengths) + within], offsets)
+    return composite.rows.at(np.concatenate([originals, added]))
 
 
 def build_queries(before: Sequences, held_out_U: TokenArray, domain: TokenRange, kept: TokenRange | None) -> Queries:
@@ -283,7 +273,7 @@ def build_queries(before: Sequences, held_out_U: TokenArray, domain: TokenRange,
         kept: keep only these items and number them from 1; None keeps whole histories in the vocabulary's tokens.
     """
     users = np.flatnonzero(domain.mask(held_out_U))
-    whole = pick_rows(before, users)
+    whole = before.at(users)
     in_domain = keep_domain(whole, domain)
     own_targets = (held_out_U[users] - (domain.first - 1)).astype(TOKENS)
     seen = _distinct_others(in_domain, own_targets)

@@ -22,7 +22,7 @@ from torch import Tensor
 from models.composite.regenerated_rows import SHORTEST_ROW
 from models.data.dataset import Dataset, Sequences
 from models.data.period import period_of
-from models.evaluation.arms import Composite, duplicate_rows, keep_domain, pick_rows
+from models.evaluation.arms import Composite, duplicate_rows, keep_domain
 from models.evaluation.projection import principal_components, t_sne
 from models.vocabulary import Vocabulary
 
@@ -140,8 +140,8 @@ def describe_composite(dataset: Dataset, target: str, composite: Composite) -> t
     """The four views described at the top, original first."""
     domain = dataset.vocabulary.token_range(target)
     rows = keep_domain(composite.rows, domain)
-    original = pick_rows(rows, np.flatnonzero(~composite.regenerated))
-    regenerated = pick_rows(rows, np.flatnonzero(composite.regenerated))
+    original = rows.at(np.flatnonzero(~composite.regenerated))
+    regenerated = rows.at(np.flatnonzero(composite.regenerated))
     views = {
         "original": original,
         "regenerated rows": regenerated,

@@ -17,7 +17,6 @@ Shapes: N = histories, B = sequences, T = positions, D = width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.data.dataset import TokenArray, pad_right
+from models.data.dataset import SequencesByNumber, pad_right
 from models.network.decoder import Decoder
 from models.tuning import MIXED_ALONE, OwnShares
 from models.vocabulary import TokenRange
@@ -54,7 +53,7 @@ class Readings:
         return combined(self.mixed_ND, self.own_ND, shares_at(shares, self.ends_in_target_N))
 
 
-def read(expert: Decoder, histories: Sequence[TokenArray], domain: TokenRange) -> Readings:
+def read(expert: Decoder, histories: SequencesByNumber, domain: TokenRange) -> Readings:
     """Both readings after every non-empty history (its last ``max_length`` items); *domain*: the target's tokens."""
     histories = [history[-expert.config.max_length :] for history in histories]
     mixed_ND = encode_last(expert, histories)
@@ -66,7 +65,7 @@ def read(expert: Decoder, histories: Sequence[TokenArray], domain: TokenRange) -
 
 
 def read_expert(
-    expert: Decoder, histories: Sequence[TokenArray], domain: TokenRange, shares: OwnShares = MIXED_ALONE
+    expert: Decoder, histories: SequencesByNumber, domain: TokenRange, shares: OwnShares = MIXED_ALONE
 ) -> Tensor:
     """Hidden states [N, D] of the expert of *domain* after every non-empty history."""
     if shares == MIXED_ALONE:  # half the work
@@ -90,7 +89,7 @@ def combined(mixed_ND: Tensor, own_ND: Tensor, shares_N: npt.NDArray[np.float32]
 
 
 @torch.inference_mode()
-def encode_last(decoder: Decoder, histories: Sequence[TokenArray]) -> Tensor:
+def encode_last(decoder: Decoder, histories: SequencesByNumber) -> Tensor:
     """Hidden state [N, D] after the last item of every history (its last ``max_length`` items are read)."""
     device = decoder.item_embeddings_VD.device
     lengths = np.asarray([min(len(history), decoder.config.max_length) for history in histories], dtype=np.int64)

@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from models.data.dataset import Dataset, Sequences, TokenArray
+from models.data.dataset import Dataset
 from models.network.decoder import Decoder
 from models.network.losses import domain_specific_targets, next_item_targets
 from models.training.batches import epoch_generator
@@ -38,7 +38,6 @@ from models.training.objective import (
     weights_hash,
 )
 from models.training.own_shares import try_own_shares
-from models.vocabulary import TokenRange
 
 Experts = Literal["adapted", "from-scratch", "single-domain"]
 
@@ -80,7 +79,7 @@ def train_expert(
     candidates = dataset.vocabulary.token_range(domain)
     name = f"expert {domain}"
     expert = _untrained(base, config.seed, name) if experts == "from-scratch" else copy.deepcopy(start or base)
-    rows = _without_foreign(dataset.train, candidates) if experts == "single-domain" else dataset.train
+    rows = dataset.train.inside(candidates) if experts == "single-domain" else dataset.train
     # The same weights under another dropout or number of heads are another run, too.
     fingerprint = f"{dataset.fingerprint} {dataclasses.asdict(base.config)} {weights_hash(expert)}"
     if sampled_softmax is not None:
@@ -120,8 +119,3 @@ def _untrained(base: Decoder, seed: int, name: str) -> Decoder:
         torch.manual_seed(int(epoch_generator(seed, name, 0).integers(1 << 63)))
         expert = Decoder(base.config)
     return expert.to(base.item_embeddings_VD.device)
-
-
-def _without_foreign(sequences: Sequences, candidates: TokenRange) -> Iterator[TokenArray]:
-    """Each sequence's items of the domain, in order."""
-    return (tokens[candidates.mask(tokens)] for tokens in sequences)

@@ -10,7 +10,7 @@ Shapes: B = sequences, T = positions, N = rows, D = width, X = candidates.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from models.data.dataset import Sequences, TokenArray, pad_right
+from models.data.dataset import Sequences, SequencesByNumber, TokenArray, pad_right
 from models.network.decoder import Decoder
 from models.network.losses import NO_TARGET, linear_cross_entropy, sampled_cross_entropy
 from models.network.negatives import Negatives, PopularitySampler
@@ -47,7 +47,7 @@ class HeldOut:
         targets: the token to rank, one per row, inside the candidates it will be ranked among.
     """
 
-    histories: Sequence[TokenArray]
+    histories: SequencesByNumber
     targets: TokenArray
 
 
@@ -93,7 +93,7 @@ class PredictionObjective:
 
     name: str
     fingerprint: str
-    sequences: Sequence[TokenArray]
+    sequences: SequencesByNumber
     targets_of: Callable[[Tensor], Tensor]
     candidates: TokenRange
     validation: HeldOut
@@ -191,15 +191,15 @@ def make_trainable(decoder: Decoder, *, sampled_softmax: int | None) -> None:
     decoder.item_embedding.sparse = sampled_softmax is not None
 
 
-def drop_untrainable(sequences: Iterable[TokenArray]) -> list[TokenArray]:
+def drop_untrainable(sequences: Sequences) -> Sequences:
     """The sequences of at least two items: shorter ones have nothing to predict."""
-    return [sequence for sequence in sequences if len(sequence) >= 2]
+    return sequences.at(np.flatnonzero(sequences.lengths >= 2))
 
 
 def choose_held_out(train: Sequences, targets_U: TokenArray, candidates: TokenRange) -> HeldOut:
     """The users whose held-out item is a candidate and whose history is not empty."""
     chosen = np.flatnonzero(candidates.mask(targets_U) & (train.lengths > 0))
-    return HeldOut([train[int(user)] for user in chosen], targets_U[chosen])
+    return HeldOut(train.at(chosen), targets_U[chosen])
 
 
 @torch.inference_mode()

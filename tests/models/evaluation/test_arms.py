@@ -13,7 +13,7 @@ import pytest
 from models.composite.folder import COMPOSITE, SUMMARY
 from models.data.dataset import Dataset, Sequences
 from models.errors import DatasetFormatError
-from models.evaluation.arms import ARM_NAMES, Arm, Composite, build_arm, duplicate_rows, load_composite, pick_rows
+from models.evaluation.arms import ARM_NAMES, Arm, Composite, build_arm, duplicate_rows, load_composite
 
 TARGET = "food"
 
@@ -139,4 +139,4 @@ def test_rows_are_picked_in_order():
     """Ragged indexing against lists."""
     rows = Sequences.from_lists([[1, 2], [], [3, 4, 5]])
 
-    assert [row.tolist() for row in pick_rows(rows, np.asarray([2, 0, 2, 1]))] == [[3, 4, 5], [1, 2], [3, 4, 5], []]
+    assert [row.tolist() for row in rows.at(np.asarray([2, 0, 2, 1]))] == [[3, 4, 5], [1, 2], [3, 4, 5], []]

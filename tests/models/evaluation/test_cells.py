@@ -14,7 +14,7 @@ import torch
 from models.data.dataset import Sequences
 from models.errors import DatasetFormatError
 from models.evaluation.advice import Advice, Advised
-from models.evaluation.arms import ARM_NAMES, Arm, build_arm, build_queries, load_composite, pick_rows, with_served
+from models.evaluation.arms import ARM_NAMES, Arm, build_arm, build_queries, load_composite, with_served
 from models.evaluation.budgets import EvaluationConfig, RowObjective, build_seeded
 from models.evaluation.cells import Grid
 from models.evaluation.configuration import load_config
@@ -67,7 +67,7 @@ class Epochs:
 def test_every_arm_of_the_target_takes_as_many_steps_per_epoch_as_one_pass_over_the_original_rows(name, arms, tmp_path):
     """The composite has more rows and no more steps; mixed rows are passed over whole."""
     mixed = arms["mixed"]
-    twice = pick_rows(mixed.rows, np.tile(np.arange(len(mixed.rows)), 2))
+    twice = mixed.rows.at(np.tile(np.arange(len(mixed.rows)), 2))
     arms = {**arms, "mixed": dataclasses.replace(mixed, rows=twice)}
     grid = grid_of(arms, tmp_path)
     steps = {}
