@@ -12,8 +12,8 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -214,24 +214,45 @@ class HostProcesses:
 @dataclass(frozen=True)
 class ImageProcesses:
     """
-    Our image's commands in its own root file system, as its own user, by ``buildah run``.
+    Our image's commands in its own root file system, closed as the file closes its containers; needs to be root.
+
+    Each has its own view of the mounts, as by `docker run --read-only`: what the image brought cannot be written, and
+    /tmp is memory. It runs as the image's user and can never be another one.
 
     Args:
-        buildah: the command with its global options.
-        container: a working container of the image.
+        root: where the image's root file system is mounted.
     """
 
-    buildah: tuple[str, ...]
-    container: str
+    root: Path
 
     def command(self, arguments: Sequence[str], environment: Mapping[str, str], mounts: Sequence[Mount]) -> Run:
         """See ``Containers``."""
-        command = [*self.buildah, "run", "--isolation", "chroot", "--terminal=false"]
-        for name, value in environment.items():
-            command += ["--env", f"{name}={value}"]
+        root = shlex.quote(str(self.root))
+        steps = ["set -e", f"mount --bind {root} {root}", f"mount --rbind /dev {root}/dev"]
+        steps += [f"mount --rbind /proc {root}/proc", f"mount -t tmpfs -o size=64m,mode=1777 tmpfs {root}/tmp"]
         for mount in mounts:
-            command += ["--volume", f"{mount.outside}:{mount.inside}" + (":ro" if mount.read_only else "")]
-        return Run([*command, self.container, "--", *arguments], dict(os.environ))
+            inside, outside = f"{root}{shlex.quote(mount.inside)}", shlex.quote(mount.outside)
+            # Where it goes must be there; Docker makes it likewise
+            make = "mkdir -p" if Path(mount.outside).is_dir() else f"mkdir -p {root}/run/secrets && touch"
+            steps += [f"{make} {inside}", f"mount --bind {outside} {inside}"]
+            steps += [f"mount -o remount,bind,ro {inside}"] if mount.read_only else []
+        steps += [f"mount -o remount,bind,ro {root}"]
+        user = ["setpriv", f"--reuid={IMAGE_USER}", f"--regid={IMAGE_USER}", "--clear-groups", "--no-new-privs"]
+        values = [f"{name}={value}" for name, value in {**image_environment(), **environment}.items()]
+        inner = [
+            "chroot",
+            str(self.root),
+            *user,
+            "--bounding-set=-all",
+            "env",
+            "-i",
+            "-C",
+            "/data",
+            *values,
+            *arguments,
+        ]
+        steps += [f"exec {shlex.join(inner)}"]
+        return Run(["unshare", "--mount", "--propagation", "private", "sh", "-c", "\n".join(steps)], dict(os.environ))
 
 
 @dataclass
@@ -274,7 +295,7 @@ class Topology:
         for name in reversed(self.started):
             for process in self.processes.get(name, []):
                 if process.poll() is None:
-                    os.kill(main_process(process.pid), signal.SIGTERM)
+                    process.terminate()
                 try:
                     process.wait(STOP_SECONDS)
                 except subprocess.TimeoutExpired:
@@ -367,20 +388,6 @@ class Topology:
 
     def _log_path(self, name: str) -> Path:
         return self.folder / f"{name}.log"
-
-
-def main_process(pid: int) -> int:
-    """The process that gets a container's signals: *pid*, or what ``buildah run`` runs, which passes none on."""
-    while "buildah" in Path(f"/proc/{pid}/exe").readlink().name:
-        children = [child for task in Path(f"/proc/{pid}/task").iterdir() for child in _children(task)]
-        if not children:
-            break
-        pid = children[0]
-    return pid
-
-
-def _children(task: Path) -> list[int]:
-    return [int(child) for child in (task / "children").read_text(encoding="utf-8").split()]
 
 
 @contextlib.contextmanager
