@@ -83,7 +83,7 @@ def bench(dataset: Path, out: Path, options: list[str]) -> dict[str, Any]:
     lines: list[tuple[float, str]] = found["lines"]
     at = {match[1]: second for second, line in lines if (match := re.match(r"base, epoch (\d+)/", line))}
     foretold = next((line for _, line in lines if re.match(r"base: [\d,]+ of [\d,]+ steps took", line)), None)
-    memory = next(match for _, line in lines if (match := re.search(r"about ([\d.]+) (MB|GB) of memory", line)))
+    memory = next(match for _, line in lines if (match := re.search(r"at least ([\d.]+) (MB|GB) of memory", line)))
     prepared = load_dataset(dataset)
     tokens = int((np.maximum(1, prepared.train.lengths) - 1).sum())
     epochs_seconds = at[str(EPOCHS)] - at["0"]

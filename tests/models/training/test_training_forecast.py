@@ -39,7 +39,9 @@ def test_what_does_not_fit_is_refused_before_it_begins(
 ) -> None:
     monkeypatch.setattr(training_forecast, "available_bytes", lambda: 900_000_000)
     config = dataclasses.replace(PipelineConfig(), network=NetworkConfig(width=4096, inner_width=4096))
-    with pytest.raises(TrainingError, match=r"about .* GB of memory, and 900 MB are free: take a smaller --width"):
+    with pytest.raises(
+        TrainingError, match=r"need .* GB of memory at least, and 900 MB are free: take a smaller --width"
+    ):
         train_bundle(dataset, tmp_path / "bundle", config, device=torch.device("cpu"), run_directory=tmp_path / "run")
 
     assert not (tmp_path / "run").exists()
