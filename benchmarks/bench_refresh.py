@@ -2,15 +2,15 @@
 Days of refreshes next to trainings from nothing: how good the bundle is, and what it takes.
 
     python -m benchmarks.bench_refresh
-    python -m benchmarks.bench_refresh --log amazon4/interactions.csv.gz --days 10 --against every
-    python -m benchmarks.bench_refresh --days 2 --train '--epochs 3 --expert-epochs 1 --width 32'
+    python -m benchmarks.bench_refresh --log amazon4/interactions.csv.gz --days 10 --folder days
+    python -m benchmarks.bench_refresh --days 2 --against every --train '--epochs 3 --expert-epochs 1 --width 32'
 
 The log is cut by time: the first --start share of its rows is day 0, on which both train from nothing; the others are
 as many days of equally many rows. Every day joins the dataset (`taesar prepare --extend`), and the bundle is refreshed
 (`taesar train --init`); on the last day (--against last) or on every one, another is trained from nothing on the same
 dataset. Both target experts rank the test items of every domain, after mixed histories and among items that the user
-has not had. The last line is JSON: NDCG@10 of both, the relative difference with its 95 % interval over users of all
-domains, and the seconds of both trainings.
+has not had. With --folder the same command goes on where it was stopped. The last line is JSON: NDCG@10 of both, the
+relative difference with its 95 % interval over users of all domains, and the seconds of both trainings.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "examples" / "food-kitchen-sample.csv.gz"
 TAESAR = (sys.executable, "-c", "from app.cli.taesar import main; main()")
 SEED = 2025
+Row = dict[str, Any]
 
 
 def days_of(log: Path, folder: Path, start: float, days: int) -> list[Path]:
@@ -61,11 +62,15 @@ def days_of(log: Path, folder: Path, start: float, days: int) -> list[Path]:
     return paths
 
 
-def taesar(*arguments: object) -> float:
-    """Run one command; the seconds that it took."""
-    started = time.perf_counter()
-    subprocess.run([*TAESAR, *map(str, arguments), "--quiet"], cwd=ROOT, check=True)
-    return time.perf_counter() - started
+def taesar(command: str, given: Path, out: Path, *options: object) -> float:
+    """Run one command that makes *out*, unless that is there already; the seconds that it took."""
+    noted = out.with_name(f"{out.name}.seconds")
+    if not noted.is_file():
+        started = time.perf_counter()
+        arguments = [command, given, "--out", out, *options, "--quiet"]
+        subprocess.run([*TAESAR, *map(str, arguments)], cwd=ROOT, check=True)
+        noted.write_text(str(time.perf_counter() - started), encoding="ascii")
+    return float(noted.read_text(encoding="ascii"))
 
 
 def expert_values(bundle_folder: Path, dataset_folder: Path) -> npt.NDArray[np.float64]:
@@ -81,39 +86,35 @@ def expert_values(bundle_folder: Path, dataset_folder: Path) -> npt.NDArray[np.f
     return np.concatenate(values)
 
 
-def bench(log: Path, days: int, start: float, against: str, prepare: str, train: str) -> list[dict[str, Any]]:
+def bench(log: Path, folder: Path, days: int, start: float, against: str, prepare: str, train: str) -> list[Row]:
     """One row a day on which both are compared."""
     rows = []
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        paths = days_of(log, folder, start, days)
-        taesar("prepare", paths[0], "--out", folder / "data-00", *shlex.split(prepare))
-        from_nothing = taesar(
-            "train", folder / "data-00", "--out", folder / "refreshed-00", "--no-trial", *shlex.split(train)
-        )
-        print(f"day 0 trained in {from_nothing:.0f} s", flush=True)
-        for day, path in enumerate(paths[1:], start=1):
-            data, before = folder / f"data-{day:02d}", folder / f"refreshed-{day - 1:02d}"
-            refreshed, anew = folder / f"refreshed-{day:02d}", folder / f"anew-{day:02d}"
-            taesar("prepare", path, "--extend", folder / f"data-{day - 1:02d}", "--out", data)
-            seconds = taesar("train", data, "--init", before, "--out", refreshed)
-            print(f"day {day} refreshed in {seconds:.0f} s", flush=True)
-            if against == "last" and day < days:
-                continue
-            seconds_anew = taesar("train", data, "--out", anew, *from_nothing)
-            ours_N, theirs_N = expert_values(refreshed, data), expert_values(anew, data)
-            [(_, relative)] = bootstrap_gains((ours_N - theirs_N)[:, None], theirs_N[:, None], seed=SEED)
-            rows.append(
-                {
-                    "day": day,
-                    "users": len(ours_N),
-                    "ndcg_at_10": {"refreshed": ours_N.mean(), "anew": theirs_N.mean()},
-                    "relative": None if relative is None else dataclasses.asdict(relative),
-                    "seconds": {"refreshed": seconds, "anew": seconds_anew},
-                    "share_of_time": seconds / seconds_anew,
-                }
-            )
-            print(json.dumps(rounded(rows[-1])), flush=True)
+    paths = days_of(log, folder, start, days)
+    from_nothing = ("--no-trial", *shlex.split(train))
+    taesar("prepare", paths[0], folder / "data-00", *shlex.split(prepare))
+    first = taesar("train", folder / "data-00", folder / "refreshed-00", *from_nothing)
+    print(f"day 0 trained in {first:.0f} s", flush=True)
+    for day, path in enumerate(paths[1:], start=1):
+        data, before = folder / f"data-{day:02d}", folder / f"refreshed-{day - 1:02d}"
+        refreshed, anew = folder / f"refreshed-{day:02d}", folder / f"anew-{day:02d}"
+        taesar("prepare", path, data, "--extend", folder / f"data-{day - 1:02d}")
+        seconds = taesar("train", data, refreshed, "--init", before)
+        print(f"day {day} refreshed in {seconds:.0f} s", flush=True)
+        if against == "last" and day < days:
+            continue
+        seconds_anew = taesar("train", data, anew, *from_nothing)
+        ours_N, theirs_N = expert_values(refreshed, data), expert_values(anew, data)
+        [(_, relative)] = bootstrap_gains((ours_N - theirs_N)[:, None], theirs_N[:, None], seed=SEED)
+        row: Row = {
+            "day": day,
+            "users": len(ours_N),
+            "ndcg_at_10": {"refreshed": float(ours_N.mean()), "anew": float(theirs_N.mean())},
+            "relative": None if relative is None else dataclasses.asdict(relative),
+            "seconds": {"refreshed": seconds, "anew": seconds_anew},
+            "share_of_time": seconds / seconds_anew,
+        }
+        rows.append(row)
+        print(json.dumps(rounded(row)), flush=True)
     return rows
 
 
@@ -128,8 +129,13 @@ def main() -> None:
     )
     parser.add_argument("--prepare", default="--overlap any", help="options of day 0's `taesar prepare`")
     parser.add_argument("--train", default="", help="options of a `taesar train` from nothing")
+    parser.add_argument("--folder", type=Path, help="where to work, and to go on from; a temporary one by default")
     options = parser.parse_args()
-    rows = bench(options.log, options.days, options.start, options.against, options.prepare, options.train)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder: Path = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        asked = (options.days, options.start, options.against, options.prepare, options.train)
+        rows = bench(options.log, folder.resolve(), *asked)
     print(json.dumps({"benchmark": "refresh", "machine": machine(), "rows": rounded(rows)}))
 
 

@@ -140,3 +140,17 @@ def test_the_last_line_of_a_benchmark_is_json() -> None:
     assert result["benchmark"] == "decode"
     assert result["machine"]["threads"] == torch.get_num_threads()
     assert result["rows"][0]["peak_megabytes"]["ours"] > 50
+
+
+def test_a_day_of_refreshes_is_compared_with_a_training_from_nothing_and_read_back_afterwards(tmp_path: Path) -> None:
+    training = "--epochs 1 --expert-epochs 0 --width 8"
+    arguments = (bench_refresh.SAMPLE, tmp_path, 1, 0.9, "last", "--overlap any --max-length 4", training)
+    [row] = bench_refresh.bench(*arguments)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("manifest.json")}
+    [again] = bench_refresh.bench(*arguments)
+
+    assert row["users"] > 0
+    assert row["share_of_time"] > 0
+    assert again == row
+    assert len(before) == 3
+    assert {path: path.stat().st_mtime_ns for path in before} == before
