@@ -34,7 +34,8 @@ from models.tuning import Guard, TargetTuning
 BASE_TRAINING = TrainingConfig(learning_rate=1e-3, batch_size=32, max_epochs=100, patience=2, schedule="plateau")
 # From the base's weights a gentler course.
 EXPERT_TRAINING = TrainingConfig(learning_rate=5e-4, batch_size=32, max_epochs=100, patience=2, schedule="plateau")
-# What a refresh takes: the weights are nearly right, so few epochs whose rate falls to 0, gentler than from nothing.
+# What a refresh takes: few epochs whose rate falls to 0, as the weights are nearly right; at half the rate they fell
+# behind what a day brings (docs/experiments/ten-days-of-refreshes.md).
 REFRESH_EPOCHS = 3
 # The least number of steps that a small table may take, however few sequences make an epoch.
 LEAST_STEPS = 3000
@@ -122,10 +123,7 @@ def refreshed(training: TrainingConfig, epochs: int = REFRESH_EPOCHS) -> Trainin
     >>> refreshed(BASE_TRAINING).max_epochs, refreshed(BASE_TRAINING).schedule
     (3, 'linear')
     """
-    rate = training.learning_rate / 2
-    return dataclasses.replace(
-        training, learning_rate=rate, max_epochs=epochs, patience=max(1, epochs), schedule="linear"
-    )
+    return dataclasses.replace(training, max_epochs=epochs, patience=max(1, epochs), schedule="linear")
 
 
 def enough_epochs(training: TrainingConfig, num_sequences: int) -> TrainingConfig:
