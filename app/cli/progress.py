@@ -108,11 +108,14 @@ class TrainingProgress:
         """Show the epoch's loss and metric and the time left; a line for those who read a log."""
         self.last_epoch, self.first_step, self.last_step = report, None, None
         self.metric = describe_metric(report)
-        self.left = describe_time_left(report, self.patience_of(report.stage))
+        # Epoch 0 is a validation alone, which says nothing of the epochs to come
+        timed = report.epoch > 0 or report.max_epochs == 0
+        self.left = describe_time_left(report, self.patience_of(report.stage)) if timed else ""
         self.bars.update(self._task_of(report.stage), metric=self.metric, left=self.left)
         if not self.console.is_terminal:
             loss = "" if report.epoch == 0 else f" loss {report.loss:.4f}"
-            self._say(f"{report.stage}, epoch {report.epoch}/{report.max_epochs}:{loss} {self.metric}, {self.left}")
+            left = f", {self.left}" if timed else ""
+            self._say(f"{report.stage}, epoch {report.epoch}/{report.max_epochs}:{loss} {self.metric}{left}")
 
     def tell_where(self) -> None:
         """In a log: a line on what goes on, where there was none for a while."""

@@ -70,19 +70,22 @@ def _sum_of_rows(gradient_VD: Tensor) -> Tensor:
     """The sum of a gradient of rows over all processes, the same to the bit in each: added in the order of ranks."""
     gradient_VD = gradient_VD.coalesce()
     rows_1R, values_RD = gradient_VD.indices(), gradient_VD.values()
-    counts = [torch.zeros(1, dtype=torch.int64, device=rows_1R.device) for _ in range(num_processes())]
-    dist.all_gather(counts, torch.tensor([len(values_RD)], device=rows_1R.device))
-    longest = max(int(count) for count in counts)
-    # What is gathered has one size in all processes
-    rows = [rows_1R.new_empty(1, longest) for _ in counts]
-    values = [values_RD.new_empty(longest, values_RD.shape[1]) for _ in counts]
-    missing = longest - len(values_RD)
-    dist.all_gather(rows, F.pad(rows_1R, (0, missing)).contiguous())
-    dist.all_gather(values, F.pad(values_RD, (0, 0, 0, missing)).contiguous())
-    kept = [int(count) for count in counts]
-    rows_1R = torch.cat([one[:, :count] for one, count in zip(rows, kept, strict=True)], dim=1)
-    values_RD = torch.cat([one[:count] for one, count in zip(values, kept, strict=True)])
+    own = torch.tensor([len(values_RD)], device=rows_1R.device)
+    counts = [int(count) for count in _gathered(own)]
+    # What is gathered has one shape in all processes
+    missing = max(counts) - len(values_RD)
+    rows = _gathered(F.pad(rows_1R, (0, missing)))
+    values = _gathered(F.pad(values_RD, (0, 0, 0, missing)))
+    rows_1R = torch.cat([one[:, :count] for one, count in zip(rows, counts, strict=True)], dim=1)
+    values_RD = torch.cat([one[:count] for one, count in zip(values, counts, strict=True)])
     return torch.sparse_coo_tensor(rows_1R, values_RD, gradient_VD.shape, check_invariants=False).coalesce()
+
+
+def _gathered(value: Tensor) -> list[Tensor]:
+    """*value* of every process, in the order of ranks."""
+    values = [torch.empty_like(value) for _ in range(num_processes())]
+    dist.all_gather(values, value.contiguous())
+    return values
 
 
 def sum_over_processes(value: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ A sampled softmax gives a gradient to the rows that its step reads: the sequence
 thousand. Adam of the whole table reads and writes four tables of the vocabulary's size all the same, which at a
 million items takes longer than the loss and its gradients. So such a table (``Embedding.sparse``) is stepped by
 ``torch.optim.SparseAdam``: a row without a gradient stays as it is, and so do its moments. For rows that have a
-gradient in every step it is Adam to the bit of rounding; a rare row's last gradients push it once, not again in the
+gradient in every step it is Adam up to rounding; a rare row's last gradients push it once, not again in the
 steps that do not read it.
 """
 

@@ -42,7 +42,7 @@ def test_a_log_gets_one_line_per_epoch() -> None:
         progress.on_epoch(epoch(1, best_epoch=1))
 
     assert output.getvalue().splitlines() == [
-        "base, epoch 0/10: NDCG@10 0.5000 (best 0.5000, epoch 0), 1:30 to 5:00 left",
+        "base, epoch 0/10: NDCG@10 0.5000 (best 0.5000, epoch 0)",
         "base, epoch 1/10: loss 2.5000 NDCG@10 0.5000 (best 0.5000, epoch 1), 1:30 to 4:30 left",
     ]
 
