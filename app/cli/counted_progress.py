@@ -14,10 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from app.cli.progress import clock_time
+from app.cli.progress import SECONDS_TO_TIME, clock_time
 
-# The forecast waits until so much was timed; the first steps of a work are its slowest.
-SECONDS_TO_TIME = 4.0
 # Of less, nobody needs to be told.
 LONG_SECONDS = 15.0
 SECONDS_BETWEEN_LINES = 8.0

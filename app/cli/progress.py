@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_READS = 0.25
 # Of a stage in a log: often enough to see that it goes on.
 SECONDS_BETWEEN_LINES = 10.0
-# The forecast of a stage waits until so much of its first epoch was timed.
+# A forecast waits until so much was timed; the first steps of a work are its slowest.
 SECONDS_TO_TIME = 4.0
 
 

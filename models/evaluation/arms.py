@@ -40,10 +40,11 @@ import polars as pl
 
 from models.composite.assembly import COMPOSITE
 from models.composite.folder import CHECKED_FILES, SUMMARY
-from models.composite.regenerated_rows import REGENERATED, SHORTEST_ROW
+from models.composite.regenerated_rows import REGENERATED
 from models.data.dataset import TOKENS, Dataset, Sequences, TokenArray, sha256_of
 from models.decoding.rules import RULES_VERSION
 from models.errors import DatasetFormatError
+from models.training.objective import drop_untrainable
 from models.vocabulary import TokenRange
 
 ArmName = Literal["original", "duplicated", "regenerated", "mixed"]
@@ -205,7 +206,7 @@ def build_arm(dataset: Dataset, target: str, name: ArmName, composite: Composite
     if name in COMPOSITE_ARMS:
         assert composite is not None
         rows = keep_domain(composite.rows if name == "regenerated" else duplicate_rows(composite), domain)
-    rows = drop_short(rows)
+    rows = drop_untrainable(rows)
     return Arm(
         name,
         rows,
@@ -238,11 +239,6 @@ def keep_domain(sequences: Sequences, domain: TokenRange) -> Sequences:
     """
     inside = sequences.inside(domain)
     return Sequences((inside.token_ids - (domain.first - 1)).astype(TOKENS), inside.offsets)
-
-
-def drop_short(sequences: Sequences) -> Sequences:
-    """Only the sequences with an item to predict."""
-    return sequences.at(np.flatnonzero(sequences.lengths >= SHORTEST_ROW))
 
 
 def duplicate_rows(composite: Composite) -> Sequences:

@@ -36,7 +36,7 @@ from models.decoding.anticipate import RUN_ITEMS
 from models.decoding.regenerator import Regenerator
 from models.decoding.rules import GUARDED_RULE
 from models.evaluation.advice import Advised, choose_weight
-from models.evaluation.arms import Arm, Queries, build_arm, drop_short, keep_domain
+from models.evaluation.arms import Arm, Queries, build_arm, keep_domain
 from models.evaluation.budgets import EvaluationConfig
 from models.evaluation.ranking import Ranks, rank_queries
 from models.evaluation.served import DecoderScorer, advised
@@ -44,6 +44,7 @@ from models.evaluation.trained import Trainings
 from models.ranking_metrics import ndcg_at_k
 from models.recommenders.recommender import Scorer
 from models.training.loop import Progress
+from models.training.objective import drop_untrainable
 from models.tuning import Guard
 
 # Where the dial is tried beside "replace nothing", which is always a candidate. At "replace all" alone: every setting
@@ -320,7 +321,7 @@ def composite_arm(original: Arm, dataset: Dataset, bundle: Bundle, target: str, 
     log = LogReader.of(dataset.vocabulary, bundle.vocabulary, target, everything=False).read(dataset)
     users = regenerate_log(log, _regenerator(bundle, target, hints))
     rows = Sequences.from_lists(row.token_ids for row in composite_rows(log, users))
-    return dataclasses.replace(original, name="regenerated", rows=drop_short(keep_domain(rows, domain)))
+    return dataclasses.replace(original, name="regenerated", rows=drop_untrainable(keep_domain(rows, domain)))
 
 
 def _regenerator(bundle: Bundle, target: str, hints: int) -> Regenerator:

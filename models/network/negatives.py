@@ -55,6 +55,8 @@ class PopularitySampler:
         cls, sequences: Iterable[npt.NDArray[np.integer]], candidates: TokenRange, num_draws: int
     ) -> PopularitySampler:
         """The candidates ranked by how often they occur in *sequences*; of equals the lower token first."""
+        if num_draws >= len(candidates):  # nothing is drawn, so nobody asks for the ranks
+            return cls(np.arange(candidates.first, candidates.last + 1), num_draws)
         counts_X = np.zeros(len(candidates), dtype=np.int64)
         for tokens in sequences:
             own = tokens[candidates.mask(tokens)].astype(np.int64)

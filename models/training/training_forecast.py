@@ -13,8 +13,8 @@ from models.network.decoder import Decoder, DecoderConfig
 from models.network.losses import CHUNK_ELEMENTS
 
 BYTES_A_WEIGHT = 4
-# Copies of a network while it is trained, measured (docs/scale.md): weights, two moments, the best so far and its
-# successor; of gradients two while they are added up, the table's as rows in a sampled softmax.
+# Copies of a network while it is trained: weights, two moments, the best so far and its successor; of gradients two
+# while they are added up, the table's as rows in a sampled softmax.
 COPIES = 5
 GRADIENT_COPIES = 2
 # Interpreter, libraries, data of a small log, and weights of a softmax at once.
