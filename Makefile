@@ -119,7 +119,7 @@ bench: $(INSTALLED)
 
 # One of them: bench-decode, bench-training, bench-serving, bench-scaling and so on, as the files are called.
 bench-%: $(INSTALLED)
-	$(BIN)/python -m benchmarks.bench_$* $(ARGS)
+	$(BIN)/python -m benchmarks.bench_$(subst -,_,$*) $(ARGS)
 
 bench-recbole: $(INTEROP)/.installed
 	$(INTEROP)/bin/python -m benchmarks.bench_recbole $(ARGS)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -532,6 +533,15 @@ def test_json_is_an_object_even_of_a_command_that_did_not_begin(run, arguments, 
     assert run(*arguments)[1] == ""
 
 
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """A shell that starts the suite before & has it ignore Ctrl-C, and everything that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_is_one_line_and_no_success(run, dataset, tmp_path) -> None:
     def interrupt_training() -> None:
         while not any(tmp_path.iterdir()):
@@ -547,6 +557,7 @@ def test_ctrl_c_is_one_line_and_no_success(run, dataset, tmp_path) -> None:
     assert json.loads(out) == {"command": "train", "ok": False, "error": "interrupted"}
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_while_the_command_is_imported_ends_it_without_a_word() -> None:
     slow_import = """
 import sys, time

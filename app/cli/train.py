@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -204,13 +205,15 @@ def train(
     Train the base and one expert per domain; write them as a bundle, with what validation chose for each target.
 
     The state after every epoch lies in OUT.run: the same command, given again after a kill, goes on from there and
-    ends with the same weights. Under `torchrun --nproc-per-node N --no-python` N GPUs train together.
+    ends with the same weights. While it runs the sequences take 4 bytes an interaction of OUT's disk. Under
+    `torchrun --nproc-per-node N --no-python` N GPUs train together.
     """
     say(f"reading {dataset}")
+    from app.cli.counted_progress import CountedProgress
     from app.cli.progress import TrainingProgress
     from models.bundle import check_destination, load_bundle
     from models.composite.regenerated_rows import SHORTEST_ROW
-    from models.data.dataset import load_dataset
+    from models.data.dataset import describe_dataset, load_dataset
     from models.evaluation.configuration import tuned_config, with_precision
     from models.evaluation.regeneration_trial import try_targets, with_guards
     from models.training import distributed
@@ -225,6 +228,7 @@ def train(
         refreshed,
         train_bundle,
     )
+    from models.training.training_data import StoredData
 
     defaults = RELEASED if recipe == "released" else PipelineConfig()
     earlier = None if init is None else load_bundle(init)
@@ -233,7 +237,11 @@ def train(
     if network.width % network.num_heads:
         raise typer.BadParameter(f"--width {network.width} is not a multiple of --heads {network.num_heads}")
     check_destination(out, replace=replace)
-    prepared = load_dataset(dataset)
+    described = describe_dataset(dataset)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with CountedProgress(console) as reading:
+        on_users = partial(reading, "reading sequences")
+        prepared = StoredData.of(described, out.parent, on_users)
     if earlier is not None:
         if experts != "adapted" or recipe != "tuned":
             raise typer.BadParameter("--init goes on by --recipe tuned and --experts adapted")
@@ -285,7 +293,7 @@ def train(
             bundle = train_all(dataclasses.replace(config, refit=refit and not tries))
             if tries:
                 tried = try_targets(
-                    prepared,
+                    load_dataset(dataset),
                     bundle,
                     config=with_precision(tuned_config(), config.base.precision),
                     device=place,

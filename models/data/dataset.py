@@ -168,6 +168,28 @@ class Sequences:
 
 
 @dataclass(frozen=True)
+class ChosenSequences:
+    """
+    Some of other sequences, in any order, without a copy of them.
+
+    >>> [s.tolist() for s in ChosenSequences(Sequences.from_lists([[1, 2], [], [3]]), np.array([2, 0]))]
+    [[3], [1, 2]]
+    """
+
+    sequences: Sequences
+    rows: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> TokenArray:
+        return self.sequences[self.rows[index]]
+
+    def __iter__(self) -> Iterator[TokenArray]:
+        return (self.sequences[row] for row in self.rows)
+
+
+@dataclass(frozen=True)
 class SequenceTimes:
     """
     The times of ragged sequences, one flat array; see ``Sequences``.

@@ -44,7 +44,7 @@ from models.composite.regenerated_rows import REGENERATED
 from models.data.dataset import TOKENS, Dataset, Sequences, TokenArray, sha256_of
 from models.decoding.rules import RULES_VERSION
 from models.errors import DatasetFormatError
-from models.training.objective import drop_untrainable
+from models.training.objective import trainable_rows
 from models.vocabulary import TokenRange
 
 ArmName = Literal["original", "duplicated", "regenerated", "mixed"]
@@ -206,10 +206,9 @@ def build_arm(dataset: Dataset, target: str, name: ArmName, composite: Composite
     if name in COMPOSITE_ARMS:
         assert composite is not None
         rows = keep_domain(composite.rows if name == "regenerated" else duplicate_rows(composite), domain)
-    rows = drop_untrainable(rows)
     return Arm(
         name,
-        rows,
+        rows.at(trainable_rows(rows)),
         domains[-1].last,
         domains,
         candidates,

@@ -44,7 +44,7 @@ from models.evaluation.trained import Trainings
 from models.ranking_metrics import ndcg_at_k
 from models.recommenders.recommender import Scorer
 from models.training.loop import Progress
-from models.training.objective import drop_untrainable
+from models.training.objective import trainable_rows
 from models.tuning import Guard
 
 # Where the dial is tried beside "replace nothing", which is always a candidate. At "replace all" alone: every setting
@@ -320,8 +320,9 @@ def composite_arm(original: Arm, dataset: Dataset, bundle: Bundle, target: str, 
     domain = dataset.vocabulary.token_range(target)
     log = LogReader.of(dataset.vocabulary, bundle.vocabulary, target, everything=False).read(dataset)
     users = regenerate_log(log, _regenerator(bundle, target, hints))
-    rows = Sequences.from_lists(row.token_ids for row in composite_rows(log, users))
-    return dataclasses.replace(original, name="regenerated", rows=drop_untrainable(keep_domain(rows, domain)))
+    composite = Sequences.from_lists(row.token_ids for row in composite_rows(log, users))
+    rows = keep_domain(composite, domain)
+    return dataclasses.replace(original, name="regenerated", rows=rows.at(trainable_rows(rows)))
 
 
 def _regenerator(bundle: Bundle, target: str, hints: int) -> Regenerator:

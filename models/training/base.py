@@ -10,22 +10,23 @@ from pathlib import Path
 
 import torch
 
-from models.data.dataset import Dataset
+from models.data.dataset import ChosenSequences
 from models.network.decoder import Decoder, DecoderConfig
 from models.network.losses import next_item_targets
 from models.training.loop import Progress, TrainingConfig, TrainingResult, fit
 from models.training.objective import (
     PredictionObjective,
     choose_held_out,
-    drop_untrainable,
     make_trainable,
+    trainable_rows,
     weights_hash,
 )
+from models.training.training_data import TrainingData
 from models.vocabulary import TokenRange
 
 
 def train_base(
-    dataset: Dataset,
+    dataset: TrainingData,
     decoder_config: DecoderConfig,
     config: TrainingConfig,
     *,
@@ -52,7 +53,7 @@ def train_base(
         name="base",
         # Another network on the same data is another run, and so is another loss.
         fingerprint=fingerprint if sampled_softmax is None else f"{fingerprint} sampled {sampled_softmax}",
-        sequences=drop_untrainable(dataset.train),
+        sequences=ChosenSequences(dataset.train, trainable_rows(dataset.train)),
         targets_of=next_item_targets,
         candidates=all_items,
         validation=choose_held_out(dataset.train, dataset.validation, all_items),

@@ -26,14 +26,12 @@ def length_bucketed_batches(
 
     Each row appears exactly once. Sorting happens inside windows of 16 batches of a fresh shuffle.
     """
-    shuffled_U = generator.permutation(len(lengths_U))
-    window = batch_size * BUCKET_BATCHES
-    batches = []
-    for start in range(0, len(shuffled_U), window):
-        rows = shuffled_U[start : start + window]
-        rows = rows[np.argsort(lengths_U[rows], kind="stable")]
-        batches += [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
-    return (batches[index] for index in generator.permutation(len(batches)))
+    rows_U = generator.permutation(len(lengths_U))
+    for start in range(0, len(rows_U), batch_size * BUCKET_BATCHES):
+        window = rows_U[start : start + batch_size * BUCKET_BATCHES]
+        window[:] = window[np.argsort(lengths_U[window], kind="stable")]
+    num_batches = -(-len(rows_U) // batch_size)
+    return (rows_U[number * batch_size : (number + 1) * batch_size] for number in generator.permutation(num_batches))
 
 
 def epoch_seed(seed: int, name: str, epoch: int) -> int:

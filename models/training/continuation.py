@@ -22,13 +22,16 @@ import torch
 from torch import Tensor
 
 from models.bundle import Bundle
-from models.data.dataset import Dataset, Sequences
+from models.data.dataset import Sequences
 from models.errors import BundleMismatchError, VocabularyError
 from models.network.decoder import Decoder
+from models.training.training_data import TrainingData
 from models.vocabulary import PADDING, Vocabulary
 
 # How far from a new item an item still tells what it is like.
 NEIGHBOUR_DISTANCE = 3
+# Users whose neighbours are looked for at once.
+BLOCK_USERS = 1 << 16
 ITEM_TABLE = "item_embedding.weight"
 
 
@@ -48,7 +51,7 @@ class Continuation:
     train: Sequences
 
     @classmethod
-    def of(cls, bundle: Bundle, dataset: Dataset) -> Continuation:
+    def of(cls, bundle: Bundle, dataset: TrainingData) -> Continuation:
         """
         Go on from *bundle* on *dataset*.
 
@@ -143,13 +146,15 @@ class Continuation:
     @cached_property
     def _neighbours(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Pairs of a new item and a known one that stands near it: two arrays [N]."""
-        tokens = self.train.token_ids.astype(np.int64)
-        owners = np.repeat(np.arange(len(self.train)), self.train.lengths)
-        is_known = self._known_V[tokens] != PADDING
-        found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
-        for distance in range(1, NEIGHBOUR_DISTANCE + 1):
-            left, right = slice(None, -distance), slice(distance, None)
-            for ours, theirs in ((left, right), (right, left)):
-                pairs = (owners[ours] == owners[theirs]) & ~is_known[ours] & is_known[theirs]
-                found.append((tokens[ours][pairs], tokens[theirs][pairs]))
+        found = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))]
+        for first in range(0, len(self.train), BLOCK_USERS):
+            block = self.train.at(np.arange(first, min(first + BLOCK_USERS, len(self.train))))
+            tokens = block.token_ids.astype(np.int64)
+            owners = np.repeat(np.arange(len(block)), block.lengths)
+            is_known = self._known_V[tokens] != PADDING
+            for distance in range(1, NEIGHBOUR_DISTANCE + 1):
+                left, right = slice(None, -distance), slice(distance, None)
+                for ours, theirs in ((left, right), (right, left)):
+                    pairs = (owners[ours] == owners[theirs]) & ~is_known[ours] & is_known[theirs]
+                    found.append((tokens[ours][pairs], tokens[theirs][pairs]))
         return np.concatenate([pair[0] for pair in found]), np.concatenate([pair[1] for pair in found])

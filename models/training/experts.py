@@ -25,7 +25,7 @@ from typing import Literal
 
 import torch
 
-from models.data.dataset import Dataset
+from models.data.dataset import ChosenSequences
 from models.network.decoder import Decoder
 from models.network.losses import domain_specific_targets, next_item_targets
 from models.training.batches import epoch_generator
@@ -33,17 +33,18 @@ from models.training.loop import Progress, TrainingConfig, TrainingResult, fit
 from models.training.objective import (
     PredictionObjective,
     choose_held_out,
-    drop_untrainable,
     make_trainable,
+    trainable_rows,
     weights_hash,
 )
 from models.training.own_shares import try_own_shares
+from models.training.training_data import TrainingData
 
 Experts = Literal["adapted", "from-scratch", "single-domain"]
 
 
 def train_expert(
-    dataset: Dataset,
+    dataset: TrainingData,
     base: Decoder,
     domain: str,
     config: TrainingConfig,
@@ -92,7 +93,7 @@ def train_expert(
     objective = PredictionObjective(
         name=name,
         fingerprint=fingerprint if experts == "adapted" else f"{fingerprint} {experts}",
-        sequences=drop_untrainable(rows),
+        sequences=ChosenSequences(rows, trainable_rows(rows)),
         targets_of=(
             next_item_targets
             if experts == "single-domain"

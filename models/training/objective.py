@@ -33,6 +33,8 @@ from models.vocabulary import TokenRange
 
 # Sequences whose predicted positions are counted at once.
 COUNTED_ROWS = 1024
+# Validation rows: the mean NDCG of so many is known to a hundredth of itself, and they take 100 MB.
+MOST_VALIDATED = 100_000
 # Scores held at once while ranking, in elements (32 MB).
 RANKING_ELEMENTS = 1 << 23
 
@@ -191,14 +193,20 @@ def make_trainable(decoder: Decoder, *, sampled_softmax: int | None) -> None:
     decoder.item_embedding.sparse = sampled_softmax is not None
 
 
-def drop_untrainable(sequences: Sequences) -> Sequences:
-    """The sequences of at least two items: shorter ones have nothing to predict."""
-    return sequences.at(np.flatnonzero(sequences.lengths >= 2))
+def trainable_rows(sequences: Sequences) -> npt.NDArray[np.int64]:
+    """Numbers of the sequences of at least two items: shorter ones have nothing to predict."""
+    return np.flatnonzero(sequences.lengths >= 2)
 
 
 def choose_held_out(train: Sequences, targets_U: TokenArray, candidates: TokenRange) -> HeldOut:
-    """The users whose held-out item is a candidate and whose history is not empty."""
+    """
+    The users whose held-out item is a candidate and whose history is not empty.
+
+    Of more than ``MOST_VALIDATED`` as many random ones, always the same: an epoch is to be longer than its validation.
+    """
     chosen = np.flatnonzero(candidates.mask(targets_U) & (train.lengths > 0))
+    if len(chosen) > MOST_VALIDATED:
+        chosen = np.sort(np.random.default_rng(0).choice(chosen, MOST_VALIDATED, replace=False))
     return HeldOut(train.at(chosen), targets_U[chosen])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from models.bundle import Bundle, check_destination, load_bundle, save_bundle
-from models.data.dataset import DATASET_FACTS, Dataset
+from models.data.dataset import DATASET_FACTS
 from models.data.period import now_text
 from models.errors import BundleError
 from models.files import PARTIAL_SUFFIX
@@ -25,7 +25,8 @@ from models.training.experts import Experts, train_expert
 from models.training.loop import RESUME_SUFFIX, Progress, TrainingConfig, TrainingResult
 from models.training.objective import choose_held_out
 from models.training.own_shares import ShareTrial, try_own_shares
-from models.training.refit import RefitProgress, UndividedDataset
+from models.training.refit import RefitProgress
+from models.training.training_data import TrainingData, undivided
 from models.training.training_forecast import TrainingForecast
 from models.tuning import Guard, TargetTuning
 
@@ -57,7 +58,7 @@ class NetworkConfig:
         """The size of a decoder that there is."""
         return cls(**{one.name: getattr(decoder, one.name) for one in dataclasses.fields(cls)})
 
-    def decoder_for(self, dataset: Dataset) -> DecoderConfig:
+    def decoder_for(self, dataset: TrainingData) -> DecoderConfig:
         """A decoder of this size for the items of *dataset*."""
         return DecoderConfig(
             num_items=dataset.vocabulary.num_items,
@@ -137,14 +138,16 @@ def enough_epochs(training: TrainingConfig, num_sequences: int) -> TrainingConfi
     return dataclasses.replace(training, max_epochs=max(training.max_epochs, -(-LEAST_STEPS // steps)))
 
 
-def forecast_of(dataset: Dataset, config: PipelineConfig) -> TrainingForecast:
+def forecast_of(dataset: TrainingData, config: PipelineConfig) -> TrainingForecast:
     """What ``train_bundle`` takes."""
     domains = len(dataset.vocabulary.domains)
     size = config.network.decoder_for(dataset)
-    return TrainingForecast.of(size, domains, sampled_softmax=config.sampled_softmax is not None)
+    return TrainingForecast.of(
+        size, domains, num_users=len(dataset.train), sampled_softmax=config.sampled_softmax is not None
+    )
 
 
-def find_trained(folder: Path, dataset: Dataset, config: PipelineConfig, *, device: torch.device) -> Bundle | None:
+def find_trained(folder: Path, dataset: TrainingData, config: PipelineConfig, *, device: torch.device) -> Bundle | None:
     """What *folder* holds, if it is a whole bundle that *config* trained on *dataset*."""
     try:
         bundle = load_bundle(folder, device=device)
@@ -157,7 +160,7 @@ def find_trained(folder: Path, dataset: Dataset, config: PipelineConfig, *, devi
 
 
 def train_bundle(
-    dataset: Dataset,
+    dataset: TrainingData,
     out: Path,
     config: PipelineConfig,
     *,
@@ -240,7 +243,7 @@ def train_bundle(
 
 
 def _train(
-    dataset: Dataset,
+    dataset: TrainingData,
     decoder_config: DecoderConfig,
     config: PipelineConfig,
     device: torch.device,
@@ -283,7 +286,7 @@ def _train(
     return Trained(base, tuple(e for e, _ in experts), base_result, tuple(result for _, result in experts))
 
 
-def _own_shares(expert: Decoder, dataset: Dataset, domain: str) -> ShareTrial:
+def _own_shares(expert: Decoder, dataset: TrainingData, domain: str) -> ShareTrial:
     token_range = dataset.vocabulary.token_range(domain)
     return try_own_shares(expert, choose_held_out(dataset.train, dataset.validation, token_range), token_range)
 
@@ -301,7 +304,7 @@ def _expert_training(config: PipelineConfig, domain: str) -> TrainingConfig:
 
 
 def _refit(
-    dataset: Dataset,
+    dataset: TrainingData,
     decoder_config: DecoderConfig,
     config: PipelineConfig,
     device: torch.device,
@@ -311,7 +314,7 @@ def _refit(
     chosen: Trained,
 ) -> Trained:
     """Base and experts once more, on everything, each to the epoch that validation chose."""
-    everything = UndividedDataset.of(dataset)
+    everything = undivided(dataset)
     reports = None if progress is None else RefitProgress(progress)
     return _train(everything, decoder_config, config, device, run_directory, reports, continuation, chosen=chosen)
 

@@ -8,33 +8,9 @@ it by, so a refit bundle serves and makes production data, and evaluations refus
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from models.data.dataset import TOKENS, Dataset, TokenArray
 from models.training.loop import EpochReport, Progress, StepReport
-
-
-class UndividedDataset(Dataset):
-    """A dataset of which everything is to train on and nothing is held out."""
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> UndividedDataset:
-        """All of *dataset*."""
-        values = {field.name: getattr(dataset, field.name) for field in fields(Dataset)}
-        return cls(**values | {"train": dataset.complete, "fingerprint": f"{dataset.fingerprint} undivided"})
-
-    @cached_property
-    def validation(self) -> TokenArray:
-        """Nobody has a validation item."""
-        return np.zeros(len(self.user_ids), dtype=TOKENS)
-
-    @cached_property
-    def test(self) -> TokenArray:
-        """Nobody has a test item."""
-        return np.zeros(len(self.user_ids), dtype=TOKENS)
 
 
 @dataclass(frozen=True)

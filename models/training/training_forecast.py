@@ -17,6 +17,8 @@ BYTES_A_WEIGHT = 4
 # while they are added up, the table's as rows in a sampled softmax.
 COPIES = 5
 GRADIENT_COPIES = 2
+# Of a user: where its sequence begins, how long it is and what it predicts, its place in an epoch, its validation item.
+BYTES_A_USER = 48
 # Interpreter, libraries, data of a small log, and weights of a softmax at once.
 BASE_BYTES = 700 * 10**6 + BYTES_A_WEIGHT * CHUNK_ELEMENTS
 
@@ -37,12 +39,15 @@ class TrainingForecast:
     num_bytes: int
 
     @classmethod
-    def of(cls, decoder: DecoderConfig, num_domains: int, *, sampled_softmax: bool) -> TrainingForecast:
-        """Of a base and so many experts."""
+    def of(
+        cls, decoder: DecoderConfig, num_domains: int, *, num_users: int = 0, sampled_softmax: bool
+    ) -> TrainingForecast:
+        """Of a base and so many experts, trained on the sequences of so many users."""
         with torch.device("meta"):
             num_weights = sum(math.prod(one.shape) for one in Decoder(decoder).parameters())
         copies = COPIES + (0 if sampled_softmax else GRADIENT_COPIES)
-        return cls(num_weights, BASE_BYTES + BYTES_A_WEIGHT * num_weights * (copies + num_domains))
+        networks = BYTES_A_WEIGHT * num_weights * (copies + num_domains)
+        return cls(num_weights, BASE_BYTES + networks + BYTES_A_USER * num_users)
 
     def check(self, device: torch.device) -> None:
         """

@@ -20,9 +20,10 @@ from benchmarks import (
     bench_scaling,
     bench_serving,
     bench_training,
+    bench_training_data,
 )
 from benchmarks.measure import interleaved_seconds, random_bundle, random_sequences, rounded
-from models.data.dataset import pad_right
+from models.data.dataset import Dataset, pad_right
 from models.decoding.regenerator import Regenerator
 from models.decoding.rules import DEFAULT_RULE
 
@@ -71,6 +72,13 @@ def test_the_large_log_has_every_item_and_only_readers_have_more_than_one(tmp_pa
 @pytest.mark.parametrize(("text", "seconds"), [("0:07", 7), ("12:05", 725), ("1:00:01", 3601)])
 def test_a_forecast_is_read_back_as_seconds(text: str, seconds: int) -> None:
     assert bench_large_training.clock_seconds(text) == seconds
+
+
+def test_an_epoch_reads_the_same_from_a_file_as_from_memory(dataset: Dataset) -> None:
+    held, stored = (bench_training_data.run_way(way, dataset.directory) for way in ("held", "stored"))
+
+    assert held["items_read"] == stored["items_read"] > 0
+    assert stored["own_megabytes"].keys() == {"opened", "peak_of_opening", "peak"}
 
 
 def test_a_curve_has_a_point_per_value() -> None:
