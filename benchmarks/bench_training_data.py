@@ -26,14 +26,14 @@ from benchmarks.measure import machine
 from models.data.dataset import ChosenSequences, describe_dataset, load_dataset
 from models.network.losses import next_item_targets
 from models.training.objective import PredictionObjective, choose_held_out, trainable_rows
-from models.training.training_data import StoredData, TrainingData
+from models.training.training_data import StoredData, TrainableData
 from models.vocabulary import TokenRange
 
 BATCH = 32
 MAX_LENGTH = 128
 
 
-def opened(way: str, folder: Path) -> TrainingData:
+def opened(way: str, folder: Path) -> TrainableData:
     """The dataset, *held* or *stored*."""
     return load_dataset(folder) if way == "held" else StoredData.of(describe_dataset(folder), folder.parent)
 

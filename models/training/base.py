@@ -21,12 +21,12 @@ from models.training.objective import (
     trainable_rows,
     weights_hash,
 )
-from models.training.training_data import TrainingData
+from models.training.training_data import TrainableData
 from models.vocabulary import TokenRange
 
 
 def train_base(
-    dataset: TrainingData,
+    dataset: TrainableData,
     decoder_config: DecoderConfig,
     config: TrainingConfig,
     *,

@@ -25,7 +25,7 @@ from models.bundle import Bundle
 from models.data.dataset import Sequences
 from models.errors import BundleMismatchError, VocabularyError
 from models.network.decoder import Decoder
-from models.training.training_data import TrainingData
+from models.training.training_data import TrainableData
 from models.vocabulary import PADDING, Vocabulary
 
 # How far from a new item an item still tells what it is like.
@@ -51,7 +51,7 @@ class Continuation:
     train: Sequences
 
     @classmethod
-    def of(cls, bundle: Bundle, dataset: TrainingData) -> Continuation:
+    def of(cls, bundle: Bundle, dataset: TrainableData) -> Continuation:
         """
         Go on from *bundle* on *dataset*.
 

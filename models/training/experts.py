@@ -38,13 +38,13 @@ from models.training.objective import (
     weights_hash,
 )
 from models.training.own_shares import try_own_shares
-from models.training.training_data import TrainingData
+from models.training.training_data import TrainableData
 
 Experts = Literal["adapted", "from-scratch", "single-domain"]
 
 
 def train_expert(
-    dataset: TrainingData,
+    dataset: TrainableData,
     base: Decoder,
     domain: str,
     config: TrainingConfig,

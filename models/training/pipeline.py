@@ -26,7 +26,7 @@ from models.training.loop import RESUME_SUFFIX, Progress, TrainingConfig, Traini
 from models.training.objective import choose_held_out
 from models.training.own_shares import ShareTrial, try_own_shares
 from models.training.refit import RefitProgress
-from models.training.training_data import TrainingData, undivided
+from models.training.training_data import TrainableData, undivided
 from models.training.training_forecast import TrainingForecast
 from models.tuning import Guard, TargetTuning
 
@@ -58,7 +58,7 @@ class NetworkConfig:
         """The size of a decoder that there is."""
         return cls(**{one.name: getattr(decoder, one.name) for one in dataclasses.fields(cls)})
 
-    def decoder_for(self, dataset: TrainingData) -> DecoderConfig:
+    def decoder_for(self, dataset: TrainableData) -> DecoderConfig:
         """A decoder of this size for the items of *dataset*."""
         return DecoderConfig(
             num_items=dataset.vocabulary.num_items,
@@ -138,7 +138,7 @@ def enough_epochs(training: TrainingConfig, num_sequences: int) -> TrainingConfi
     return dataclasses.replace(training, max_epochs=max(training.max_epochs, -(-LEAST_STEPS // steps)))
 
 
-def forecast_of(dataset: TrainingData, config: PipelineConfig) -> TrainingForecast:
+def forecast_of(dataset: TrainableData, config: PipelineConfig) -> TrainingForecast:
     """What ``train_bundle`` takes."""
     domains = len(dataset.vocabulary.domains)
     size = config.network.decoder_for(dataset)
@@ -147,7 +147,9 @@ def forecast_of(dataset: TrainingData, config: PipelineConfig) -> TrainingForeca
     )
 
 
-def find_trained(folder: Path, dataset: TrainingData, config: PipelineConfig, *, device: torch.device) -> Bundle | None:
+def find_trained(
+    folder: Path, dataset: TrainableData, config: PipelineConfig, *, device: torch.device
+) -> Bundle | None:
     """What *folder* holds, if it is a whole bundle that *config* trained on *dataset*."""
     try:
         bundle = load_bundle(folder, device=device)
@@ -160,7 +162,7 @@ def find_trained(folder: Path, dataset: TrainingData, config: PipelineConfig, *,
 
 
 def train_bundle(
-    dataset: TrainingData,
+    dataset: TrainableData,
     out: Path,
     config: PipelineConfig,
     *,
@@ -243,7 +245,7 @@ def train_bundle(
 
 
 def _train(
-    dataset: TrainingData,
+    dataset: TrainableData,
     decoder_config: DecoderConfig,
     config: PipelineConfig,
     device: torch.device,
@@ -286,7 +288,7 @@ def _train(
     return Trained(base, tuple(e for e, _ in experts), base_result, tuple(result for _, result in experts))
 
 
-def _own_shares(expert: Decoder, dataset: TrainingData, domain: str) -> ShareTrial:
+def _own_shares(expert: Decoder, dataset: TrainableData, domain: str) -> ShareTrial:
     token_range = dataset.vocabulary.token_range(domain)
     return try_own_shares(expert, choose_held_out(dataset.train, dataset.validation, token_range), token_range)
 
@@ -304,7 +306,7 @@ def _expert_training(config: PipelineConfig, domain: str) -> TrainingConfig:
 
 
 def _refit(
-    dataset: TrainingData,
+    dataset: TrainableData,
     decoder_config: DecoderConfig,
     config: PipelineConfig,
     device: torch.device,

@@ -28,7 +28,7 @@ RANGE_USERS = 1 << 17
 RANGE_INTERACTIONS = 1 << 21
 
 
-class TrainingData(Protocol):
+class TrainableData(Protocol):
     """A dataset as training needs it: a ``Dataset`` holds it, ``StoredData`` has it in a file."""
 
     @property
@@ -119,7 +119,7 @@ class UndividedDataset(Dataset):
         return np.zeros(len(self.user_ids), dtype=TOKENS)
 
 
-def undivided(data: TrainingData) -> TrainingData:
+def undivided(data: TrainableData) -> TrainableData:
     """All of *data* to train on and nothing held out, as a refit wants it."""
     if isinstance(data, StoredData):
         return data.undivided()
