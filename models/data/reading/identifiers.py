@@ -15,6 +15,7 @@ import math
 import re
 from dataclasses import dataclass
 from decimal import Decimal
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +82,8 @@ def id_text(value: object) -> str | int | None:
         if math.isinf(value):
             return NOT_FINITE
         return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, UUID):
+        return str(value)
     if isinstance(value, Decimal):
         if not value.is_finite():
             return None if value.is_nan() else NOT_FINITE
@@ -113,7 +116,11 @@ def coded_ids(column: pa.Array) -> CodedIds:
     """
     if pa.types.is_dictionary(column.type) and not _is_text(column.type.value_type):
         column = column.dictionary_decode()
-    encoded = column if pa.types.is_dictionary(column.type) else _as_text(column).dictionary_encode()
+    if isinstance(column.type, pa.UuidType):
+        stored = column.storage.dictionary_encode()  # each id is written out once
+        encoded = pa.DictionaryArray.from_arrays(stored.indices, _uuid_texts(stored.dictionary))
+    else:
+        encoded = column if pa.types.is_dictionary(column.type) else _as_text(column).dictionary_encode()
     indices = pc.fill_null(encoded.indices.cast(pa.int32()), MISSING).to_numpy()
     return _judged(indices, encoded.dictionary)
 
@@ -215,6 +222,10 @@ def _as_text(column: pa.Array) -> pa.Array:
     if pa.types.is_decimal(kind):
         return pa.array([id_text(value) for value in column.to_pylist()], pa.string())
     raise InputFormatError(f"holds {str(kind)[:200]}, neither text nor numbers")
+
+
+def _uuid_texts(stored: pa.FixedSizeBinaryArray) -> pa.StringArray:
+    return pa.array([None if value is None else str(UUID(bytes=value)) for value in stored.to_pylist()], pa.string())
 
 
 def _digits(column: pa.DoubleArray) -> pa.StringArray:

@@ -212,7 +212,7 @@ def _value_type(schema: pa.Schema, name: str, *, is_list: bool) -> pa.DataType:
         kind = kind.value_type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     simple = pa.types.is_primitive(value) or pa.types.is_decimal(value) or pa.types.is_null(value)
-    if not simple and not _is_text(value):
+    if not simple and not _is_text(value) and not isinstance(value, pa.UuidType):
         raise InputFormatError(f"column {name} holds {str(kind)[:200]}, neither text nor numbers")
     return value
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -307,6 +308,31 @@ def test_times_that_are_ratings_and_domains_with_blanks_are_warned_of(tmp_path):
 
     assert any("all times lie between 1 and 5: is their column one of ratings?" in warning for warning in plain)
     assert any("the domain ' a' begins or ends with a blank" in warning for warning in blanks)
+
+
+def test_identifiers_of_the_type_uuid_are_their_texts(tmp_path):
+    """As DuckDB and others write what PostgreSQL calls uuid."""
+    ids = [UUID(int=number) for number in (7, 7, 1 << 127)]
+    stored = pa.array([*(one.bytes for one in ids), None], pa.uuid())
+    log = {"user": stored, "item": stored, "domain": ["a"] * 4, "timestamp": [1, 2, 3, 4]}
+    pq.write_table(pa.table(log), tmp_path / "log.parquet")
+    first, second = str(ids[0]), str(ids[2])
+
+    assert rows_of(tmp_path / "log.parquet") == [
+        (first, first, "a", 1.0),
+        (first, first, "a", 2.0),
+        (second, second, "a", 3.0),
+    ]
+
+
+def test_a_job_reads_lists_of_the_type_uuid(tmp_path):
+    ids = [UUID(int=number) for number in (7, 8)]
+    lists = pa.ListArray.from_arrays([0, 2], pa.array([one.bytes for one in ids], pa.uuid()))
+    columns = {"user_id": pa.array([ids[0].bytes], pa.uuid()), "item_ids": lists, "domains": [["a", "b"]]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    [row] = read_rows(files_of([tmp_path / "a.parquet"]), Layout(), LIMITS)
+
+    assert (row.user_id, list(row.item_ids)) == (str(ids[0]), [str(one) for one in ids])
 
 
 def test_delta_encoded_parquet_is_read(tmp_path):
