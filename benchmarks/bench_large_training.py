@@ -105,7 +105,7 @@ def main() -> None:
     """Both ways; the last line is JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument("--readers", type=int, default=640)
+    parser.add_argument("--readers", type=int, default=160)
     parser.add_argument("--length", type=int, default=50)
     parser.add_argument("--draws", type=int, default=8192, help="of the sampled softmax")
     arguments = parser.parse_args()
