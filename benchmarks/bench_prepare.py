@@ -4,11 +4,10 @@
     make bench-prepare ARGS='--rows 10000000'
 
 The log is synthetic and written in parts: 25 rows a user and 20 an item on average, uniform users, a tail of items,
-four domains, times of whole days. Each way runs in a process of its own. The limit of the one out of core is
-RLIMIT_DATA, which the kernel enforces on all that a process allocates; Arrow takes its memory from the C library there,
-as its own pool claims 1 GiB of addresses at its start, which would count. Pages of files that are mapped do not count,
-and the kernel takes them back when it needs them. Peaks are resident memory, those pages included. The last line is
-JSON.
+four domains, times of whole days. Each way runs in a process of its own. The one out of core is in a cgroup that the
+kernel keeps to the limit, as a container is: it counts the pages of files, too, and takes them back first. Where no
+cgroup can be made (that takes root) the limit is RLIMIT_DATA, of the addresses that a process asks for: more than it
+uses, as allocators keep them. Peaks are resident memory, mapped pages of files included. The last line is JSON.
 
 The scripts keep the rules of `prepare` but two: rows of equal time stay as they are read, and numbers go by order of
 appearance. They write train, validation, test and vocabulary, and nothing else.
@@ -17,16 +16,18 @@ appearance. They write train, validation, test and vocabulary, and nothing else.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +165,34 @@ WAYS: dict[str, Callable[[Path, Path, int], dict[str, Any]]] = {
 # -- Measuring
 
 
-def run_way(name: str, log: Path, out: Path, memory: int) -> None:
+@contextlib.contextmanager
+def memory_group(memory: int) -> Iterator[Path | None]:
+    """A cgroup of so many bytes for whoever writes its number into ``cgroup.procs``; None where none can be made."""
+    versions = ((Path("/sys/fs/cgroup"), "memory.max"), (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"))
+    made = None
+    for root, limit in versions:
+        group = root / f"taesar-bench-{os.getpid()}"
+        try:
+            group.mkdir()
+            if (group / limit).is_file():
+                (group / limit).write_text(str(memory), encoding="ascii")
+                made = group
+                break
+            group.rmdir()
+        except OSError:
+            continue
+    try:
+        yield made
+    finally:
+        if made is not None:
+            made.rmdir()
+
+
+def run_way(name: str, log: Path, out: Path, memory: int, group: Path | None) -> None:
     """In the child: do it, and print what it took as JSON."""
-    if name == "out_of_core":
+    if group is not None:
+        (group / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
+    elif name == "out_of_core":
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     start, cpu = time.perf_counter(), time.process_time()
     found = WAYS[name](log, out, memory)
@@ -177,8 +203,8 @@ def run_way(name: str, log: Path, out: Path, memory: int) -> None:
     print(json.dumps({**found, "seconds": seconds, "cpu_seconds": cpu, "peak_bytes": peak}))
 
 
-def measured(name: str, log: Path, folder: Path, memory: int) -> dict[str, Any]:
-    """Time, memory and disk of one way, in a process of its own."""
+def measured(name: str, log: Path, folder: Path, memory: int, group: Path | None) -> dict[str, Any]:
+    """Time, memory and disk of one way, in a process of its own, which *group* bounds."""
     out = folder / name
     ended, most = threading.Event(), [0]
 
@@ -190,7 +216,10 @@ def measured(name: str, log: Path, folder: Path, memory: int) -> dict[str, Any]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     arguments = ["--way", name, "--log", str(log), "--out", str(out), "--memory", str(memory)]
-    pool = {"ARROW_DEFAULT_MEMORY_POOL": "system"} if name == "out_of_core" else {}
+    if group is not None:
+        arguments += ["--group", str(group)]
+    # Arrow's own pool claims 1 GiB of addresses at its start, which RLIMIT_DATA would count.
+    pool = {"ARROW_DEFAULT_MEMORY_POOL": "system"} if name == "out_of_core" and group is None else {}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.bench_prepare", *arguments],
         capture_output=True,
@@ -201,6 +230,8 @@ def measured(name: str, log: Path, folder: Path, memory: int) -> dict[str, Any]:
     ended.set()
     watcher.join()
     if done.returncode != 0:
+        if done.returncode == -signal.SIGKILL:
+            return {"failed": "killed: out of memory"}
         return {"failed": (done.stderr.strip().splitlines() or ["no reason given"])[-1][:300]}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     result_bytes = _bytes_below(out)
@@ -243,13 +274,14 @@ def main() -> None:
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--log", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--group", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.way:
-        run_way(arguments.way, arguments.log, arguments.out, arguments.memory)
+        run_way(arguments.way, arguments.log, arguments.out, arguments.memory, arguments.group)
         return
     from benchmarks.measure import machine
 
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name, memory_group(arguments.memory) as group:
         folder = Path(name)
         input_bytes = write_log(folder / "log", arguments.rows)
         print(f"synthetic log of {arguments.rows:,} rows: {input_bytes / 1e6:.0f} MB", flush=True)
@@ -257,7 +289,8 @@ def main() -> None:
         for way in arguments.ways:
             if way == "in_memory" and arguments.rows > MOST_ROWS_IN_MEMORY:
                 continue
-            results[way] = measured(way, folder / "log", folder, arguments.memory)
+            bound = group if way == "out_of_core" else None
+            results[way] = measured(way, folder / "log", folder, arguments.memory, bound)
             print(way, results[way], flush=True)
         equal = None
         if all("seconds" in results.get(way, {}) for way in ("out_of_core", "in_memory")):
@@ -268,7 +301,7 @@ def main() -> None:
         "rows": arguments.rows,
         "input_megabytes": round(input_bytes / 1e6),
         "limit_bytes": arguments.memory,
-        "limit": "RLIMIT_DATA",
+        "limit": "RLIMIT_DATA" if group is None else "cgroup",
         "same_bytes_as_in_memory": equal,
         "ways": results,
         "machine": machine(),
