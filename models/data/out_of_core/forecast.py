@@ -25,7 +25,7 @@ from models.memory_sizes import size_text
 
 # Measured (docs/scale.md): of a preparation in memory; beside the output while one out of core runs; rows a second.
 MEMORY_BYTES_A_ROW = 150
-DISK_BYTES_A_ROW = 80
+DISK_BYTES_A_ROW = 110
 ROWS_A_SECOND = 150_000
 _FILES_LOOKED_AT = 16
 _BYTES_LOOKED_AT = 8 << 20
