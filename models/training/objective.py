@@ -171,7 +171,7 @@ class PredictionObjective:
 
     @cached_property
     def _lengths_U(self) -> npt.NDArray[np.int64]:
-        return np.asarray([len(sequence) for sequence in self.sequences], dtype=np.int64)
+        return np.fromiter(map(len, self.sequences), dtype=np.int64, count=len(self.sequences))
 
     @cached_property
     def _num_targets_U(self) -> npt.NDArray[np.int64]:
