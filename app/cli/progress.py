@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # Reading the loss waits for the device, so it is read for the eye only: at most this often.
 SECONDS_BETWEEN_READS = 0.25
-# Of a stage in a log: often enough to see that it goes on.
-SECONDS_BETWEEN_LINES = 10.0
+# Of a stage in a log: looked at every second, so there is never more than ten between two.
+SECONDS_BETWEEN_LINES = 9.0
 # A forecast waits until so much was timed; the first steps of a work are its slowest.
 SECONDS_TO_TIME = 4.0
 
