@@ -54,7 +54,7 @@ def run_way(way: str, folder: Path) -> dict[str, Any]:
             peak = max(peak, own_bytes())
 
     before = own_bytes()
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)  # an error ends it, too
     watcher.start()
     started = time.perf_counter()
     data = opened(way, folder)
