@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.bundle import Bundle
 from models.data.dataset import TOKENS, Dataset, Sequences, describe_dataset, load_dataset
 from models.data.preparation import PreparationConfig, prepare
 from models.errors import TrainingError
@@ -17,7 +18,7 @@ from models.training.loop import TrainingConfig
 from models.training.objective import choose_held_out
 from models.training.pipeline import NetworkConfig, PipelineConfig, train_bundle
 from models.training.training_data import StoredData, undivided
-from models.vocabulary import TokenRange
+from models.vocabulary import TokenRange, Vocabulary
 from tests.conftest import write_interactions
 
 CPU = torch.device("cpu")
@@ -85,19 +86,19 @@ def test_an_epoch_ranks_no_more_validation_rows_than_it_must(monkeypatch: pytest
 
 @pytest.mark.parametrize("users_at_once", [1, 3])
 def test_a_new_item_starts_at_the_same_place_however_many_users_are_read_at_once(
-    users_at_once: int, dataset: Dataset, bundle, monkeypatch: pytest.MonkeyPatch
+    users_at_once: int, dataset: Dataset, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every second of the bundle's items is taken for new here."""
+    """Every second item has a name that the bundle does not know."""
+    known = dataset.vocabulary
+    ids = tuple(tuple(f"{one}{'-new' * (n % 2)}" for n, one in enumerate(items)) for items in known.item_ids)
 
-    def neighbours() -> list[tuple[int, int]]:
-        going_on = Continuation(bundle, dataset.vocabulary, dataset.train)
-        known_V = np.arange(dataset.vocabulary.num_tokens)
-        known_V[1::2] = 0
-        going_on.__dict__["_known_V"] = known_V
-        tokens_N, others_N = going_on._neighbours
-        return sorted(zip(tokens_N.tolist(), others_N.tolist(), strict=True))
+    def tables() -> list[list[float]]:
+        grown = Continuation(bundle, Vocabulary(known.domains, ids), dataset.train).base
+        return grown.item_embeddings_VD.tolist()
 
-    whole = neighbours()
+    whole = tables()
     monkeypatch.setattr(continuation, "BLOCK_USERS", users_at_once)
 
-    assert neighbours() == whole != []
+    np.testing.assert_allclose(tables(), whole, atol=1e-6)  # sums in another order
+    # Each among its own neighbours, not all at one place
+    assert len({tuple(row) for row in whole}) == len(whole)
