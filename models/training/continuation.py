@@ -3,7 +3,9 @@ A trained decoder goes on with a grown vocabulary: what it knows stays, and a ne
 
 A new item's embedding is the mean of those of the items that stand beside it in the training sequences, and that the
 decoder knows: it starts among items of its kind, not at noise. One without such a neighbour starts at the mean of its
-domain. So a refresh begins with a network that ranks nearly as the last one did, and needs few epochs.
+domain. So a refresh begins with a base that ranks nearly as the last one did, and needs few epochs. Its experts are
+adapted from that base anew: those that went on from yesterday's experts fell a third behind in ten days, and behind the
+base itself (docs/experiments/ten-days-of-refreshes.md).
 
 Shapes: V = tokens, D = width, N = pairs of neighbours.
 """

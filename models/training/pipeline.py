@@ -281,7 +281,6 @@ def _train(
             resume_file=run_directory / f"{stage}expert-{index:02d}{RESUME_SUFFIX}",
             progress=progress,
             course=None if chosen is None else chosen.expert_results[index].course,
-            start=None if continuation is None else continuation.expert(domain),
         )
         for index, domain in enumerate(dataset.vocabulary.domains)
     ]
