@@ -213,7 +213,7 @@ def train(
     from app.cli.progress import TrainingProgress
     from models.bundle import check_destination, load_bundle
     from models.composite.regenerated_rows import SHORTEST_ROW
-    from models.data.dataset import describe_dataset, load_dataset
+    from models.data.dataset import describe_dataset, read_users
     from models.evaluation.configuration import tuned_config, with_precision
     from models.evaluation.regeneration_trial import try_targets, with_guards
     from models.training import distributed
@@ -293,7 +293,7 @@ def train(
             bundle = train_all(dataclasses.replace(config, refit=refit and not tries))
             if tries:
                 tried = try_targets(
-                    load_dataset(dataset),
+                    read_users(described),
                     bundle,
                     config=with_precision(tuned_config(), config.base.precision),
                     device=place,

@@ -13,14 +13,13 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from models.data.dataset import TOKENS, Dataset, TokenArray
+from models.data.dataset import Dataset
 from models.evaluation.arms import Arm
 from models.evaluation.budgets import EvaluationConfig, RowObjective, build_seeded
 from models.evaluation.configuration import tuned_config
@@ -30,6 +29,7 @@ from models.training.base import train_base
 from models.training.experts import train_expert
 from models.training.loop import Schedule, TrainingConfig, fit
 from models.training.pipeline import BASE_TRAINING, EXPERT_TRAINING, NetworkConfig, PipelineConfig
+from models.training.training_data import NothingHeldOut
 
 # What the three arms' trainings, the base's and the expert's may take of the time; the rest goes to all else.
 RECOMMENDER_SHARE, BASE_SHARE, EXPERT_SHARE = 0.4, 0.3, 0.15
@@ -181,7 +181,7 @@ def time_steps(
     return StepTimes(base_seconds, expert_seconds, seconds, steps_of_dataset, steps)
 
 
-class FewSequences(Dataset):
+class FewSequences(NothingHeldOut):
     """Some sequences of a dataset, nothing held out: to time steps on."""
 
     @classmethod
@@ -193,13 +193,3 @@ class FewSequences(Dataset):
         values = {one.name: getattr(dataset, one.name) for one in dataclasses.fields(Dataset)}
         users = tuple(dataset.user_ids[int(row)] for row in rows)
         return cls(**values | {"train": dataset.train.at(rows), "user_ids": users})
-
-    @cached_property
-    def validation(self) -> TokenArray:
-        """Nobody has a validation item."""
-        return np.zeros(len(self.user_ids), dtype=TOKENS)
-
-    @cached_property
-    def test(self) -> TokenArray:
-        """Nobody has a test item."""
-        return np.zeros(len(self.user_ids), dtype=TOKENS)

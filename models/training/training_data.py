@@ -61,7 +61,7 @@ class StoredData(DatasetDescription):
     """
     A dataset's training sequences in a file without a name, which ends with the process: 4 bytes an interaction.
 
-    In memory are 8 bytes a user, and of the file what was read lately and nobody else needs the room for.
+    In memory are 12 bytes a user, and of the file what was read lately and nobody else needs the room for.
 
     Args:
         train: the sequences; their tokens are pages of the file.
@@ -99,14 +99,8 @@ class StoredData(DatasetDescription):
         return StoredData(**own, train=train, validation=np.zeros(len(train), dtype=TOKENS), scratch=self.scratch)
 
 
-class UndividedDataset(Dataset):
-    """A dataset in memory of which everything is to train on and nothing is held out."""
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> UndividedDataset:
-        """All of *dataset*."""
-        values = {field.name: getattr(dataset, field.name) for field in fields(Dataset)}
-        return cls(**values | {"train": dataset.complete, "fingerprint": _undivided(dataset.fingerprint)})
+class NothingHeldOut(Dataset):
+    """A dataset in memory whose users have nothing to validate or to test by."""
 
     @cached_property
     def validation(self) -> TokenArray:
@@ -117,6 +111,16 @@ class UndividedDataset(Dataset):
     def test(self) -> TokenArray:
         """Nobody has a test item."""
         return np.zeros(len(self.user_ids), dtype=TOKENS)
+
+
+class UndividedDataset(NothingHeldOut):
+    """A dataset in memory of which everything is to train on."""
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> UndividedDataset:
+        """All of *dataset*."""
+        values = {field.name: getattr(dataset, field.name) for field in fields(Dataset)}
+        return cls(**values | {"train": dataset.complete, "fingerprint": _undivided(dataset.fingerprint)})
 
 
 def undivided(data: TrainableData) -> TrainableData:
@@ -154,7 +158,7 @@ def _stored(
                     on_users(users.end, ranges[-1].end)
             file.flush()
             offsets = np.cumsum(np.concatenate(lengths))
-            # An array of NumPy's own: slices of a memmap cost ten times as much.
+            # An array of NumPy's own: every slice of a memmap is another memmap, which costs more.
             tokens = np.asarray(np.memmap(file, dtype=TOKENS, mode="r")) if offsets[-1] else np.zeros(0, dtype=TOKENS)
     except OSError as error:
         raise TrainingError(

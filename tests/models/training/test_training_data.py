@@ -52,7 +52,7 @@ def test_the_file_holds_what_the_dataset_holds(
 
 
 def test_a_bundle_is_the_same_from_either(dataset: Dataset, tmp_path: Path) -> None:
-    """Trained, refit on everything, and gone on from: weights equal to the bit."""
+    """Trained, and refit on everything: weights equal to the bit."""
     stored = StoredData.of(describe_dataset(dataset.directory), tmp_path)
 
     versions = {}
