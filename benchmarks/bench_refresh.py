@@ -10,7 +10,8 @@ as many days of equally many rows. Every day joins the dataset (`taesar prepare 
 (`taesar train --init`); on the last day (--against last) or on every one, another is trained from nothing on the same
 dataset. Both target experts rank the test items of every domain, after mixed histories and among items that the user
 has not had. With --folder the same command goes on where it was stopped. The last line is JSON: NDCG@10 of both, the
-relative difference with its 95 % interval over users of all domains, and the seconds of both trainings.
+relative difference with its 95 % interval over users of all domains, and the seconds of processor time of both
+trainings, which other work on the machine changes least.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import resource
 import shlex
 import subprocess
 import sys
 import tempfile
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,20 @@ def days_of(log: Path, folder: Path, start: float, days: int) -> list[Path]:
     return paths
 
 
+def cpu_seconds_of_children() -> float:
+    """Processor time of all commands that have ended."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
+
+
 def taesar(command: str, given: Path, out: Path, *options: object) -> float:
-    """Run one command that makes *out*, unless that is there already; the seconds that it took."""
-    noted = out.with_name(f"{out.name}.seconds")
+    """Run one command that makes *out*, unless that is there already; the CPU seconds that it took."""
+    noted = out.with_name(f"{out.name}.cpu-seconds")
     if not noted.is_file():
-        started = time.perf_counter()
+        before = cpu_seconds_of_children()
         arguments = [command, given, "--out", out, *options, "--quiet"]
         subprocess.run([*TAESAR, *map(str, arguments)], cwd=ROOT, check=True)
-        noted.write_text(str(time.perf_counter() - started), encoding="ascii")
+        noted.write_text(str(cpu_seconds_of_children() - before), encoding="ascii")
     return float(noted.read_text(encoding="ascii"))
 
 
@@ -93,13 +100,13 @@ def bench(log: Path, folder: Path, days: int, start: float, against: str, prepar
     from_nothing = ("--no-trial", *shlex.split(train))
     taesar("prepare", paths[0], folder / "data-00", *shlex.split(prepare))
     first = taesar("train", folder / "data-00", folder / "refreshed-00", *from_nothing)
-    print(f"day 0 trained in {first:.0f} s", flush=True)
+    print(f"day 0 trained in {first:.0f} s of CPU", flush=True)
     for day, path in enumerate(paths[1:], start=1):
         data, before = folder / f"data-{day:02d}", folder / f"refreshed-{day - 1:02d}"
         refreshed, anew = folder / f"refreshed-{day:02d}", folder / f"anew-{day:02d}"
         taesar("prepare", path, data, "--extend", folder / f"data-{day - 1:02d}")
         seconds = taesar("train", data, refreshed, "--init", before)
-        print(f"day {day} refreshed in {seconds:.0f} s", flush=True)
+        print(f"day {day} refreshed in {seconds:.0f} s of CPU", flush=True)
         if against == "last" and day < days:
             continue
         seconds_anew = taesar("train", data, anew, *from_nothing)
@@ -110,7 +117,7 @@ def bench(log: Path, folder: Path, days: int, start: float, against: str, prepar
             "users": len(ours_N),
             "ndcg_at_10": {"refreshed": float(ours_N.mean()), "anew": float(theirs_N.mean())},
             "relative": None if relative is None else dataclasses.asdict(relative),
-            "seconds": {"refreshed": seconds, "anew": seconds_anew},
+            "cpu_seconds": {"refreshed": seconds, "anew": seconds_anew},
             "share_of_time": seconds / seconds_anew,
         }
         rows.append(row)
