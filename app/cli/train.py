@@ -219,6 +219,8 @@ def train(
     from models.training import distributed
     from models.training.devices import resolve_device
     from models.training.pipeline import (
+        REFRESH_BASE_EPOCHS,
+        REFRESH_EXPERT_EPOCHS,
         RELEASED,
         NetworkConfig,
         PipelineConfig,
@@ -245,7 +247,11 @@ def train(
     if earlier is not None:
         if experts != "adapted" or recipe != "tuned":
             raise typer.BadParameter("--init goes on by --recipe tuned and --experts adapted")
-        defaults = dataclasses.replace(defaults, base=refreshed(defaults.base), expert=refreshed(defaults.expert))
+        defaults = dataclasses.replace(
+            defaults,
+            base=refreshed(defaults.base, REFRESH_BASE_EPOCHS),
+            expert=refreshed(defaults.expert, REFRESH_EXPERT_EPOCHS),
+        )
     both = {"seed": seed, "batch_size": batch_size, "precision": precision, "schedule": schedule}
     base = override(defaults.base, max_epochs=epochs, patience=patience, learning_rate=learning_rate, **both)
     if epochs is None and recipe == "tuned" and earlier is None:

@@ -56,6 +56,7 @@ def train_expert(
     resume_file: Path | None = None,
     progress: Progress | None = None,
     course: Sequence[int] | None = None,
+    start: Decoder | None = None,
 ) -> tuple[Decoder, TrainingResult]:
     """
     Adapt a copy of *base* to *domain*; the base is left as it is.
@@ -71,13 +72,14 @@ def train_expert(
             trained (``network.two_readings``).
         two_readings: validate by the readings together, with the shares that are best after the epoch.
         sampled_softmax: estimate the softmax from so many of the domain's items, if it has more.
+        start: what ``adapted`` begins with instead of the base (``Continuation.expert_start``).
 
     Raises:
         UnknownDomainError: the dataset has no such domain.
     """
     candidates = dataset.vocabulary.token_range(domain)
     name = f"expert {domain}"
-    expert = _untrained(base, config.seed, name) if experts == "from-scratch" else copy.deepcopy(base)
+    expert = _untrained(base, config.seed, name) if experts == "from-scratch" else copy.deepcopy(start or base)
     rows = dataset.train.inside(candidates) if experts == "single-domain" else dataset.train
     # The same weights under another dropout or number of heads are another run, too.
     fingerprint = f"{dataset.fingerprint} {dataclasses.asdict(base.config)} {weights_hash(expert)}"

@@ -36,8 +36,10 @@ BASE_TRAINING = TrainingConfig(learning_rate=1e-3, batch_size=32, max_epochs=100
 # From the base's weights a gentler course.
 EXPERT_TRAINING = TrainingConfig(learning_rate=5e-4, batch_size=32, max_epochs=100, patience=2, schedule="plateau")
 # What a refresh takes: few epochs whose rate falls to 0, as the weights are nearly right; at half the rate they fell
-# behind what a day brings (docs/experiments/ten-days-of-refreshes.md).
-REFRESH_EPOCHS = 3
+# behind what a day brings (docs/experiments/ten-days-of-refreshes.md). An epoch of an expert costs a fifth of one of
+# the base.
+REFRESH_BASE_EPOCHS = 2
+REFRESH_EXPERT_EPOCHS = 3
 # The least number of steps that a small table may take, however few sequences make an epoch.
 LEAST_STEPS = 3000
 
@@ -117,12 +119,12 @@ RELEASED = PipelineConfig(
 )
 
 
-def refreshed(training: TrainingConfig, epochs: int = REFRESH_EPOCHS) -> TrainingConfig:
+def refreshed(training: TrainingConfig, epochs: int) -> TrainingConfig:
     """
     *training* as a refresh takes it.
 
-    >>> refreshed(BASE_TRAINING).max_epochs, refreshed(BASE_TRAINING).schedule
-    (3, 'linear')
+    >>> refreshed(BASE_TRAINING, 2).max_epochs, refreshed(BASE_TRAINING, 2).schedule
+    (2, 'linear')
     """
     return dataclasses.replace(training, max_epochs=epochs, patience=max(1, epochs), schedule="linear")
 
@@ -281,6 +283,7 @@ def _train(
             resume_file=run_directory / f"{stage}expert-{index:02d}{RESUME_SUFFIX}",
             progress=progress,
             course=None if chosen is None else chosen.expert_results[index].course,
+            start=None if continuation is None else continuation.expert_start(base, domain),
         )
         for index, domain in enumerate(dataset.vocabulary.domains)
     ]
