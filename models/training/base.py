@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import torch
 from models.data.dataset import ChosenSequences
 from models.network.decoder import Decoder, DecoderConfig
 from models.network.losses import next_item_targets
+from models.training.continuation import Continuation
 from models.training.loop import Progress, TrainingConfig, TrainingResult, fit
 from models.training.objective import (
     PredictionObjective,
@@ -35,25 +35,29 @@ def train_base(
     resume_file: Path | None = None,
     progress: Progress | None = None,
     course: Sequence[int] | None = None,
-    start: Decoder | None = None,
+    continuation: Continuation | None = None,
 ) -> tuple[Decoder, TrainingResult]:
     """
     Train the base on the mixed training sequences.
 
     loss = - mean over positions t of log softmax_x(h_t . e_x)[s_{t+1}], x over every item of every domain. The epoch
     with the best NDCG@10 on validation items, ranked among all items, is kept. *sampled_softmax* estimates the softmax
-    from so many items (``losses.sampled_cross_entropy``). *start* is a decoder of this configuration to go on from,
-    which is left as it is; without it, weights are drawn by the seed.
+    from so many items (``losses.sampled_cross_entropy``). *continuation* says which bundle's base to go on from;
+    without it, weights are drawn by the seed.
     """
     all_items = TokenRange(1, dataset.vocabulary.num_items)
     fingerprint = f"{dataset.fingerprint} {json.dumps(dataclasses.asdict(decoder_config), sort_keys=True)}"
-    if start is not None:
-        fingerprint += f" from {weights_hash(start)}"
+    rows = trainable_rows(dataset.train)
+    if continuation is None:
+        base = _seeded(decoder_config, config.seed).to(device)
+    else:
+        base, rows = continuation.base, continuation.rows(rows)
+        fingerprint += f" from {weights_hash(base)}"
     objective = PredictionObjective(
         name="base",
         # Another network on the same data is another run, and so is another loss.
         fingerprint=fingerprint if sampled_softmax is None else f"{fingerprint} sampled {sampled_softmax}",
-        sequences=ChosenSequences(dataset.train, trainable_rows(dataset.train)),
+        sequences=ChosenSequences(dataset.train, rows),
         targets_of=next_item_targets,
         candidates=all_items,
         validation=choose_held_out(dataset.train, dataset.validation, all_items),
@@ -62,7 +66,6 @@ def train_base(
         seed=config.seed,
         sampled_softmax=sampled_softmax,
     )
-    base = _seeded(decoder_config, config.seed).to(device) if start is None else copy.deepcopy(start)
     make_trainable(base, sampled_softmax=sampled_softmax)
     result = fit(base, objective, config, resume_file=resume_file, progress=progress, course=course)
     return base, result

@@ -36,6 +36,9 @@ NEIGHBOUR_DISTANCE = 3
 # Users whose neighbours are looked for at once.
 BLOCK_USERS = 1 << 16
 ITEM_TABLE = "item_embedding.weight"
+# How often an epoch of a refresh reads a sequence with a new item: read once, new items were what refreshes lost
+# (docs/experiments/ten-days-of-refreshes.md).
+NEW_ITEM_READINGS = 4
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,20 @@ class Continuation:
             means_XD = sums_VD[rows][new_X] / counts_X.clamp(min=1)[:, None]
             table_VD[rows][new_X] = torch.where(counts_X[:, None] > 0, means_XD, fallback_D)
         return table_VD
+
+    def rows(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """*numbers* of training sequences, those with an item that is new to the bundle ``NEW_ITEM_READINGS`` times."""
+        repeated = numbers[np.isin(numbers, self._rows_with_new_items)]
+        return np.concatenate([numbers, np.tile(repeated, NEW_ITEM_READINGS - 1)])
+
+    @cached_property
+    def _rows_with_new_items(self) -> npt.NDArray[np.int64]:
+        found = [np.zeros(0, dtype=np.int64)]
+        for first in range(0, len(self.train), BLOCK_USERS):
+            block = self.train.at(np.arange(first, min(first + BLOCK_USERS, len(self.train))))
+            is_new = self._known_V[block.token_ids] == PADDING
+            found.append(first + np.unique(np.repeat(np.arange(len(block)), block.lengths)[is_new]))
+        return np.concatenate(found)
 
     @cached_property
     def _known_V(self) -> npt.NDArray[np.int64]:

@@ -29,6 +29,7 @@ from models.data.dataset import ChosenSequences
 from models.network.decoder import Decoder
 from models.network.losses import domain_specific_targets, next_item_targets
 from models.training.batches import epoch_generator
+from models.training.continuation import Continuation
 from models.training.loop import Progress, TrainingConfig, TrainingResult, fit
 from models.training.objective import (
     PredictionObjective,
@@ -56,7 +57,7 @@ def train_expert(
     resume_file: Path | None = None,
     progress: Progress | None = None,
     course: Sequence[int] | None = None,
-    start: Decoder | None = None,
+    continuation: Continuation | None = None,
 ) -> tuple[Decoder, TrainingResult]:
     """
     Adapt a copy of *base* to *domain*; the base is left as it is.
@@ -72,15 +73,19 @@ def train_expert(
             trained (``network.two_readings``).
         two_readings: validate by the readings together, with the shares that are best after the epoch.
         sampled_softmax: estimate the softmax from so many of the domain's items, if it has more.
-        start: what ``adapted`` begins with instead of the base (``Continuation.expert_start``).
+        continuation: which bundle's expert ``adapted`` goes on from (``Continuation.expert_start``).
 
     Raises:
         UnknownDomainError: the dataset has no such domain.
     """
     candidates = dataset.vocabulary.token_range(domain)
     name = f"expert {domain}"
-    expert = _untrained(base, config.seed, name) if experts == "from-scratch" else copy.deepcopy(start or base)
-    rows = dataset.train.inside(candidates) if experts == "single-domain" else dataset.train
+    start = None if continuation is None else continuation.expert_start(base, domain)
+    expert = _untrained(base, config.seed, name) if experts == "from-scratch" else start or copy.deepcopy(base)
+    sequences = dataset.train.inside(candidates) if experts == "single-domain" else dataset.train
+    rows = trainable_rows(sequences)
+    if continuation is not None:
+        rows = continuation.rows(rows)
     # The same weights under another dropout or number of heads are another run, too.
     fingerprint = f"{dataset.fingerprint} {dataclasses.asdict(base.config)} {weights_hash(expert)}"
     if sampled_softmax is not None:
@@ -93,7 +98,7 @@ def train_expert(
     objective = PredictionObjective(
         name=name,
         fingerprint=fingerprint if experts == "adapted" else f"{fingerprint} {experts}",
-        sequences=ChosenSequences(rows, trainable_rows(rows)),
+        sequences=ChosenSequences(sequences, rows),
         targets_of=(
             next_item_targets
             if experts == "single-domain"

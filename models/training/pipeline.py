@@ -268,7 +268,7 @@ def _train(
         resume_file=run_directory / f"{stage}base{RESUME_SUFFIX}",
         progress=progress,
         course=None if chosen is None else chosen.base_result.course,
-        start=None if continuation is None else continuation.base,
+        continuation=continuation,
     )
     experts = [
         train_expert(
@@ -283,7 +283,7 @@ def _train(
             resume_file=run_directory / f"{stage}expert-{index:02d}{RESUME_SUFFIX}",
             progress=progress,
             course=None if chosen is None else chosen.expert_results[index].course,
-            start=None if continuation is None else continuation.expert_start(base, domain),
+            continuation=continuation,
         )
         for index, domain in enumerate(dataset.vocabulary.domains)
     ]

@@ -13,7 +13,7 @@ from models.bundle import Bundle, save_bundle
 from models.data.dataset import Dataset, load_dataset
 from models.data.preparation import PreparationConfig, prepare
 from models.errors import BundleMismatchError
-from models.training.continuation import Continuation
+from models.training.continuation import NEW_ITEM_READINGS, Continuation
 from models.training.pipeline import NetworkConfig, PipelineConfig, refreshed, train_bundle
 from tests.conftest import random_decoder, write_interactions
 
@@ -127,6 +127,17 @@ def test_a_refresh_begins_where_the_last_bundle_ended_and_says_where_it_came_fro
     assert second.provenance["init"]["version"] == first.version
     assert second.provenance["init"]["ancestors"] == [first.version]
     assert second.provenance["dataset"]["extends"][0]["fingerprint"] == yesterday.fingerprint
+
+
+def test_sequences_with_a_new_item_are_read_more_often(days, tmp_path) -> None:
+    yesterday, today = days
+    numbers = np.arange(len(today.train))
+    fresh = today.vocabulary.token_id("food", "fresh")
+    readings = np.bincount(Continuation.of(bundle_of(yesterday, tmp_path / "bundle"), today).rows(numbers))
+    expected = [NEW_ITEM_READINGS if fresh in row else 1 for row in today.train]
+
+    assert readings.tolist() == expected
+    assert 0 < sum(count > 1 for count in expected) < len(expected)
 
 
 def test_an_expert_starts_at_todays_base_with_what_adapting_gave_yesterday(days, tmp_path) -> None:
