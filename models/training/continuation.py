@@ -109,6 +109,11 @@ class Continuation:
         expert.load_state_dict({name: ours[name] + (row - before[name]) for name, row in expert.state_dict().items()})
         return expert
 
+    def rows(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """*numbers* of training sequences, those with an item that is new to the bundle ``NEW_ITEM_READINGS`` times."""
+        repeated = numbers[np.isin(numbers, self._rows_with_new_items)]
+        return np.concatenate([numbers, np.tile(repeated, NEW_ITEM_READINGS - 1)])
+
     @property
     def provenance(self) -> dict[str, Any]:
         """What the new bundle's manifest says of this one."""
@@ -148,11 +153,6 @@ class Continuation:
             means_XD = sums_VD[rows][new_X] / counts_X.clamp(min=1)[:, None]
             table_VD[rows][new_X] = torch.where(counts_X[:, None] > 0, means_XD, fallback_D)
         return table_VD
-
-    def rows(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """*numbers* of training sequences, those with an item that is new to the bundle ``NEW_ITEM_READINGS`` times."""
-        repeated = numbers[np.isin(numbers, self._rows_with_new_items)]
-        return np.concatenate([numbers, np.tile(repeated, NEW_ITEM_READINGS - 1)])
 
     @cached_property
     def _rows_with_new_items(self) -> npt.NDArray[np.int64]:
