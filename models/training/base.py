@@ -12,7 +12,7 @@ import torch
 from models.data.dataset import ChosenSequences
 from models.network.decoder import Decoder, DecoderConfig
 from models.network.losses import next_item_targets
-from models.training.continuation import Continuation
+from models.training.continuation import NEW_ITEM_READINGS, Continuation
 from models.training.loop import Progress, TrainingConfig, TrainingResult, fit
 from models.training.objective import (
     PredictionObjective,
@@ -52,7 +52,7 @@ def train_base(
         base = _seeded(decoder_config, config.seed).to(device)
     else:
         base, rows = continuation.base, continuation.rows(rows)
-        fingerprint += f" from {weights_hash(base)}"
+        fingerprint += f" from {weights_hash(base)}, new items {NEW_ITEM_READINGS} times"
     objective = PredictionObjective(
         name="base",
         # Another network on the same data is another run, and so is another loss.

@@ -36,8 +36,8 @@ NEIGHBOUR_DISTANCE = 3
 # Users whose neighbours are looked for at once.
 BLOCK_USERS = 1 << 16
 ITEM_TABLE = "item_embedding.weight"
-# How often an epoch of a refresh reads a sequence with a new item: read once, new items were what refreshes lost
-# (docs/experiments/ten-days-of-refreshes.md).
+# How often an epoch of the base reads a sequence with a new item in a refresh: read once, new items were what refreshes
+# lost. The experts gain nothing by it (docs/experiments/ten-days-of-refreshes.md).
 NEW_ITEM_READINGS = 4
 
 

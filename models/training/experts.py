@@ -84,8 +84,6 @@ def train_expert(
     expert = _untrained(base, config.seed, name) if experts == "from-scratch" else start or copy.deepcopy(base)
     sequences = dataset.train.inside(candidates) if experts == "single-domain" else dataset.train
     rows = trainable_rows(sequences)
-    if continuation is not None:
-        rows = continuation.rows(rows)
     # The same weights under another dropout or number of heads are another run, too.
     fingerprint = f"{dataset.fingerprint} {dataclasses.asdict(base.config)} {weights_hash(expert)}"
     if sampled_softmax is not None:
