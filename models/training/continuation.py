@@ -3,10 +3,9 @@ A trained decoder goes on with a grown vocabulary: what it knows stays, and a ne
 
 A new item's embedding is the mean of those of the items that stand beside it in the training sequences, and that the
 decoder knows: it starts among items of its kind, not at noise. One without such a neighbour starts at the mean of its
-domain. So a refresh begins with a base that ranks nearly as the last one did, and needs few epochs. An expert begins at
-today's base, moved as adapting moved it yesterday (``Continuation.expert_start``): experts that went on from
-yesterday's experts alone fell a third behind in ten days, and behind the base itself
-(docs/experiments/ten-days-of-refreshes.md).
+domain. So a refresh begins with a base that ranks nearly as the last one did, and needs few epochs. Experts do not go
+on: each is adapted from today's base. Those that started from what adapting gave the day before ranked new items worse
+than that base (docs/experiments/ten-days-of-refreshes.md).
 
 Shapes: V = tokens, D = width, N = pairs of neighbours.
 """
@@ -37,7 +36,7 @@ NEIGHBOUR_DISTANCE = 3
 BLOCK_USERS = 1 << 16
 ITEM_TABLE = "item_embedding.weight"
 # How often an epoch of the base reads a sequence with a new item in a refresh: read once, new items were what refreshes
-# lost. The experts gain nothing by it (docs/experiments/ten-days-of-refreshes.md).
+# lost; the experts, which begin at that base, gain nothing by it (docs/experiments/ten-days-of-refreshes.md).
 NEW_ITEM_READINGS = 4
 
 
@@ -94,20 +93,6 @@ class Continuation:
     def expert(self, domain: str) -> Decoder | None:
         """The bundle's expert of *domain*, for the dataset's vocabulary; None for a domain that is new."""
         return self.continued(self.bundle.expert(domain)) if self.knows(domain) else None
-
-    def expert_start(self, base: Decoder, domain: str) -> Decoder | None:
-        """
-        Where today's expert of *domain* starts: theta + (theta'_d - theta'), None for a domain that is new.
-
-        theta is today's *base*, theta' the bundle's base and theta'_d its expert, both for the dataset's vocabulary:
-        what adapting gave yesterday, on top of what the base has learned since.
-        """
-        expert = self.expert(domain)
-        if expert is None:
-            return None
-        ours, before = base.state_dict(), self.base.state_dict()
-        expert.load_state_dict({name: ours[name] + (row - before[name]) for name, row in expert.state_dict().items()})
-        return expert
 
     def rows(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """*numbers* of training sequences, those with an item that is new to the bundle ``NEW_ITEM_READINGS`` times."""

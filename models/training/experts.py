@@ -29,7 +29,6 @@ from models.data.dataset import ChosenSequences
 from models.network.decoder import Decoder
 from models.network.losses import domain_specific_targets, next_item_targets
 from models.training.batches import epoch_generator
-from models.training.continuation import Continuation
 from models.training.loop import Progress, TrainingConfig, TrainingResult, fit
 from models.training.objective import (
     PredictionObjective,
@@ -57,7 +56,6 @@ def train_expert(
     resume_file: Path | None = None,
     progress: Progress | None = None,
     course: Sequence[int] | None = None,
-    continuation: Continuation | None = None,
 ) -> tuple[Decoder, TrainingResult]:
     """
     Adapt a copy of *base* to *domain*; the base is left as it is.
@@ -73,15 +71,13 @@ def train_expert(
             trained (``network.two_readings``).
         two_readings: validate by the readings together, with the shares that are best after the epoch.
         sampled_softmax: estimate the softmax from so many of the domain's items, if it has more.
-        continuation: which bundle's expert ``adapted`` goes on from (``Continuation.expert_start``).
 
     Raises:
         UnknownDomainError: the dataset has no such domain.
     """
     candidates = dataset.vocabulary.token_range(domain)
     name = f"expert {domain}"
-    start = None if continuation is None else continuation.expert_start(base, domain)
-    expert = _untrained(base, config.seed, name) if experts == "from-scratch" else start or copy.deepcopy(base)
+    expert = _untrained(base, config.seed, name) if experts == "from-scratch" else copy.deepcopy(base)
     sequences = dataset.train.inside(candidates) if experts == "single-domain" else dataset.train
     rows = trainable_rows(sequences)
     # The same weights under another dropout or number of heads are another run, too.

@@ -282,7 +282,6 @@ def _train(
             resume_file=run_directory / f"{stage}expert-{index:02d}{RESUME_SUFFIX}",
             progress=progress,
             course=None if chosen is None else chosen.expert_results[index].course,
-            continuation=continuation,
         )
         for index, domain in enumerate(dataset.vocabulary.domains)
     ]
