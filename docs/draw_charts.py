@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -32,6 +33,8 @@ USES = {
     "default": ("served", "auto"),
     "default + expert": ("served with expert", "auto"),
 }
+# Targets of one dataset count once in a mean.
+FAMILIES = (("action", "comedy", "drama", "family", "thriller"), ("toys", "video games"))
 DRAWN = ("SASRec + expert", "target-only", "served", "default", "default + expert")
 MEASURED = {
     "a4any": "amazon4, any overlap",
@@ -63,7 +66,7 @@ def main() -> None:
 def gain_chart() -> str:
     """What uses of a bundle give over SASRec of target rows alone, on every target of today's bundles."""
     rows = [
-        IntervalRow(label, gains[use], use) for label, _, _, gains in gains_by_target() for use in DRAWN if use in gains
+        IntervalRow(label, gains[use], use) for label, *_, gains in gains_by_target() for use in DRAWN if use in gains
     ]
     return _alone(
         interval_chart(
@@ -71,26 +74,40 @@ def gain_chart() -> str:
             rows,
             x_label="gain among items that are new to the user (hollow: the interval contains 0)",
             percent=True,
-            subtitle="95 % intervals over users; nothing was chosen on test items",
+            subtitle="95 % intervals over users and bundles; nothing was chosen on test items",
         )
     )
 
 
 def gain_table() -> str:
-    """The same numbers and those of the other uses as Markdown."""
-    lines = [f"| target | users | SASRec | {' | '.join(USES)} |", f"|{'---|' * (3 + len(USES))}"]
-    for label, users, original, gains in gains_by_target():
-        cells = (_stated(gains[use]).replace(" %", "") if use in gains else "" for use in USES)
-        lines.append(f"| {label} | {users} | {original:.4f} | {' | '.join(cells)} |")
+    """The same numbers and those of the other uses as Markdown, and their mean over families."""
+    lines = [f"| target | bundles | users | SASRec | {' | '.join(USES)} |", f"|{'---|' * (4 + len(USES))}"]
+    found = {label: gains for label, *_, gains in gains_by_target()}
+    for label, bundles, users, original, gains in gains_by_target():
+        lines.append(f"| {label} | {bundles} | {users} | {original:.4f} | {_cells(gains)} |")
+    means = {use: _mean([_mean([found[target][use] for target in family]) for family in FAMILIES]) for use in USES}
+    lines.append(f"| **mean of two families** | | | | {_cells(means)} |")
     return "".join(f"{line}\n" for line in lines)
 
 
-def gains_by_target() -> Iterator[tuple[str, str, float, dict[str, Interval]]]:
-    """
-    Target, test users, NDCG@10 of SASRec of target rows, and the gain of each use.
+def _cells(gains: dict[str, Interval]) -> str:
+    return " | ".join(_stated(gains[use]).replace(" %", "") if use in gains else "" for use in USES)
 
-    Of several bundles the means of gains and of the ends of their intervals: no narrower than one bundle's, as the
-    users are the same.
+
+def _mean(gains: list[Interval]) -> Interval:
+    """Of gains on different users, whose errors are taken as independent."""
+    mean = sum(gain.mean for gain in gains) / len(gains)
+    low, high = (math.hypot(*(getattr(gain, end) - gain.mean for gain in gains)) for end in ("low", "high"))
+    return Interval(mean, mean - low / len(gains), mean + high / len(gains))
+
+
+def gains_by_target() -> Iterator[tuple[str, int, str, float, dict[str, Interval]]]:
+    """
+    Target, bundles, test users, NDCG@10 of SASRec of target rows, and the gain of each use.
+
+    Of several bundles, each of which has seeds of its own: the mean of their gains. Its interval is as wide as theirs,
+    since the users are the same, and wider by how far the bundles differ: half of it is the root of the sum of squares
+    of the users' half and of 1.96 standard errors of the mean over bundles.
     """
     rows = read("gains")
     for target in dict.fromkeys(row["target"] for row in rows):
@@ -100,10 +117,18 @@ def gains_by_target() -> Iterator[tuple[str, str, float, dict[str, Interval]]]:
         for use, (line, dial) in USES.items():
             found = [row for row in own if _is(row, line=line, dial=dial)]
             if found:
-                ends = ([float(row[f"{end}_percent"] or 0) for row in found] for end in ("mean", "low", "high"))
-                gains[use] = Interval(*(sum(values) / len(values) / 100 for values in ends))
+                gains[use] = _over_bundles(
+                    [_interval(*(row[f"{end}_percent"] or "0" for end in ("mean", "low", "high"))) for row in found]
+                )
         users = f"{int(own[0]['users']):,}"
-        yield target.replace("_", " "), users, sum(originals) / len(originals), gains
+        yield target.replace("_", " "), len(originals), users, sum(originals) / len(originals), gains
+
+
+def _over_bundles(gains: list[Interval]) -> Interval:
+    mean, low, high = (statistics.fmean(getattr(gain, end) for gain in gains) for end in ("mean", "low", "high"))
+    deviation = statistics.stdev(gain.mean for gain in gains) if len(gains) > 1 else 0.0
+    spread = 1.96 * deviation / math.sqrt(len(gains))
+    return Interval(mean, mean - math.hypot(mean - low, spread), mean + math.hypot(high - mean, spread))
 
 
 def earlier_table() -> str:

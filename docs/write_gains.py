@@ -1,5 +1,5 @@
 """
-Write docs/data/gains.csv from reports of `taesar evaluate`.
+Write docs/data/gains.csv from reports of `taesar evaluate`; rows of other bundles stay.
 
     python docs/write_gains.py docs/data/gains.csv A/report.json B/report.json ...
 
@@ -22,8 +22,12 @@ LINES = ("original", "duplicated", "with expert", "regenerated", "served", "serv
 
 
 def main(out: Path, paths: Sequence[str]) -> None:
-    """Write *out*."""
+    """Write *out*: its rows of bundles that no report is about, and those of the reports."""
     rows = [row for path in paths for row in gain_rows(json.loads(Path(path).read_text(encoding="utf-8")))]
+    reported = {row["bundle"] for row in rows}
+    if out.is_file():
+        with out.open(encoding="utf-8", newline="") as file:
+            rows += [row for row in csv.DictReader(file) if row["bundle"] not in reported]
     rows.sort(key=lambda row: [row[name] for name in ("data", "target", "seeds", "dial")])
     with out.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
