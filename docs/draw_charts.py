@@ -29,7 +29,6 @@ USES = {
     "expert": ("target expert", "all"),
     "target-only": ("regenerated", "all"),
     "served": ("served", "all"),
-    "served + expert": ("served with expert", "all"),
     "default": ("served", "auto"),
     "default + expert": ("served with expert", "auto"),
 }
@@ -81,12 +80,12 @@ def gain_chart() -> str:
 
 def gain_table() -> str:
     """The same numbers and those of the other uses as Markdown, and their mean over families."""
-    lines = [f"| target | bundles | users | SASRec | {' | '.join(USES)} |", f"|{'---|' * (4 + len(USES))}"]
+    lines = [f"| target | users | SASRec | {' | '.join(USES)} |", f"|{'---|' * (3 + len(USES))}"]
     found = {label: gains for label, *_, gains in gains_by_target()}
-    for label, bundles, users, original, gains in gains_by_target():
-        lines.append(f"| {label} | {bundles} | {users} | {original:.4f} | {_cells(gains)} |")
+    for label, users, original, gains in gains_by_target():
+        lines.append(f"| {label} | {users} | {original:.4f} | {_cells(gains)} |")
     means = {use: _mean([_mean([found[target][use] for target in family]) for family in FAMILIES]) for use in USES}
-    lines.append(f"| **mean of two families** | | | | {_cells(means)} |")
+    lines.append(f"| **mean** | | | {_cells(means)} |")
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -101,9 +100,9 @@ def _mean(gains: list[Interval]) -> Interval:
     return Interval(mean, mean - low / len(gains), mean + high / len(gains))
 
 
-def gains_by_target() -> Iterator[tuple[str, int, str, float, dict[str, Interval]]]:
+def gains_by_target() -> Iterator[tuple[str, str, float, dict[str, Interval]]]:
     """
-    Target, bundles, test users, NDCG@10 of SASRec of target rows, and the gain of each use.
+    Target, test users, NDCG@10 of SASRec of target rows, and the gain of each use.
 
     Of several bundles, each of which has seeds of its own: the mean of their gains. Its interval is as wide as theirs,
     since the users are the same, and wider by how far the bundles differ: half of it is the root of the sum of squares
@@ -121,7 +120,7 @@ def gains_by_target() -> Iterator[tuple[str, int, str, float, dict[str, Interval
                     [_interval(*(row[f"{end}_percent"] or "0" for end in ("mean", "low", "high"))) for row in found]
                 )
         users = f"{int(own[0]['users']):,}"
-        yield target.replace("_", " "), len(originals), users, sum(originals) / len(originals), gains
+        yield target.replace("_", " "), users, sum(originals) / len(originals), gains
 
 
 def _over_bundles(gains: list[Interval]) -> Interval:
