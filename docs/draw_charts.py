@@ -65,7 +65,7 @@ def main() -> None:
 def gain_chart() -> str:
     """What uses of a bundle give over SASRec of target rows alone, on every target of today's bundles."""
     rows = [
-        IntervalRow(label, gains[use], use) for label, *_, gains in gains_by_target() for use in DRAWN if use in gains
+        IntervalRow(label, gains[use], use) for label, _, _, gains in gains_by_target() for use in DRAWN if use in gains
     ]
     return _alone(
         interval_chart(
@@ -81,8 +81,9 @@ def gain_chart() -> str:
 def gain_table() -> str:
     """The same numbers and those of the other uses as Markdown, and their mean over families."""
     lines = [f"| target | users | SASRec | {' | '.join(USES)} |", f"|{'---|' * (3 + len(USES))}"]
-    found = {label: gains for label, *_, gains in gains_by_target()}
+    found = {}
     for label, users, original, gains in gains_by_target():
+        found[label] = gains
         lines.append(f"| {label} | {users} | {original:.4f} | {_cells(gains)} |")
     means = {use: _mean([_mean([found[target][use] for target in family]) for family in FAMILIES]) for use in USES}
     lines.append(f"| **mean** | | | {_cells(means)} |")
@@ -95,7 +96,7 @@ def _cells(gains: dict[str, Interval]) -> str:
 
 def _mean(gains: list[Interval]) -> Interval:
     """Of gains on different users, whose errors are taken as independent."""
-    mean = sum(gain.mean for gain in gains) / len(gains)
+    mean = statistics.fmean(gain.mean for gain in gains)
     low, high = (math.hypot(*(getattr(gain, end) - gain.mean for gain in gains)) for end in ("low", "high"))
     return Interval(mean, mean - low / len(gains), mean + high / len(gains))
 

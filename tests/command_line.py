@@ -6,4 +6,5 @@ import sys
 
 COMMAND = [sys.executable, "-c", "from app.cli.taesar import main; main()"]
 TINY = ("--width", "16", "--heads", "2", "--layers", "1", "--batch-size", "8", "--device", "cpu", "--no-trial")
-NO_TRAINING = (*TINY, "--epochs", "0", "--expert-epochs", "0")
+NO_EPOCHS = ("--epochs", "0", "--expert-epochs", "0")
+NO_TRAINING = (*TINY, *NO_EPOCHS)

@@ -6,13 +6,13 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 
+from tests.command_line import COMMAND
 from tests.services import free_port
 
 READY_SECONDS = 180
@@ -26,8 +26,7 @@ def page_server(bundle: Path, *, data: Path, reports: Path | None = None) -> Ite
     environment |= {"TAESAR_DATA": str(data), "TAESAR_DEVICE": "cpu"}
     if reports is not None:
         environment["TAESAR_REPORTS"] = str(reports)
-    program = [sys.executable, "-c", "from app.cli.taesar import main; main()"]
-    command = [*program, "serve", "--bundle", str(bundle), "--port", str(port)]
+    command = [*COMMAND, "serve", "--bundle", str(bundle), "--port", str(port)]
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
     address = f"http://localhost:{port}"
     try:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -142,11 +143,16 @@ class Continuation:
     @cached_property
     def _rows_with_new_items(self) -> npt.NDArray[np.int64]:
         found = [np.zeros(0, dtype=np.int64)]
-        for first in range(0, len(self.train), BLOCK_USERS):
-            block = self.train.at(np.arange(first, min(first + BLOCK_USERS, len(self.train))))
-            is_new = self._known_V[block.token_ids] == PADDING
-            found.append(first + np.unique(np.repeat(np.arange(len(block)), block.lengths)[is_new]))
+        for tokens, owners in self._blocks():
+            found.append(np.unique(owners[self._known_V[tokens] == PADDING]))
         return np.concatenate(found)
+
+    def _blocks(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Tokens of ``BLOCK_USERS`` training sequences at a time, and beside each the number of its sequence."""
+        for first in range(0, len(self.train), BLOCK_USERS):
+            users = np.arange(first, min(first + BLOCK_USERS, len(self.train)))
+            block = self.train.at(users)
+            yield block.token_ids.astype(np.int64), np.repeat(users, block.lengths)
 
     @cached_property
     def _known_V(self) -> npt.NDArray[np.int64]:
@@ -166,10 +172,7 @@ class Continuation:
     def _neighbours(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Pairs of a new item and a known one that stands near it: two arrays [N]."""
         found = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))]
-        for first in range(0, len(self.train), BLOCK_USERS):
-            block = self.train.at(np.arange(first, min(first + BLOCK_USERS, len(self.train))))
-            tokens = block.token_ids.astype(np.int64)
-            owners = np.repeat(np.arange(len(block)), block.lengths)
+        for tokens, owners in self._blocks():
             is_known = self._known_V[tokens] != PADDING
             for distance in range(1, NEIGHBOUR_DISTANCE + 1):
                 left, right = slice(None, -distance), slice(distance, None)

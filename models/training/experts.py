@@ -79,7 +79,6 @@ def train_expert(
     name = f"expert {domain}"
     expert = _untrained(base, config.seed, name) if experts == "from-scratch" else copy.deepcopy(base)
     sequences = dataset.train.inside(candidates) if experts == "single-domain" else dataset.train
-    rows = trainable_rows(sequences)
     # The same weights under another dropout or number of heads are another run, too.
     fingerprint = f"{dataset.fingerprint} {dataclasses.asdict(base.config)} {weights_hash(expert)}"
     if sampled_softmax is not None:
@@ -92,7 +91,7 @@ def train_expert(
     objective = PredictionObjective(
         name=name,
         fingerprint=fingerprint if experts == "adapted" else f"{fingerprint} {experts}",
-        sequences=ChosenSequences(sequences, rows),
+        sequences=ChosenSequences(sequences, trainable_rows(sequences)),
         targets_of=(
             next_item_targets
             if experts == "single-domain"

@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-import sys
 
 import pytest
 from pydantic import ValidationError
 
 from app.settings import Settings
+from tests.command_line import COMMAND
 
 SECRET = "geheim"
 
@@ -98,7 +98,7 @@ def test_every_command_says_in_one_line_what_is_wrong(tmp_path, command, variabl
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TAESAR_")}
     environment |= {"TAESAR_DATA": str(tmp_path), "TAESAR_PORT": "0"} | variables
     done = subprocess.run(
-        [sys.executable, "-c", "from app.cli.taesar import main; main()", *arguments],
+        [*COMMAND, *arguments],
         env=environment,
         capture_output=True,
         text=True,

@@ -12,7 +12,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from tests.attack.served import (
     served,
     status_of,
 )
+from tests.command_line import COMMAND
 from tests.services import eventually
 
 MEGABYTE = 1024 * 1024
@@ -187,7 +187,7 @@ def keys_that_are_none(target: Target) -> str | None:
         {"TAESAR_HOST": "0.0.0.0"},
     ):
         settings = {"TAESAR_BUNDLE": str(target.bundle), "TAESAR_DATA": str(target.folder / "keys"), "TAESAR_PORT": "0"}
-        program = [sys.executable, "-c", "from app.cli.taesar import main; main()", "serve"]
+        program = [*COMMAND, "serve"]
         ended = subprocess.run(
             program, env=os.environ | settings | environment, capture_output=True, text=True, timeout=120
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from tests.command_line import COMMAND
 from tests.services import PostgresServer, RedisServer, free_port
 
 START_SECONDS = 300
@@ -168,7 +168,7 @@ class Cluster:
         if self.num_workers:
             environment |= {"TAESAR_DATABASE_URL": self.postgres.url(), "TAESAR_REDIS_URL": self.redis.url}
         with (self.folder / "taesar.log").open("ab") as log:
-            program = [sys.executable, "-c", "from app.cli.taesar import main; main()", command]
+            program = [*COMMAND, command]
             return subprocess.Popen(program, env=environment | self.settings | variables, stdout=log, stderr=log)
 
     def _until_answered(self, path: str, index: int) -> None:

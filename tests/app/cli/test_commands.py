@@ -10,7 +10,7 @@ import pytest
 
 from models.bundle import load_bundle
 from models.data.dataset import Dataset
-from tests.command_line import TINY
+from tests.command_line import NO_TRAINING, TINY
 
 
 def test_an_unknown_dataset_is_one_line_and_exit_code_2(run, tmp_path) -> None:
@@ -151,7 +151,7 @@ def test_the_folder_to_write_may_be_the_one_that_one_is_in(run, tmp_path, monkey
     (tmp_path / "rows.csv").write_text("\n".join(["user,item,domain,timestamp", *rows]) + "\n")
     commands = {
         "dataset": ("prepare", tmp_path / "rows.csv", "--overwrite"),
-        "bundle": ("train", dataset.directory, *TINY, "--epochs", "0", "--expert-epochs", "0", "--replace"),
+        "bundle": ("train", dataset.directory, *NO_TRAINING, "--replace"),
         "food": ("regenerate", tmp_path / "bundle", dataset.directory, "--target", "food"),
     }
     for name, command in commands.items():
@@ -168,7 +168,7 @@ def test_the_folder_to_write_may_be_the_one_that_one_is_in(run, tmp_path, monkey
 
 
 def test_an_unknown_target_names_the_domains_there_are(run, tmp_path, dataset: Dataset) -> None:
-    run("train", dataset.directory, "--out", tmp_path / "bundle", *TINY, "--epochs", "0", "--expert-epochs", "0")
+    run("train", dataset.directory, "--out", tmp_path / "bundle", *NO_TRAINING)
     code, _, err = run(
         "regenerate", tmp_path / "bundle", dataset.directory, "--target", "toys", "--out", tmp_path / "x"
     )

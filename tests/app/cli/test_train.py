@@ -15,22 +15,21 @@ from models.evaluation.budgets import EvaluationConfig
 from models.recommenders.recommender import SharedConfig
 from models.training.loop import TrainingConfig
 from models.training.pipeline import PipelineConfig
-from tests.command_line import COMMAND, NO_TRAINING, TINY
+from tests.command_line import COMMAND, NO_EPOCHS, NO_TRAINING, TINY
 
 BRIEF_TRIAL = EvaluationConfig(
     training=TrainingConfig(learning_rate=0.01, batch_size=16, max_epochs=1),
     shared=SharedConfig(width=8, inner_width=8, num_layers=1, num_heads=1),
 )
 RATE = PipelineConfig().base.learning_rate
-EPOCHS = ("--epochs", "0", "--expert-epochs", "0")
 
 
 @pytest.mark.parametrize(
     ("options", "base", "expert"),
     [
-        (EPOCHS, {"learning_rate": RATE, "schedule": "plateau"}, {"learning_rate": RATE / 2, "schedule": "plateau"}),
-        ((*EPOCHS, "--learning-rate", "0.01"), {"learning_rate": 0.01}, {"learning_rate": 0.005}),
-        ((*EPOCHS, "--expert-learning-rate", "0.01"), {"learning_rate": RATE}, {"learning_rate": 0.01}),
+        (NO_EPOCHS, {"learning_rate": RATE, "schedule": "plateau"}, {"learning_rate": RATE / 2, "schedule": "plateau"}),
+        ((*NO_EPOCHS, "--learning-rate", "0.01"), {"learning_rate": 0.01}, {"learning_rate": 0.005}),
+        ((*NO_EPOCHS, "--expert-learning-rate", "0.01"), {"learning_rate": RATE}, {"learning_rate": 0.01}),
         (("--patience", "1", "--expert-epochs", "0"), {"max_epochs": 375}, {"max_epochs": 0}),
         (
             ("--epochs", "1", "--experts", "from-scratch"),
@@ -38,7 +37,7 @@ EPOCHS = ("--epochs", "0", "--expert-epochs", "0")
             {"max_epochs": 1, "learning_rate": RATE},
         ),
         (
-            ("--recipe", "released", *EPOCHS),
+            ("--recipe", "released", *NO_EPOCHS),
             {"learning_rate": 3e-4, "schedule": "constant"},
             {"learning_rate": 3e-4, "schedule": "constant"},
         ),
@@ -76,7 +75,7 @@ def test_training_tries_regeneration_for_every_target_and_says_what_it_found(
 
 
 def test_without_a_trial_nothing_is_guarded(run, tmp_path, dataset) -> None:
-    run("train", dataset.directory, "--out", tmp_path / "bundle", *TINY, *EPOCHS)
+    run("train", dataset.directory, "--out", tmp_path / "bundle", *NO_TRAINING)
 
     assert {tuning.guard for tuning in load_bundle(tmp_path / "bundle").tunings} == {None}
 

@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 from sqlalchemy import select, text
@@ -17,6 +16,7 @@ from app.storage.backup import restore_backup, save_backup
 from app.storage.database import open_engine, reading, writing
 from app.storage.job_files import Storage
 from app.storage.tables import metadata
+from tests.command_line import COMMAND
 from tests.job_harness import Harness
 
 
@@ -128,7 +128,7 @@ def test_a_damaged_backup_says_what_is_wrong_and_leaves_no_rows(used, tmp_path, 
 
 def test_the_commands_save_and_restore_what_the_environment_names(tmp_path):
     def taesar(*arguments, data):
-        program = [sys.executable, "-c", "from app.cli.taesar import main; main()", *arguments, "--json"]
+        program = [*COMMAND, *arguments, "--json"]
         environment = os.environ | {"TAESAR_DATA": str(tmp_path / data)}
         done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
         return done.returncode, json.loads(done.stdout)
