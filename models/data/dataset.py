@@ -12,6 +12,8 @@ Folder layout (format version 1):
                         many of it precede the test; ``validation`` and ``test`` are two of them
     waiting.parquet     user, item, domain, time: rows that a threshold set aside, for an extension to count again
     carried.parquet     further columns of the log, a row for every item of s[:n], user by user; where asked for
+    joined.parquet      extension: a row for every training item, user by user: the extension by which it became one,
+                        counted from 1, and 0 for those of the first preparation; only in an extension
 The three parts of a sequence live in three files so that training, adaptation, regeneration and mapping, which get
 only ``Dataset.train``, cannot read a held-out item: ``validation`` and ``test`` are read from disk when asked for.
 
@@ -44,6 +46,7 @@ TIMES = "times.parquet"
 LATER = "later.parquet"
 WAITING = "waiting.parquet"
 CARRIED = "carried.parquet"
+JOINED = "joined.parquet"
 REQUIRED_FILES = ("vocabulary.parquet", "train.parquet", "validation.parquet", "test.parquet")
 TOKENS = np.int32
 # Entries of the manifest that say where the dataset comes from: what is made of it repeats them.

@@ -12,12 +12,15 @@ new, so a bundle of the former dataset has not learned from it. The dates of a s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from models.data.dataset import WAITING, Dataset
+from models.data.dataset import JOINED, WAITING, Dataset
 from models.data.reading.interactions import Identifiers, Interactions
 from models.data.thresholds import Anchors, Rows
 from models.errors import DatasetFormatError
@@ -45,9 +48,44 @@ def rows_as_table(rows: Rows, ids: Identifiers) -> pl.DataFrame:
     )
 
 
+def joined_by(directory: Path, manifest: Mapping[str, Any], num_items: int) -> npt.NDArray[np.int32]:
+    """
+    By which extension every training item of a dataset became one, flat, 0 where that is unknown: int32 [*num_items*].
+
+    Raises:
+        DatasetFormatError: ``joined.parquet`` is no table of so many rows.
+    """
+    if JOINED not in manifest["files"]:
+        return np.zeros(num_items, dtype=np.int32)
+    path = directory / JOINED
+    try:
+        extensions_N = pl.read_parquet(path, columns=["extension"])["extension"].to_numpy().astype(np.int32)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DatasetFormatError(f"{path}: not a readable table: {error}") from error
+    if len(extensions_N) != num_items:
+        raise DatasetFormatError(f"{path}: its rows are not one for every training item")
+    return extensions_N
+
+
+def joined_rows(former: Dataset, positions_N: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
+    """
+    By which extension the rows at these places of ``extended``'s interactions become ones to train on, [N].
+
+    What is held out in *former* has taught nobody: it joins by the extension that is being made, as newer rows do.
+    """
+    this_one = len(former.manifest.get("extends", ())) + 1
+    former_N = np.full(len(former.times.values), this_one, dtype=np.int32)
+    places = former.times.places_of_first(former.train.lengths)
+    former_N[places] = joined_by(former.directory, former.manifest, len(places))
+    joined_N = np.full(len(positions_N), this_one, dtype=np.int32)
+    is_held_N = positions_N < len(former_N)
+    joined_N[is_held_N] = former_N[positions_N[is_held_N]]
+    return joined_N
+
+
 def extended(former: Dataset, fresh: Interactions) -> tuple[Interactions, Anchors]:
     """
-    The interactions of *former* and *fresh* together, and what of them must stay.
+    The interactions of *former*, user by user, and then *fresh*, and what of them must stay.
 
     Raises:
         DatasetFormatError: *former* is of a version that kept no times or no rows that wait.

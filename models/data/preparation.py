@@ -29,6 +29,7 @@ import polars as pl
 
 from models.data.dataset import (
     CARRIED,
+    JOINED,
     LATER,
     MANIFEST,
     REQUIRED_FILES,
@@ -40,7 +41,7 @@ from models.data.dataset import (
     load_dataset,
 )
 from models.data.dataset_tables import BAD_ROWS, DatasetTables, write_bad_rows, write_manifest
-from models.data.extension import ancestors_of, extended, rows_as_table
+from models.data.extension import ancestors_of, extended, joined_rows, rows_as_table
 from models.data.ordering import Hashes, last_rows, mixed, ordered, text_hashes, ties_by_hash, ties_by_input
 from models.data.period import period_of
 from models.data.preparation_report import PreparationReport
@@ -243,6 +244,8 @@ def prepare(
         }
         if former is not None:
             facts["extends"] = ancestors_of(former)
+            joined_N = joined_rows(former, rows.positions_N)
+            pl.DataFrame({"extension": joined_N[split.train_places]}).write_parquet(folder / JOINED)
         if carried:  # in the order of the sequences, as times are
             columns = {name: column.gather(rows.positions_N) for name, column in carried.items()}
             pl.DataFrame(columns).write_parquet(folder / CARRIED)
@@ -328,7 +331,7 @@ def _write(folder: Path, by_time: bool, vocabulary: Vocabulary, split: Split, wa
 
 def check_output(out: Path, *, overwrite: bool) -> None:
     required = frozenset({MANIFEST, *REQUIRED_FILES})
-    known = required | {BAD_ROWS, TIMES, LATER, WAITING, CARRIED}
+    known = required | {BAD_ROWS, TIMES, LATER, WAITING, CARRIED, JOINED}
     check_replaceable(out, what="a dataset", required=required, ours=lambda name: name in known)
     if (out / MANIFEST).is_file() and not overwrite:
         raise OutputExistsError(f"{out}: holds a dataset already; --overwrite replaces it, or name another folder")

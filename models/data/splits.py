@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from models.data.dataset import TOKENS, Sequences, Times, TokenArray
+from models.data.dataset import TOKENS, Sequences, SequenceTimes, Times, TokenArray
 from models.data.period import moment_of, nanoseconds_per_unit
 from models.data.thresholds import Rows
 from models.errors import ConfigurationError, EmptyDatasetError
@@ -76,6 +76,11 @@ class Split:
     before_test_U: npt.NDArray[np.int64]
     times_N: Times
     offsets: npt.NDArray[np.int64]
+
+    @property
+    def train_places(self) -> npt.NDArray[np.int64]:
+        """Where the items to train on stand among the rows of whole sequences."""
+        return SequenceTimes(self.times_N, self.offsets).places_of_first(self.train.lengths)
 
     def fingerprint(self, vocabulary: Vocabulary) -> str:
         """SHA-256 over vocabulary, users and tokens: equal for equal content, whatever wrote the files."""

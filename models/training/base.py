@@ -12,7 +12,7 @@ import torch
 from models.data.dataset import ChosenSequences
 from models.network.decoder import Decoder, DecoderConfig
 from models.network.losses import next_item_targets
-from models.training.continuation import NEW_ITEM_READINGS, Continuation
+from models.training.continuation import NEW_READINGS, Continuation
 from models.training.loop import Progress, TrainingConfig, TrainingResult, fit
 from models.training.objective import (
     PredictionObjective,
@@ -42,17 +42,19 @@ def train_base(
 
     loss = - mean over positions t of log softmax_x(h_t . e_x)[s_{t+1}], x over every item of every domain. The epoch
     with the best NDCG@10 on validation items, ranked among all items, is kept. *sampled_softmax* estimates the softmax
-    from so many items (``losses.sampled_cross_entropy``). *continuation* says which bundle's base to go on from;
-    without it, weights are drawn by the seed.
+    from so many items (``losses.sampled_cross_entropy``). *continuation* says which bundle's base to go on from, and
+    what is new to it; the last epoch is kept then, as validation items, of which few are new, would now and then keep
+    yesterday's base. Without it, weights are drawn by the seed.
     """
     all_items = TokenRange(1, dataset.vocabulary.num_items)
     fingerprint = f"{dataset.fingerprint} {json.dumps(dataclasses.asdict(decoder_config), sort_keys=True)}"
-    rows = trainable_rows(dataset.train)
+    rows, first_asked = trainable_rows(dataset.train), None
     if continuation is None:
         base = _seeded(decoder_config, config.seed).to(device)
     else:
-        base, rows = continuation.base, continuation.rows(rows)
-        fingerprint += f" from {weights_hash(base)}, new items {NEW_ITEM_READINGS} times"
+        base = continuation.base
+        rows, first_asked = continuation.readings(rows)
+        fingerprint += f" from {weights_hash(base)}, what is new {NEW_READINGS} times more"
     objective = PredictionObjective(
         name="base",
         # Another network on the same data is another run, and so is another loss.
@@ -65,9 +67,18 @@ def train_base(
         batch_size=config.batch_size,
         seed=config.seed,
         sampled_softmax=sampled_softmax,
+        first_asked=first_asked,
     )
     make_trainable(base, sampled_softmax=sampled_softmax)
-    result = fit(base, objective, config, resume_file=resume_file, progress=progress, course=course)
+    result = fit(
+        base,
+        objective,
+        config,
+        resume_file=resume_file,
+        progress=progress,
+        course=course,
+        keep_last=continuation is not None,
+    )
     return base, result
 
 

@@ -3,18 +3,18 @@ A trained decoder goes on with a grown vocabulary: what it knows stays, and a ne
 
 A new item's embedding is the mean of those of the items that stand beside it in the training sequences, and that the
 decoder knows: it starts among items of its kind, not at noise. One without such a neighbour starts at the mean of its
-domain. So a refresh begins with a base that ranks nearly as the last one did, and needs few epochs. Experts do not go
-on: each is adapted from today's base. Those that started from what adapting gave the day before ranked new items worse
-than that base (docs/experiments/ten-days-of-refreshes.md).
+domain. So a refresh begins with a base that ranks nearly as the last one did, and needs little: each sequence once, and
+what is new in it ``NEW_READINGS`` times more. Experts do not go on: each is adapted from today's base. Those that
+started from what adapting gave the day before ranked new items worse than that base
+(docs/experiments/ten-days-of-refreshes.md).
 
-Shapes: V = tokens, D = width, N = pairs of neighbours.
+Shapes: V = tokens, D = width, N = pairs of neighbours, U = training sequences, R = readings.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from models.bundle import Bundle
 from models.data.dataset import Sequences
+from models.data.extension import joined_by
 from models.errors import BundleMismatchError, VocabularyError
 from models.network.decoder import Decoder
 from models.training.training_data import TrainableData
@@ -36,9 +37,9 @@ NEIGHBOUR_DISTANCE = 3
 # Users whose neighbours are looked for at once.
 BLOCK_USERS = 1 << 16
 ITEM_TABLE = "item_embedding.weight"
-# How often an epoch of the base reads a sequence with a new item in a refresh: read once, new items were what refreshes
-# lost; the experts, which begin at that base, gain nothing by it (docs/experiments/ten-days-of-refreshes.md).
-NEW_ITEM_READINGS = 4
+# How often more an epoch of the base predicts the items that no base has learned from yet: a hundredth of all in a day,
+# which read as often as the others were what refreshes lost (docs/experiments/ten-days-of-refreshes.md).
+NEW_READINGS = 8
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,14 @@ class Continuation:
         bundle: trained earlier.
         vocabulary: of the dataset to train on.
         train: its training sequences.
+        first_new_U: place of the first item in each sequence that the bundle has not learned from; the sequence's
+            length where there is none.
     """
 
     bundle: Bundle
     vocabulary: Vocabulary
     train: Sequences
+    first_new_U: npt.NDArray[np.int64]
 
     @classmethod
     def of(cls, bundle: Bundle, dataset: TrainableData) -> Continuation:
@@ -65,8 +69,9 @@ class Continuation:
             BundleMismatchError: the dataset is neither the bundle's nor an extension of it, reads other lengths, or the
                 bundle has learned from held-out items (``--refit``).
         """
-        ancestors = {one["fingerprint"] for one in dataset.manifest.get("extends", ())} | {dataset.fingerprint}
-        if bundle.provenance.get("dataset_fingerprint") not in ancestors:
+        lineage = [dataset.fingerprint, *(one["fingerprint"] for one in dataset.manifest.get("extends", ()))]
+        trained_on = bundle.provenance.get("dataset_fingerprint")
+        if trained_on not in lineage:
             raise BundleMismatchError(
                 f"{bundle.directory}: trained on a dataset that {dataset.directory} does not extend (`taesar prepare "
                 "--extend`); it may have learned from what is held out there"
@@ -80,7 +85,9 @@ class Continuation:
             raise BundleMismatchError(
                 f"{bundle.directory}: reads {bundle.config.max_length} items, the dataset keeps {max_length}"
             )
-        return cls(bundle, dataset.vocabulary, dataset.train)
+        joined_N = joined_by(dataset.directory, dataset.manifest, len(dataset.train.token_ids))
+        is_new_N = joined_N > len(lineage) - 1 - lineage.index(trained_on)
+        return cls(bundle, dataset.vocabulary, dataset.train, _first_places(is_new_N, dataset.train))
 
     @property
     def base(self) -> Decoder:
@@ -95,10 +102,17 @@ class Continuation:
         """The bundle's expert of *domain*, for the dataset's vocabulary; None for a domain that is new."""
         return self.continued(self.bundle.expert(domain)) if self.knows(domain) else None
 
-    def rows(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """*numbers* of training sequences, those with an item that is new to the bundle ``NEW_ITEM_READINGS`` times."""
-        repeated = numbers[np.isin(numbers, self._rows_with_new_items)]
-        return np.concatenate([numbers, np.tile(repeated, NEW_ITEM_READINGS - 1)])
+    def readings(self, numbers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """
+        What an epoch of the base reads of the training sequences of these *numbers*, two arrays [R].
+
+        Returns:
+            Numbers of sequences, and from which place on the items of each are predicted: every sequence from its
+            start, and then ``NEW_READINGS`` times those with new items, from the first of them on.
+        """
+        is_changed = self.first_new_U[numbers] < self.train.lengths[numbers]
+        changed = np.tile(numbers[is_changed], NEW_READINGS)
+        return np.concatenate([numbers, changed]), np.concatenate([np.zeros_like(numbers), self.first_new_U[changed]])
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -141,20 +155,6 @@ class Continuation:
         return table_VD
 
     @cached_property
-    def _rows_with_new_items(self) -> npt.NDArray[np.int64]:
-        found = [np.zeros(0, dtype=np.int64)]
-        for tokens, owners in self._blocks():
-            found.append(np.unique(owners[self._known_V[tokens] == PADDING]))
-        return np.concatenate(found)
-
-    def _blocks(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-        """Tokens of ``BLOCK_USERS`` training sequences at a time, and beside each the number of its sequence."""
-        for first in range(0, len(self.train), BLOCK_USERS):
-            users = np.arange(first, min(first + BLOCK_USERS, len(self.train)))
-            block = self.train.at(users)
-            yield block.token_ids.astype(np.int64), np.repeat(users, block.lengths)
-
-    @cached_property
     def _known_V(self) -> npt.NDArray[np.int64]:
         """The bundle's token of every token of the dataset; 0 for new ones."""
         known_V = np.zeros(self.vocabulary.num_tokens, dtype=np.int64)
@@ -172,7 +172,10 @@ class Continuation:
     def _neighbours(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Pairs of a new item and a known one that stands near it: two arrays [N]."""
         found = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))]
-        for tokens, owners in self._blocks():
+        for first in range(0, len(self.train), BLOCK_USERS):
+            users = np.arange(first, min(first + BLOCK_USERS, len(self.train)))
+            block = self.train.at(users)
+            tokens, owners = block.token_ids.astype(np.int64), np.repeat(users, block.lengths)
             is_known = self._known_V[tokens] != PADDING
             for distance in range(1, NEIGHBOUR_DISTANCE + 1):
                 left, right = slice(None, -distance), slice(distance, None)
@@ -180,3 +183,13 @@ class Continuation:
                     pairs = (owners[ours] == owners[theirs]) & ~is_known[ours] & is_known[theirs]
                     found.append((tokens[ours][pairs], tokens[theirs][pairs]))
         return np.concatenate([pair[0] for pair in found]), np.concatenate([pair[1] for pair in found])
+
+
+def _first_places(is_chosen_N: npt.NDArray[np.bool_], sequences: Sequences) -> npt.NDArray[np.int64]:
+    """The place of the first chosen item in each sequence, its length where none is: int64 [U]."""
+    first_U = sequences.lengths.copy()
+    chosen_N = np.flatnonzero(is_chosen_N)
+    owners_N = np.searchsorted(sequences.offsets, chosen_N, side="right") - 1
+    owners, first_of_owner = np.unique(owners_N, return_index=True)
+    first_U[owners] = chosen_N[first_of_owner] - sequences.offsets[owners]
+    return first_U

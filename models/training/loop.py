@@ -203,6 +203,7 @@ def fit(
     resume_file: Path | None = None,
     progress: Progress | None = None,
     course: Sequence[int] | None = None,
+    keep_last: bool = False,
 ) -> TrainingResult:
     """
     Train *module* in place and leave it with its best epoch's weights, in evaluation mode.
@@ -213,7 +214,7 @@ def fit(
        file is replaced atomically.
     4. Stop after ``patience`` epochs without a strictly better metric (``plateau``: after the third plateau), or at
        ``max_epochs``.
-    5. Load the best epoch's weights; without validation rows, the last epoch's.
+    5. Load the best epoch's weights; without validation rows, or with *keep_last*, the last epoch's.
 
     Of several processes (``distributed``) each steps on its own part of every batch, on the sum of all their
     gradients; the objective's losses add up to that of the whole batch. The main process's metric counts and it alone
@@ -228,6 +229,7 @@ def fit(
         progress: receiver of reports.
         course: of an earlier run whose schedule is to be repeated without validation: as many epochs, each after as
             many falls of the rate (``TrainingResult.course``).
+        keep_last: validation is reported, and decides nothing.
 
     Raises:
         ResumeMismatchError: the resume file belongs to another objective or configuration.
@@ -236,7 +238,7 @@ def fit(
     progress = progress or Silent()
     if config.max_epochs and not objective.num_batches():
         raise TrainingError(f"{objective.name}: nothing to train on: no sequence has an item to predict")
-    state = _State.fresh(module, config)
+    state = _State.fresh(module, config, keep_last=keep_last)
     device = next(module.parameters()).device
     identity = _identity(objective, config, device)
     if resume_file is not None and resume_file.is_file():
@@ -370,9 +372,10 @@ class _State(Generic[ModuleT]):
     average: AveragedModel | None
     best_weights: dict[str, Tensor]
     history: list[EpochReport]
+    keep_last: bool
 
     @classmethod
-    def fresh(cls, module: ModuleT, config: TrainingConfig) -> _State[ModuleT]:
+    def fresh(cls, module: ModuleT, config: TrainingConfig, *, keep_last: bool) -> _State[ModuleT]:
         decay = config.average_decay
         # The average starts as the weights after the first step, so its start needs no correction.
         averaging = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
@@ -381,7 +384,7 @@ class _State(Generic[ModuleT]):
             # A copied GRU's weights lie apart; CUDA would join them at every call, with a warning. Moving joins them.
             average.module.to(next(module.parameters()).device)
         optimiser = Optimiser(module, config.learning_rate)
-        return cls(module, optimiser, average, _clone(module.state_dict()), [])
+        return cls(module, optimiser, average, _clone(module.state_dict()), [], keep_last)
 
     @property
     def kept(self) -> ModuleT:
@@ -394,7 +397,7 @@ class _State(Generic[ModuleT]):
         previous = self.history[-1] if self.history else None
         best_metric = previous.best_metric if previous else None
         best_epoch = previous.best_epoch if previous else 0
-        if metric is None or best_metric is None or metric > best_metric:
+        if self.keep_last or metric is None or best_metric is None or metric > best_metric:
             best_metric, best_epoch = metric, epoch
             self.best_weights = _clone(self.kept.state_dict())
         self.history.append(

@@ -60,6 +60,7 @@ class PredictionBatch(NamedTuple):
     Args:
         token_ids_BT: whole sequences, padded on the right with 0.
         negatives: of the step, in a sampled softmax.
+        first_asked_B: place of each sequence's first item that is asked for; None: every item is.
         weight: predicted positions in these sequences over the mean of a step. As a step's sequences are of similar
             lengths, some predict a hundred positions and some thousands; weighting their mean losses alike would make
             those of short sequences count most.
@@ -67,6 +68,7 @@ class PredictionBatch(NamedTuple):
 
     token_ids_BT: Tensor
     negatives: Negatives | None = None
+    first_asked_B: Tensor | None = None
     weight: float = 1.0
 
 
@@ -90,6 +92,8 @@ class PredictionObjective:
             the whole table instead of rows. Validation ranks among all candidates in any case.
         own_rows: of so many batches, drawn anew in every epoch, the sequences without anything but candidates, in
             [0, 1]: what a second reading reads (``network.two_readings``) is then trained, too.
+        first_asked: for each of *sequences* the place of the first item that is asked for, where ``targets_of`` asks
+            for the item that follows; None: every item is.
         validate_with: another metric than the NDCG@10 among all candidates after the histories as they are.
     """
 
@@ -104,6 +108,7 @@ class PredictionObjective:
     seed: int
     sampled_softmax: int | None = None
     own_rows: float = 0.0
+    first_asked: npt.NDArray[np.int64] | None = None
     validate_with: Callable[[Decoder], float] | None = None
 
     def num_batches(self) -> int:
@@ -127,7 +132,8 @@ class PredictionObjective:
             without_foreign = own_generator.random() < self.own_rows
             if len(share):
                 weight = float(self._num_targets_U[share].sum() / self._mean_targets)
-                yield PredictionBatch(self._padded(share, without_foreign=without_foreign), negatives, weight)
+                padded = self._padded(share, without_foreign=without_foreign)
+                yield PredictionBatch(padded, negatives, self._first_asked_in(share), weight)
             else:
                 # Fewer rows than processes: this one takes the same steps on some row that counts nothing.
                 yield PredictionBatch(self._padded(rows[:1]), negatives, weight=0.0)
@@ -136,7 +142,7 @@ class PredictionObjective:
         """Mean cross-entropy over the positions that predict an item, times the batch's weight."""
         device = module.item_embeddings_VD.device
         token_ids_BT = batch.token_ids_BT.to(device, non_blocking=True)
-        targets_BT = self.targets_of(token_ids_BT)
+        targets_BT = self._targets(token_ids_BT, batch.first_asked_B)
         hidden_BTD = module(token_ids_BT[:, :-1])
         predicts_BT = targets_BT != NO_TARGET
         asked = hidden_BTD[predicts_BT], module.item_embeddings_VD, targets_BT[predicts_BT]
@@ -169,6 +175,21 @@ class PredictionObjective:
         own = [sequence[self.candidates.mask(sequence)] for sequence in recent]
         return pad_right(own, max(2, *map(len, own)))
 
+    def _first_asked_in(self, rows: npt.NDArray[np.int64]) -> Tensor | None:
+        """Places of the first items that are asked for, in the padded sequences at *rows*."""
+        if self.first_asked is None:
+            return None
+        num_cut = np.maximum(self._lengths_U[rows] - (self.max_length + 1), 0)
+        return torch.from_numpy(self.first_asked[rows] - num_cut)
+
+    def _targets(self, token_ids_BT: Tensor, first_asked_B: Tensor | None) -> Tensor:
+        """What each position of padded sequences predicts, [B, T-1]."""
+        targets_BT = self.targets_of(token_ids_BT)
+        if first_asked_B is None:
+            return targets_BT
+        places_T = torch.arange(1, token_ids_BT.shape[1], device=token_ids_BT.device)
+        return torch.where(places_T >= first_asked_B.to(places_T.device)[:, None], targets_BT, NO_TARGET)
+
     @cached_property
     def _lengths_U(self) -> npt.NDArray[np.int64]:
         return np.fromiter(map(len, self.sequences), dtype=np.int64, count=len(self.sequences))
@@ -178,8 +199,8 @@ class PredictionObjective:
         """How many positions each sequence predicts."""
         numbers = np.arange(len(self.sequences))
         blocks = (numbers[start : start + COUNTED_ROWS] for start in range(0, len(numbers), COUNTED_ROWS))
-        counts = [(self.targets_of(self._padded(rows)) != NO_TARGET).sum(dim=1).numpy() for rows in blocks]
-        return np.concatenate(counts)
+        targets = (self._targets(self._padded(rows), self._first_asked_in(rows)) for rows in blocks)
+        return np.concatenate([(targets_BT != NO_TARGET).sum(dim=1).numpy() for targets_BT in targets])
 
     @cached_property
     def _mean_targets(self) -> float:

@@ -37,7 +37,7 @@ BASE_TRAINING = TrainingConfig(learning_rate=1e-3, batch_size=32, max_epochs=100
 EXPERT_TRAINING = TrainingConfig(learning_rate=5e-4, batch_size=32, max_epochs=100, patience=2, schedule="plateau")
 # What a refresh takes: few epochs whose rate falls to 0, as the weights are nearly right; at half the rate they fell
 # behind what a day brings (docs/experiments/ten-days-of-refreshes.md).
-REFRESH_BASE_EPOCHS = 2
+REFRESH_BASE_EPOCHS = 1
 REFRESH_EXPERT_EPOCHS = 2
 # The least number of steps that a small table may take, however few sequences make an epoch.
 LEAST_STEPS = 3000

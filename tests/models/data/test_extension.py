@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+import polars as pl
 import pytest
 
 from models.data.dataset import Dataset, load_dataset
+from models.data.extension import joined_by
 from models.data.preparation import PreparationConfig, prepare
 from models.data.reading.layouts import Layout
 from models.errors import ConfigurationError, DatasetFormatError
@@ -34,6 +38,10 @@ def extend(folder: Path, old: list[str], new: list[str], config: PreparationConf
     prepare(write(folder / "old.csv", old), folder / "old", config)
     prepare(write(folder / "new.csv", new), folder / "new", extend=folder / "old")
     return load_dataset(folder / "old"), load_dataset(folder / "new")
+
+
+def joined_items(dataset: Dataset) -> npt.NDArray[np.int32]:
+    return joined_by(dataset.directory, dataset.manifest, len(dataset.train.token_ids))
 
 
 @pytest.fixture
@@ -168,3 +176,35 @@ def test_columns_are_not_carried_along_by_an_extension(tmp_path, before: bool) -
 
     with pytest.raises(ConfigurationError, match="not by an extension"):
         prepare(log, tmp_path / "new", LOOSE if before else carrying, extend=tmp_path / "old")
+
+
+def test_every_training_item_says_by_which_extension_it_became_one(tmp_path) -> None:
+    """Held-out items join when newer ones take their place; a row that comes late joins in the middle."""
+    rows = rows_of(tmp_path)
+    mine = sorted((row for row in rows if row.startswith("u003,")), key=day)
+    times = [day(row) for row in mine]
+    late = f"u003,{mine[2].split(',')[1]},{mine[2].split(',')[2]},{times[0] + 0.5}"
+    first, second = extend(tmp_path, rows, [f"u003,food-01,food,{times[-1] + 1}", late])
+    prepare(write(tmp_path / "more.csv", ["u003,food-02,food,9000"]), tmp_path / "third", extend=tmp_path / "new")
+    third = load_dataset(tmp_path / "third")
+
+    def joined(dataset: Dataset, user: str) -> list[int]:
+        index = dataset.user_ids.index(user)
+        start, end = dataset.train.offsets[index : index + 2]
+        return joined_items(dataset)[start:end].tolist()
+
+    trained = len(mine) - 2
+    assert joined(first, "u003") == trained * [0]
+    assert joined(second, "u003") == [0, 1, *(trained - 1) * [0], 1]
+    assert joined(third, "u003") == [0, 1, *(trained - 1) * [0], 1, 2]
+    assert not any(joined(third, "u004"))
+
+
+def test_an_extension_without_its_table_of_joined_items_is_damaged(both, tmp_path) -> None:
+    _, new = both
+    pl.DataFrame({"extension": [0, 1]}, schema={"extension": pl.Int32}).write_parquet(
+        tmp_path / "new" / "joined.parquet"
+    )
+
+    with pytest.raises(DatasetFormatError, match="not one for every training item"):
+        joined_items(new)

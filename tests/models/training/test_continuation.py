@@ -13,7 +13,8 @@ from models.bundle import Bundle, save_bundle
 from models.data.dataset import Dataset, load_dataset
 from models.data.preparation import PreparationConfig, prepare
 from models.errors import BundleMismatchError
-from models.training.continuation import NEW_ITEM_READINGS, Continuation
+from models.training.base import train_base
+from models.training.continuation import NEW_READINGS, Continuation
 from models.training.pipeline import NetworkConfig, PipelineConfig, refreshed, train_bundle
 from tests.conftest import random_decoder, write_interactions
 
@@ -131,12 +132,48 @@ def test_a_refresh_begins_where_the_last_bundle_ended_and_says_where_it_came_fro
     assert second.provenance["dataset"]["extends"][0]["fingerprint"] == yesterday.fingerprint
 
 
-def test_sequences_with_a_new_item_are_read_more_often(days, tmp_path) -> None:
+def test_every_sequence_is_read_once_and_what_is_new_in_it_several_times_more(days, tmp_path) -> None:
+    """New are what the former dataset did not train on: rows of today, and the two items of a user held out before."""
     yesterday, today = days
     numbers = np.arange(len(today.train))
-    fresh = today.vocabulary.token_id("food", "fresh")
-    readings = np.bincount(Continuation.of(bundle_of(yesterday, tmp_path / "bundle"), today).rows(numbers))
-    expected = [NEW_ITEM_READINGS if fresh in row else 1 for row in today.train]
+    rows, first_asked = Continuation.of(bundle_of(yesterday, tmp_path / "bundle"), today).readings(numbers)
+    known = dict(zip(yesterday.user_ids, yesterday.train.lengths.tolist(), strict=True))
+    changed = {
+        number: known.get(user, 0)
+        for number, user in enumerate(today.user_ids)
+        if today.train.lengths[number] > known.get(user, 0)
+    }
 
-    assert readings.tolist() == expected
-    assert 0 < sum(count > 1 for count in expected) < len(expected)
+    assert len(changed) == 12
+    assert rows[: len(numbers)].tolist() == numbers.tolist()
+    assert not first_asked[: len(numbers)].any()
+    again = list(zip(rows[len(numbers) :].tolist(), first_asked[len(numbers) :].tolist(), strict=True))
+    assert sorted(again) == sorted(NEW_READINGS * list(changed.items()))
+
+
+def test_on_the_dataset_that_the_bundle_was_trained_on_nothing_is_new(days, tmp_path) -> None:
+    _, today = days
+    numbers = np.arange(len(today.train))
+    rows, first_asked = Continuation.of(bundle_of(today, tmp_path / "bundle"), today).readings(numbers)
+
+    assert rows.tolist() == numbers.tolist()
+    assert not first_asked.any()
+
+
+def test_a_refresh_keeps_the_base_that_read_what_is_new(days, tmp_path) -> None:
+    """Few validation items are new, so validation might prefer yesterday's base, which knows none of them."""
+    yesterday, today = days
+    config = PipelineConfig(network=SMALL, base=refreshed(PipelineConfig().base, 1))
+    harmful = dataclasses.replace(config.base, learning_rate=1.0)
+    base, result = train_base(
+        today,
+        SMALL.decoder_for(today),
+        harmful,
+        device=torch.device("cpu"),
+        continuation=Continuation.of(bundle_of(yesterday, tmp_path / "bundle"), today),
+    )
+
+    assert result.best_epoch == 1
+    assert not torch.equal(
+        base.item_embeddings_VD, Continuation.of(bundle_of(yesterday, tmp_path / "b"), today).base.item_embeddings_VD
+    )

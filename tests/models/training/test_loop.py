@@ -236,6 +236,15 @@ def test_a_network_that_only_gets_worse_is_returned_as_it_came() -> None:
     assert torch.equal(module.slope, torch.zeros(3))
 
 
+def test_where_the_last_epoch_is_to_be_kept_a_worse_one_is() -> None:
+    module = Line()
+    result = fit(module, Regression(scripted=(0.9, 0.1, 0.3)), replace(CONFIG, max_epochs=2), keep_last=True)
+
+    assert (result.best_epoch, result.best_metric) == (2, 0.3)
+    assert [report.metric for report in result.epochs] == [0.9, 0.1, 0.3]
+    assert module.slope.abs().sum() > 0
+
+
 def test_without_validation_rows_every_epoch_runs_and_the_last_is_kept() -> None:
     class Unvalidated(Regression):
         def validate(self, module: Line) -> float | None:

@@ -66,6 +66,29 @@ def test_an_epochs_loss_is_the_mean_over_its_predicted_positions(objectives: lis
         assert np.mean(steps) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+@torch.inference_mode()
+def test_from_a_place_on_the_items_of_a_sequence_are_asked_for_and_those_before_are_only_read(
+    objectives: list[PredictionObjective],
+) -> None:
+    """Also where the decoder does not read the whole sequence; the mean is over what is asked for."""
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderConfig(num_items=50, width=8, inner_width=8, max_length=MAX_LENGTH, init_std=0.5)).eval()
+    first_asked = np.array([0, 36, 1, 0, 5, 1, 7, 2, 24, 1, 0, 6, 0])
+    objective = dataclasses.replace(objectives[0], first_asked=first_asked)
+    losses = []
+    for sequence, first in zip(objective.sequences, first_asked.tolist(), strict=True):
+        read_T = sequence[-(MAX_LENGTH + 1) :]
+        start = len(sequence) - len(read_T)
+        logits_TX = decoder(torch.from_numpy(read_T)[None, :-1])[0] @ decoder.item_embeddings_VD[1:].T
+        for place in range(max(first, start + 1), len(sequence)):
+            losses.append(F.cross_entropy(logits_TX[place - start - 1], torch.tensor(int(sequence[place]) - 1)).item())
+
+    steps = [objective.loss(decoder, batch).item() for batch in objective.batches(1)]
+
+    assert 0 < len(losses) < sum(min(length, MAX_LENGTH + 1) - 1 for length in LENGTHS)
+    assert np.mean(steps) == pytest.approx(np.mean(losses), rel=1e-5)
+
+
 def test_batches_of_own_rows_hold_no_foreign_item_and_predict_the_same_items(
     objectives: list[PredictionObjective],
 ) -> None:

@@ -93,7 +93,7 @@ def test_a_new_item_starts_at_the_same_place_however_many_users_are_read_at_once
     ids = tuple(tuple(f"{one}{'-new' * (n % 2)}" for n, one in enumerate(items)) for items in known.item_ids)
 
     def tables() -> list[list[float]]:
-        grown = Continuation(bundle, Vocabulary(known.domains, ids), dataset.train).base
+        grown = Continuation(bundle, Vocabulary(known.domains, ids), dataset.train, dataset.train.lengths).base
         return grown.item_embeddings_VD.tolist()
 
     whole = tables()
