@@ -70,7 +70,7 @@ def test_every_column_of_a_mapping_is_described() -> None:
 
 def test_every_format_and_every_file_of_a_dataset_is_described(folder, dataset) -> None:
     assert documented("Exports") == list(FORMATS)
-    where_asked = {"carried.parquet", "later.parquet"}  # --carry, --split time
+    where_asked = {"carried.parquet", "later.parquet", "joined.parquet"}  # --carry, --split time, --extend
     always = {*documented("The folder of `taesar prepare`")} - where_asked
     assert always == {path.name for path in dataset.directory.iterdir()}
     assert where_asked < {*documented("The folder of `taesar prepare`")}

@@ -55,7 +55,7 @@ class ReadingServer:
                         self._begin(channel, report)
                 elif key.fileobj is self._ended:
                     self._tell_ends()
-                else:  # nobody waits for it any more
+                elif self._reports.get(key.data) is key.fileobj:  # nobody waits for it, and it has not just ended
                     self._selector.unregister(key.fileobj)
                     os.kill(key.data, signal.SIGKILL)
 

@@ -159,6 +159,44 @@ def test_a_process_that_reads_has_neither_this_ones_environment_nor_its_descript
         assert Path(ours.name) not in links
 
 
+# Sees whatever has happened within 0.3 s at once, the ends of processes first.
+LATE = """
+import selectors, time
+from app.jobs import reading_server
+
+class Late(selectors.DefaultSelector):
+    def select(self, timeout=None):
+        super().select(timeout)
+        time.sleep(0.3)
+        return sorted(super().select(0), key=lambda event: event[0].data is not None)
+
+selectors.DefaultSelector = Late
+reading_server.main()
+"""
+
+
+def test_a_process_that_ends_while_nobody_waits_for_it_any_more_does_not_end_the_program():
+    """It did on a busy machine, and with it every other reading."""
+    requests, theirs = socket.socketpair()
+    with theirs:
+        command = [sys.executable, "-c", LATE, str(theirs.fileno())]
+        program = subprocess.Popen(command, pass_fds=(theirs.fileno(),), env=bare_environment(os.environ))
+    codes = []
+    with program, requests:
+        for _ in range(2):
+            (channel, their_channel), (report, their_report) = socket.socketpair(), socket.socketpair()
+            with their_channel, their_report:
+                socket.send_fds(requests, [b"\n"], [their_channel.fileno(), their_report.fileno()])
+            channel.close()  # so it has no task, and ends
+            with report:
+                report.shutdown(socket.SHUT_WR)
+                report.settimeout(60)
+                codes.append(report.recv(100))
+
+    assert codes == [b"0", b"0"]
+    assert program.returncode == 0
+
+
 PROBE = """
 import json, os, signal, socket, sys, tempfile
 from pathlib import Path
