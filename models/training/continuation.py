@@ -37,8 +37,8 @@ NEIGHBOUR_DISTANCE = 3
 # Users whose neighbours are looked for at once.
 BLOCK_USERS = 1 << 16
 ITEM_TABLE = "item_embedding.weight"
-# How often more an epoch of the base predicts the items that no base has learned from yet: a hundredth of all in a day,
-# which read as often as the others were what refreshes lost (docs/experiments/ten-days-of-refreshes.md).
+# How often more an epoch of the base predicts the items that the bundle has not learned from: a fortieth of all in a
+# day there, which read as often as the others were what refreshes lost (docs/experiments/ten-days-of-refreshes.md).
 NEW_READINGS = 8
 
 

@@ -200,7 +200,7 @@ def test_every_training_item_says_by_which_extension_it_became_one(tmp_path) -> 
     assert not any(joined(third, "u004"))
 
 
-def test_an_extension_without_its_table_of_joined_items_is_damaged(both, tmp_path) -> None:
+def test_a_table_of_joined_items_of_another_length_is_damage(both, tmp_path) -> None:
     _, new = both
     pl.DataFrame({"extension": [0, 1]}, schema={"extension": pl.Int32}).write_parquet(
         tmp_path / "new" / "joined.parquet"
