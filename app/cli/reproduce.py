@@ -151,15 +151,16 @@ def _cost(tables: Sequence[str], num_targets: int, seeds: int, *, searched: bool
     from models.reproduction.paper_rows import OF_MIXED_ROWS, SINGLE_DOMAIN, TABLE_3
 
     bundles = max(1 if tables != ("1",) else 0, len({row.experts for row in TABLE_3}) if "3" in tables else 0)
-    cells = 0
+    cells = joint = 0
     if "2" in tables:
-        cells += 3 * len(SINGLE_DOMAIN) + len(OF_MIXED_ROWS)
+        cells, joint = 3 * len(SINGLE_DOMAIN), len(OF_MIXED_ROWS)
     if "3" in tables:
         # The original rows, and the composite of our rule, are those of table 2.
         cells += len(TABLE_3) + 1 - (2 if "2" in tables else 0)
     tuned = len({**SINGLE_DOMAIN, **OF_MIXED_ROWS}) if "2" in tables else int("3" in tables)
     trials = f", and up to {MOST_TRIALS * tuned * num_targets} trials before them" if searched and tuned else ""
+    total = (cells * num_targets + joint) * seeds
     return (
-        f"to train, unless it is there: {bundles} bundles, {cells * num_targets * seeds} recommenders ({cells} for "
-        f"each of the targets and seeds){trials}; each ends when validation gains no more"
+        f"to train, unless it is there: {bundles} bundles, {total} recommenders ({cells} for each of the targets and "
+        f"seeds, {joint} of mixed rows for each seed){trials}; each ends when validation gains no more"
     )

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -91,6 +91,14 @@ class Queries:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """Held-out items of one domain and the items that they are ranked among: what chooses an epoch."""
+
+    candidates: TokenRange
+    queries: Queries
+
+
+@dataclass(frozen=True)
 class Arm:
     """
     Training rows of at least two items, the item ids they use, and what is ranked.
@@ -103,6 +111,7 @@ class Arm:
         candidates: the target's items, one of *domains*.
         validation, test: held-out items of the target.
         served: the test items once more, after regenerated histories; None where they are not asked for.
+        validations: of all domains, where one training serves every target (``mixed``); else none.
     """
 
     name: ArmName
@@ -113,28 +122,27 @@ class Arm:
     validation: Queries
     test: Queries
     served: Queries | None = None
+    validations: tuple[Validation, ...] = ()
+
+    @property
+    def selection(self) -> tuple[Validation, ...]:
+        """What its trainings choose their epochs by."""
+        return self.validations or (Validation(self.candidates, self.validation),)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of everything that a trained recommender's ranks depend on, unless it is told the domains."""
-        digest = hashlib.sha256(json.dumps([self.num_items, self.candidates.first, self.candidates.last]).encode())
-        served = () if self.served is None else (self.served.histories,)
-        for sequences in (self.rows, self.validation.histories, self.test.histories, *served):
-            digest.update(sequences.offsets.astype(np.int64).tobytes())
-            digest.update(sequences.token_ids.astype(TOKENS).tobytes())
-        for targets in (self.validation.targets, self.test.targets):
-            digest.update(targets.astype(TOKENS).tobytes())
-        return digest.hexdigest()
+        ranked = [self.test.histories, *([] if self.served is None else [self.served.histories])]
+        chosen = [self.training_fingerprint, self.candidates.first, self.candidates.last]
+        return _digest(chosen, ranked, [self.test.targets])
 
     @cached_property
     def training_fingerprint(self) -> str:
         """SHA-256 of everything that a recommender's weights depend on, unless it is told the domains."""
-        digest = hashlib.sha256(json.dumps([self.num_items, self.candidates.first, self.candidates.last]).encode())
-        for sequences in (self.rows, self.validation.histories):
-            digest.update(sequences.offsets.astype(np.int64).tobytes())
-            digest.update(sequences.token_ids.astype(TOKENS).tobytes())
-        digest.update(self.validation.targets.astype(TOKENS).tobytes())
-        return digest.hexdigest()
+        ranges = [[one.candidates.first, one.candidates.last] for one in self.selection]
+        histories = [one.queries.histories for one in self.selection]
+        targets = [one.queries.targets for one in self.selection]
+        return _digest([self.num_items, ranges], [self.rows, *histories], targets)
 
 
 @dataclass(frozen=True)
@@ -214,6 +222,7 @@ def build_arm(dataset: Dataset, target: str, name: ArmName, composite: Composite
         candidates,
         build_queries(dataset.train, dataset.validation, domain, kept),
         build_queries(dataset.before_test, dataset.test, domain, kept),
+        validations=_of_all_domains(dataset) if name == "mixed" else (),
     )
 
 
@@ -276,6 +285,24 @@ def build_queries(before: Sequences, held_out_U: TokenArray, domain: TokenRange,
         return Queries(users, in_domain, own_targets, seen, in_domain.lengths)
     in_vocabulary = Sequences((seen.token_ids + (domain.first - 1)).astype(TOKENS), seen.offsets)
     return Queries(users, whole, held_out_U[users], in_vocabulary, in_domain.lengths)
+
+
+def _of_all_domains(dataset: Dataset) -> tuple[Validation, ...]:
+    """The validation items of every domain, in the vocabulary's tokens."""
+    return tuple(
+        Validation(domain, build_queries(dataset.train, dataset.validation, domain, None))
+        for domain in dataset.vocabulary.token_ranges
+    )
+
+
+def _digest(values: object, sequences: Iterable[Sequences], targets: Iterable[TokenArray]) -> str:
+    digest = hashlib.sha256(json.dumps(values).encode())
+    for one in sequences:
+        digest.update(one.offsets.astype(np.int64).tobytes())
+        digest.update(one.token_ids.astype(TOKENS).tobytes())
+    for held_out in targets:
+        digest.update(held_out.astype(TOKENS).tobytes())
+    return digest.hexdigest()
 
 
 def _distinct_others(sequences: Sequences, held_out_N: TokenArray) -> Sequences:

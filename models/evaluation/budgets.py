@@ -3,9 +3,11 @@ What a recommender learns in an evaluation: hyper-parameters, budget and validat
 
 Equal budgets. An epoch is, for every arm of the target's items, as many optimiser steps as one pass over the
 *original* arm's rows takes; each arm draws its batches from its own endless stream of shuffled passes. So arms of more
-rows take no more steps per epoch, validate as often per step, and stop by the same rule (``TrainingConfig``). In arm
-``mixed`` an epoch is one pass over its own rows. The same seed means the same initial weights wherever the shapes
-agree.
+rows take no more steps per epoch, validate as often per step, and stop by the same rule (``TrainingConfig``). The same
+seed means the same initial weights wherever the shapes agree.
+
+In arm ``mixed`` an epoch is one pass over its own rows, which are those of every target. So one training serves all
+targets: it goes on while any of them gains, and each takes the weights of its own best epoch (``joint_training``).
 
 Ranking is by ``ranking.rank_queries``; validation takes the ranks among all items.
 """
@@ -79,7 +81,7 @@ class RowObjective:
         self.arm = arm
         self.steps_per_epoch = steps_per_epoch
         self.batches_per_pass = recommender.num_batches(arm.rows, batch_size)
-        self.validation = _with_history(arm.validation)
+        self.validation = with_history(arm.validation)
 
         @lru_cache(maxsize=1)  # the pass at hand; neighbouring epochs share one
         def batches_of_pass(number: int) -> list[Any]:
@@ -103,10 +105,7 @@ class RowObjective:
 
     def validate(self, module: Recommender[Any]) -> float | None:
         """NDCG@10 over the validation rows with a history; None if there are none."""
-        if not len(self.validation):
-            return None
-        ranks = rank_queries(module, self.validation, self.arm, module.device)
-        return float(ndcg_at_k(torch.tensor(ranks.all), 10).mean())
+        return validation_ndcg(module, self.validation, self.arm) if len(self.validation) else None
 
 
 def build_seeded(recommender: str, arm: Arm, config: EvaluationConfig, seed: int) -> Recommender[Any]:
@@ -120,6 +119,12 @@ def build_seeded(recommender: str, arm: Arm, config: EvaluationConfig, seed: int
         return trained.build(arm.rows, arm.num_items, config.config_of(recommender))
 
 
-def _with_history(queries: Queries) -> Queries:
+def validation_ndcg(module: Recommender[Any], queries: Queries, arm: Arm) -> float:
+    """Mean NDCG@10 of *queries* among all candidates of *arm*."""
+    ranks = rank_queries(module, queries, arm, module.device)
+    return float(ndcg_at_k(torch.tensor(ranks.all), 10).mean())
+
+
+def with_history(queries: Queries) -> Queries:
     """Early stopping follows the users of the main table only: those with a target item in their history."""
     return queries.at(np.flatnonzero(queries.num_target_items > 0))

@@ -34,7 +34,7 @@ from models.recommenders.registry import CONFIGURATIONS, COUNTED, MULTI_DOMAIN
 from models.training.loop import Progress
 
 # Part of every cell's key: raise it when a change moves results, so that stale cells are not read.
-CELL_VERSION = 4
+CELL_VERSION = 5
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.network.dropout import Dropout, dropout
 from models.vocabulary import PADDING
 
 # Far beyond any network that fits a machine; a configuration over them is a broken or hostile file, and building what
@@ -75,19 +76,28 @@ class DecoderConfig:
             raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
 
 
-def causal_attention(query_key_value_BT3D: Tensor, num_heads: int, dropout: float) -> Tensor:
+def causal_attention(query_key_value_BT3D: Tensor, num_heads: int, dropped: float) -> Tensor:
     """
     Multi-head attention [B, T, D] of every position to those up to it, before the output projection.
 
     Args:
         query_key_value_BT3D: queries, keys and values side by side, each of D.
         num_heads: divides D.
-        dropout: probability of dropping an attention weight, 0 outside training.
+        dropped: probability of dropping an attention weight, 0 outside training.
     """
     B, T, D3 = query_key_value_BT3D.shape
     heads_3BHTd = query_key_value_BT3D.view(B, T, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
     query_BHTd, key_BHTd, value_BHTd = heads_3BHTd.unbind(0)
-    attended_BHTd = F.scaled_dot_product_attention(query_BHTd, key_BHTd, value_BHTd, is_causal=True, dropout_p=dropout)
+    if dropped and heads_3BHTd.device.type == "cpu":
+        # What the call below does there, but for its masks, which are slow to draw.
+        scores_BHTT = query_BHTd @ key_BHTd.transpose(2, 3) * (D3 // 3 // num_heads) ** -0.5
+        later_TT = torch.ones(T, T, dtype=torch.bool).triu_(1)
+        weights_BHTT = torch.softmax(scores_BHTT.masked_fill(later_TT, -math.inf), dim=-1)
+        attended_BHTd = dropout(weights_BHTT, dropped) @ value_BHTd
+    else:
+        attended_BHTd = F.scaled_dot_product_attention(
+            query_BHTd, key_BHTd, value_BHTd, is_causal=True, dropout_p=dropped
+        )
     return attended_BHTd.transpose(1, 2).reshape(B, T, D3 // 3)
 
 
@@ -108,12 +118,12 @@ class DecoderBlock(nn.Module):
         self.inner = nn.Linear(config.width, config.inner_width)
         self.outer = nn.Linear(config.inner_width, config.width)
         self.feed_forward_norm = nn.LayerNorm(config.width, eps=config.layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, hidden_BTD: Tensor, attention: Attention = causal_attention) -> Tensor:
         """[B, T, D] -> [B, T, D]; position t reads positions <= t. Another *attention* may take another layout."""
-        dropout = self.attention_dropout if self.training else 0.0
-        attended_BTD = attention(self.query_key_value(hidden_BTD), self.num_heads, dropout)
+        dropped = self.attention_dropout if self.training else 0.0
+        attended_BTD = attention(self.query_key_value(hidden_BTD), self.num_heads, dropped)
         attended_BTD = self.attention_output(attended_BTD)
         hidden_BTD = self.attention_norm(hidden_BTD + self.dropout(attended_BTD))
         transformed_BTD = self.outer(F.gelu(self.inner(hidden_BTD)))
@@ -134,7 +144,7 @@ class Decoder(nn.Module):
         self.item_embedding = nn.Embedding(config.num_items + 1, config.width, padding_idx=PADDING)
         self.position_embedding = nn.Embedding(config.max_length, config.width)
         self.input_norm = nn.LayerNorm(config.width, eps=config.layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
         self.apply(self._initialise)
 

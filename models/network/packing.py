@@ -69,11 +69,11 @@ class Packed:
         """Hidden state [N, D] after every position, as ``decoder`` gives it for the padded sequences."""
         return decoder.encode(self.token_ids_N, self.positions_N, self._attend)
 
-    def _attend(self, query_key_value_N3D: Tensor, num_heads: int, dropout: float) -> Tensor:
+    def _attend(self, query_key_value_N3D: Tensor, num_heads: int, dropped: float) -> Tensor:
         N, D3 = query_key_value_N3D.shape
         attended_ND = query_key_value_N3D.new_zeros(N, D3 // 3)
         for bucket in self.buckets:
-            attended_BTD = causal_attention(query_key_value_N3D[bucket.rows_BT], num_heads, dropout)
+            attended_BTD = causal_attention(query_key_value_N3D[bucket.rows_BT], num_heads, dropped)
             attended_ND[bucket.rows_M] = attended_BTD.flatten(0, 1)[bucket.places_M]
         return attended_ND
 

@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.network.decoder import causal_attention
+from models.network.dropout import Dropout
 from models.recommenders.multidomain import (
     DomainStreams,
     MixedBatch,
@@ -119,12 +120,12 @@ class LowRankBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(config.width)
         self.feed_forward = SwiGLU(config.width, config.inner_width)
         self.feed_forward_norm = nn.LayerNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]; position t reads positions <= t, so padding on the right is never read."""
-        dropout = self.attention_dropout if self.training else 0.0
-        attended_BTD = causal_attention(self.query_key_value(hidden_BTD), self.num_heads, dropout)
+        dropped = self.attention_dropout if self.training else 0.0
+        attended_BTD = causal_attention(self.query_key_value(hidden_BTD), self.num_heads, dropped)
         attended_BTD = self.attention_output(attended_BTD)
         hidden_BTD = self.attention_norm(hidden_BTD + self.dropout(attended_BTD))
         normed_BTD: Tensor = self.feed_forward_norm(hidden_BTD + self.dropout(self.feed_forward(hidden_BTD)))
@@ -139,7 +140,7 @@ class StreamStage(nn.Module):
         self.low_rank = LowRank(width, rank)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, hidden_MD: Tensor, shared: SwiGLU, dropout: nn.Dropout) -> Tensor:
+    def forward(self, hidden_MD: Tensor, shared: SwiGLU, dropout: Dropout) -> Tensor:
         """[M, D] -> [M, D]."""
         staged_MD: Tensor = self.norm(hidden_MD + dropout(shared(hidden_MD)) + dropout(self.low_rank(hidden_MD)))
         return staged_MD
@@ -156,7 +157,7 @@ class DomainStage(nn.Module):
         self.invariant_norm = nn.LayerNorm(config.width)
         self.own_norm = nn.LayerNorm(config.width)
 
-    def forward(self, mixed_MD: Tensor, own_MD: Tensor, invariant: SwiGLU, dropout: nn.Dropout) -> Tensor:
+    def forward(self, mixed_MD: Tensor, own_MD: Tensor, invariant: SwiGLU, dropout: Dropout) -> Tensor:
         """u^x and u^d, both [M, D] -> v^d [M, D]."""
         adapted_MD = mixed_MD + dropout(invariant(mixed_MD)) + dropout(self.low_rank(mixed_MD))
         output_MD: Tensor = self.invariant_norm(adapted_MD) + self.own_norm(own_MD + dropout(self.feed_forward(own_MD)))
@@ -179,7 +180,7 @@ class ABXI(MultiDomainRecommender):
         self.mixed_stage = StreamStage(config.width, config.domain_rank)
         self.stream_stages = nn.ModuleList(StreamStage(config.width, config.domain_rank) for _ in domains)
         self.domain_stages = nn.ModuleList(DomainStage(config, config.invariant_rank) for _ in domains)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.apply(initialise)
 
     def states(self, item_ids_BT: Tensor) -> Tensor:

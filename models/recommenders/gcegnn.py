@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.data.dataset import Sequences, pad_right
+from models.network.dropout import Dropout
 from models.network.losses import linear_cross_entropy
 from models.recommenders.recommender import SessionRecommender, SharedConfig, check_at_least, check_shares
 from models.training.batches import length_bucketed_batches
@@ -120,8 +121,8 @@ class GCEGNN(SessionRecommender[PrefixBatch]):
         self.gate_position = nn.Linear(D, D)  # W_5, c
         self.gate_mean = nn.Linear(D, D, bias=False)  # W_6
         self.gate_D = nn.Parameter(torch.empty(D))  # q
-        self.dropout_local = nn.Dropout(config.dropout_local)
-        self.dropout_global = nn.Dropout(config.dropout_global)
+        self.dropout_local = Dropout(config.dropout_local)
+        self.dropout_global = Dropout(config.dropout_global)
         self._initialise(1 / math.sqrt(D))
 
     @classmethod

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from models.data.dataset import Sequences
+from models.network.dropout import Dropout
 from models.recommenders.recommender import (
     CausalRecommender,
     SequenceBatch,
@@ -59,7 +60,7 @@ class GRU4Rec(CausalRecommender[SequenceBatch]):
     def __init__(self, num_items: int, config: GRU4RecConfig) -> None:
         super().__init__(num_items, config.max_length)
         self.item_embedding = nn.Embedding(num_items + 1, config.width, padding_idx=PADDING)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.recurrence = nn.GRU(
             config.width,
             config.hidden_width,

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from models.data.dataset import Sequences
 from models.network.decoder import DecoderBlock
+from models.network.dropout import Dropout
 from models.network.losses import linear_cross_entropy
 from models.recommenders.recommender import (
     Recommender,
@@ -175,7 +176,7 @@ class MixedInput(nn.Module):
         self.domain_embedding = nn.Embedding(num_domains, config.width)
         self.position_embedding = nn.Embedding(config.max_length, config.width)
         self.norm = nn.LayerNorm(config.width, eps=decoder_config(1, config).layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, items_BTD: Tensor, domains_BT: Tensor) -> Tensor:
         """Item vectors [B, T, D] and domain indices [B, T] -> [B, T, D]."""
@@ -193,7 +194,7 @@ class Tower(nn.Module):
         self.inner = nn.Linear(config.width, config.inner_width)
         self.outer = nn.Linear(config.inner_width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=decoder_config(1, config).layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""

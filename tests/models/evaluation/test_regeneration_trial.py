@@ -36,15 +36,15 @@ def with_expert(found: RegenerationTrial, *both: Way) -> RegenerationTrial:
 @pytest.mark.parametrize(
     ("ways", "hints"),
     [
-        # A gain below its standard error is none, however many ways have one.
-        ([Way(3, 0, 0.041, 0.001, 0.002), Way(3, 3, 0.0415, 0.0015, 0.0016)], (0, 0)),
-        ([Way(3, 0, 0.041, 0.001, 0.0005), Way(3, 3, 0.042, 0.002, 0.0019)], (3, 0)),
+        # A gain below two of its standard errors is none, however many ways have one.
+        ([Way(3, 0, 0.041, 0.001, 0.0006), Way(3, 3, 0.0415, 0.0015, 0.0008)], (0, 0)),
+        ([Way(3, 0, 0.041, 0.001, 0.0004), Way(3, 3, 0.042, 0.002, 0.00095)], (3, 0)),
         ([Way(1, 1, 0.05, 0.01, 0.002), Way(3, 3, 0.051, 0.011, 0.002)], (3, 3)),
         ([Way(0, 1, 0.05, 0.01, 0.002), Way(3, 3, 0.03, -0.01, 0.002)], (0, 1)),
         ([], (0, 0)),
     ],
 )
-def test_the_way_whose_gain_is_largest_beyond_its_standard_error_is_taken(
+def test_the_way_whose_gain_is_largest_beyond_two_standard_errors_is_taken(
     ways: list[Way], hints: tuple[int, int]
 ) -> None:
     found = trial(*ways).guard
@@ -72,6 +72,8 @@ def test_the_weight_is_that_of_the_chosen_way_where_the_expert_adds_something_fo
     gained = Way(3, 3, 0.05, 0.01, 0.002)
     plain, both = Way(0, 0, 0.045, 0.005, 0.001, 0.4), Way(3, 3, 0.055, 0.015, 0.002, 0.3)
     unsure = Way(3, 3, 0.0501, 0.0101, 0.0022, 0.1)
+    # One standard error is asked of the expert, which is one choice and not the best of several.
+    likely = Way(0, 0, 0.041, 0.001, 0.0008, 0.2)
 
     closed = with_expert(trial(nothing), plain, both).guard
     assert (closed.serving_hints, closed.expert_weight) == (0, 0.4)
@@ -84,6 +86,7 @@ def test_the_weight_is_that_of_the_chosen_way_where_the_expert_adds_something_fo
     alone = with_expert(trial(gained), plain, unsure).guard
     assert (alone.serving_hints, alone.expert_weight) == (3, 0.0)
     assert "log-probabilities" not in alone.finding
+    assert with_expert(trial(nothing), likely, both).guard.expert_weight == 0.2
 
 
 @pytest.mark.parametrize(("expert", "behind"), [(0.039, True), (0.04, False), (0.05, False)])
