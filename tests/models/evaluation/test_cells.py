@@ -198,10 +198,10 @@ def test_a_row_that_was_best_at_its_last_epoch_goes_on_when_it_is_given_more(sch
         )
 
     arm = arms["original"]
-    cut = grid_of(arms, tmp_path / "cut", config(1)).run("sasrec", arm, 3)
+    cut = grid_of(arms, tmp_path / "cut", config(1)).run("sasrec", arm, 4)
     more = Epochs()
-    longer = grid_of(arms, tmp_path / "cut", config(4)).run("sasrec", arm, 3, more)
-    whole = grid_of(arms, tmp_path / "whole", config(4)).run("sasrec", arm, 3)
+    longer = grid_of(arms, tmp_path / "cut", config(4)).run("sasrec", arm, 4, more)
+    whole = grid_of(arms, tmp_path / "whole", config(4)).run("sasrec", arm, 4)
 
     assert cut.is_cut_short
     assert more.steps == 3 * whole.steps_per_epoch
@@ -316,7 +316,7 @@ def test_a_value_of_one_recommender_alone_changes_its_keys_alone(arms, tmp_path)
 def test_the_key_of_a_cell_is_the_hash_of_what_its_ranks_depend_on(arms, tmp_path):
     """Spelled out, as cells on disk are found by it: another spelling would compute all of them anew."""
     content = {
-        "version": 4,
+        "version": 5,
         "recommender": "sasrec",
         "arm": arms["regenerated"].fingerprint,
         "budget": arms["original"].fingerprint,

@@ -163,7 +163,7 @@ def test_on_the_dataset_that_the_bundle_was_trained_on_nothing_is_new(days, tmp_
 def test_a_refresh_keeps_the_base_that_read_what_is_new(days, tmp_path) -> None:
     """Few validation items are new, so validation might prefer yesterday's base, which knows none of them."""
     yesterday, today = days
-    harmful = dataclasses.replace(refreshed(PipelineConfig().base, 1), learning_rate=1.0)
+    harmful = dataclasses.replace(refreshed(PipelineConfig().base, 1), learning_rate=10.0)
     continuation = Continuation.of(bundle_of(yesterday, tmp_path / "bundle"), today)
     base, result = train_base(
         today, SMALL.decoder_for(today), harmful, device=torch.device("cpu"), continuation=continuation
