@@ -58,7 +58,7 @@ class TrainingConfig:
         batch_size: rows of one step.
         max_epochs: upper bound of epochs.
         patience: stop after this many epochs in a row without a better validation metric; with ``plateau`` they make a
-            plateau.
+            plateau. Where epochs are short it is longer, see ``LEAST_PLATEAU_STEPS`` and ``average_decay``.
         seed: of shuffling and dropout.
         precision: of the products; weights, softmax and optimiser stay float32. ``auto`` is bfloat16 on CUDA and
             float32 on the CPU, where few processors multiply bfloat16 natively; on those that do (AVX-512 BF16, AMX)
@@ -69,6 +69,7 @@ class TrainingConfig:
             back and the rate falls to a third, and the third plateau ends training, so ``max_epochs`` may be generous.
         average_decay: d of the running average of the weights that is validated and kept, a <- d a + (1 - d) w after
             every step, 0 <= d < 1: about the last 1 / (1 - d) steps. 0 keeps the weights of the last step as they are.
+            Training waits for a gain that many steps at least: before, the average still holds what came before.
 
     Raises:
         TrainingError: a value is out of its range.
@@ -250,12 +251,12 @@ def fit(
         metric = distributed.take_from_main(objective.validate(module.eval()))
         state.record(objective.name, 0, math.nan, metric, config, time.perf_counter() - started)
         progress.on_epoch(state.history[-1])
-    plateau_epochs = _plateau_epochs(config, objective.num_batches())
-    while not state.finished(config, plateau_epochs) and (course is None or len(state.history) <= len(course)):
+    patience = _patience(config, objective.num_batches())
+    while not state.finished(config, patience) and (course is None or len(state.history) <= len(course)):
         epoch = len(state.history)
         started = time.perf_counter()
-        falls = count_plateaus(state.history, plateau_epochs) if course is None else course[epoch - 1]
-        if config.schedule == "plateau" and falls > count_plateaus(state.history[:-1], plateau_epochs):
+        falls = count_plateaus(state.history, patience) if course is None else course[epoch - 1]
+        if config.schedule == "plateau" and falls > count_plateaus(state.history[:-1], patience):
             module.load_state_dict(state.best_weights)
         loss = _run_epoch(state, objective, config, epoch, progress, falls)
         metric = distributed.take_from_main(objective.validate(state.kept.eval()))
@@ -266,7 +267,7 @@ def fit(
     module.load_state_dict(state.best_weights)
     module.eval()
     last = state.history[-1]
-    followed = _course(state.history, plateau_epochs if config.schedule == "plateau" else None)
+    followed = _course(state.history, patience if config.schedule == "plateau" else None)
     return TrainingResult(tuple(state.history), last.best_epoch, last.best_metric, followed)
 
 
@@ -349,9 +350,12 @@ def _run_epoch(
     return mean
 
 
-def _plateau_epochs(config: TrainingConfig, num_steps: int) -> int:
-    """Epochs without a gain that make a plateau: ``patience``, or as many as make ``LEAST_PLATEAU_STEPS``."""
-    return max(config.patience, -(-LEAST_PLATEAU_STEPS // max(1, num_steps)))
+def _patience(config: TrainingConfig, num_steps: int) -> int:
+    """Epochs without a gain that end training or make a plateau, for epochs of so many steps."""
+    least = LEAST_PLATEAU_STEPS if config.schedule == "plateau" else 0
+    if config.average_decay:
+        least = max(least, round(1 / (1 - config.average_decay)))
+    return max(config.patience, -(-least // max(1, num_steps)))
 
 
 def _identity(objective: Objective[ModuleContraT, BatchT], config: TrainingConfig, device: torch.device) -> str:
@@ -404,11 +408,11 @@ class _State(Generic[ModuleT]):
             EpochReport(stage, epoch, config.max_epochs, loss, metric, best_metric, best_epoch, seconds)
         )
 
-    def finished(self, config: TrainingConfig, plateau_epochs: int) -> bool:
+    def finished(self, config: TrainingConfig, patience: int) -> bool:
         last = self.history[-1]
         if config.schedule == "plateau":
-            return last.epoch >= config.max_epochs or count_plateaus(self.history, plateau_epochs) >= LAST_FALL
-        return last.epoch >= config.max_epochs or last.epoch - last.best_epoch >= config.patience
+            return last.epoch >= config.max_epochs or count_plateaus(self.history, patience) >= LAST_FALL
+        return last.epoch >= config.max_epochs or last.epoch - last.best_epoch >= patience
 
     def save(self, path: Path, identity: str) -> None:
         tensors = {f"module.{key}": value for key, value in self.module.state_dict().items()}
