@@ -15,12 +15,17 @@ from pathlib import Path
 
 from models.evaluation.bootstrap import Interval
 from models.report.charts import IntervalRow, Series, bar_chart, interval_chart
+from models.reproduction.side_by_side import MEAN, STATED
 
 DOCS = Path(__file__).resolve().parent
 # Name of a table -> the page that has it, and what writes it.
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "table": ("results", lambda: gain_table()),
     "table of earlier bundles": ("results-caveats", lambda: earlier_table()),
+    "table of rivals": ("paper-tables", lambda: rival_table()),
+    "table 2": ("paper-tables", lambda: table_2()),
+    "table 3": ("paper-tables", lambda: table_3()),
+    "table of mapped items": ("paper-tables", lambda: mapped_table()),
 }
 MARKED = r"(?<=<!-- {}: written by `make charts` -->\n)(?:\|.*\n)+"
 # What each use of a bundle is called, and its line and dial in gains.csv.
@@ -43,6 +48,8 @@ MEASURED = {
 }
 # Measured later; of each the longest schedule that was run. A star: no default was chosen there.
 LATER = {"books": "books, kept aside*", "movies": "movies, kept aside*"}
+# The paper ranks so; the other ranking's rows are in the files.
+STATED_RANKING = "all"
 SERVED, TARGET_ONLY, EXPERT = "served", "target-only", "target expert alone"
 # In a picture of its own nobody says what colour text has; this one reads on white and on black.
 TEXT_COLOUR = "#777777"
@@ -172,6 +179,104 @@ def gains_by_table() -> Iterator[tuple[str, str, float, dict[str, Interval]]]:
         yield label, users, float(row["original"]), {**gains, EXPERT: Interval(alone, alone, alone)}
 
 
+def rival_chart() -> str:
+    """What SASRec, served, gains over each other reader of mixed histories."""
+    rows = [
+        IntervalRow(
+            f"{row['target']} ({row['dataset']})", _fractions(row, "gain", "gain_low", "gain_high"), row["rival"]
+        )
+        for row in _stated_rows("paper-rivals")
+        if row["served"] == "SASRec"
+    ]
+    return _alone(
+        interval_chart(
+            "Gain in NDCG@10 of SASRec, served, over models that read mixed histories themselves",
+            rows,
+            x_label="gain among all items of the target (hollow: the interval contains 0)",
+            percent=True,
+            subtitle="95 % intervals over users; one bundle",
+        )
+    )
+
+
+def rival_table() -> str:
+    """The same as a table: a column a rival."""
+    rows = _stated_rows("paper-rivals")
+    rivals = list(dict.fromkeys(row["rival"] for row in rows))
+    lines = [
+        f"| target | served | {' | '.join(f'over {rival}' for rival in rivals)} |",
+        f"|{'---|' * (2 + len(rivals))}",
+    ]
+    for dataset, target, served in dict.fromkeys((row["dataset"], row["target"], row["served"]) for row in rows):
+        own = {row["rival"]: row for row in rows if _is(row, dataset=dataset, target=target, served=served)}
+        cells = (_gain_of(own[rival]) if rival in own else "" for rival in rivals)
+        lines.append(f"| {target} ({dataset}) | {served} | {' | '.join(cells)} |")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def table_2() -> str:
+    """Each recommender's mean NDCG@10 over targets, and what every use of a bundle gains over it."""
+    rows = [row for row in _stated_rows("paper-table-2") if row["target"] == MEAN]
+    uses = ("{} + Taesar", "{} + Taesar, served", "{}, duplicated rows", "{} with target expert, not regenerated")
+    columns = ("+ Taesar", "the paper's gain", "served", "duplicated rows", "+ expert, not regenerated")
+    lines = _header("dataset", "recommender", "NDCG@10", *columns)
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        by_name = {row["row"]: row for row in rows if row["dataset"] == dataset}
+        for name in (row for row in by_name if uses[0].format(row) in by_name):
+            taesar, *others = (_gain_of(by_name[use.format(name)]) for use in uses)
+            printed = _percent(float(by_name[uses[0].format(name)]["paper_gain"]))
+            cells = (dataset, name, f"{float(by_name[name]['mean']):.4f}", taesar, f"{printed} %", *others)
+            lines.append(f"| {' | '.join(cells)} |")
+        for name, row in by_name.items():
+            if not row["base"] and uses[0].format(name) not in by_name:
+                lines.append(f"| {dataset} | {name} | {float(row['mean']):.4f} | | | | | |")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def table_3() -> str:
+    """SASRec after each ablation, mean over targets, and the paper's gain of that row."""
+    lines = _header("dataset", "rows of", "NDCG@10", "over SASRec", "the paper's")
+    for row in _stated_rows("paper-table-3"):
+        if row["target"] == MEAN:
+            gain, printed = (_gain_of(row), row["paper_gain"]) if row["base"] else ("", "")
+            told = f"{_percent(float(printed))} %" if printed else ""
+            lines.append(f"| {row['dataset']} | {row['row']} | {float(row['mean']):.4f} | {gain} | {told} |")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def mapped_table() -> str:
+    """Figure 4 in numbers: cosines of mapped pairs beside those of random ones, and how far few targets take all."""
+    counts = ("items replaced", "by", "most frequent one's share")
+    lines = _header("from", "to", *counts, "cosine", "of random pairs", "median percentile")
+    for row in read("paper-figure-4"):
+        if row["ranking"] == STATED_RANKING:
+            items = (f"{int(row[name]):,}" for name in ("items_replaced", "distinct_targets"))
+            cosines = (f"{float(row[name]):.2f}" for name in ("mean_cosine", "mean_cosine_of_random_pairs"))
+            share = f"{100 * float(row['top_target_share']):.1f} %"
+            ends = (f"{row['source']} ({row['dataset']})", row["target"])
+            cells = (*ends, *items, share, *cosines, f"{float(row['median_percentile']):.0f}")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _header(*names: str) -> list[str]:
+    return [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+
+
+def _stated_rows(name: str) -> list[Row]:
+    """Rows in the paper's ranking and the metric that is stated, the mean over targets first."""
+    rows = [row for row in read(name) if _is(row, ranking=STATED_RANKING, metric=STATED)]
+    return sorted(rows, key=lambda row: (row["dataset"], row["target"] != MEAN))
+
+
+def _gain_of(row: Row) -> str:
+    return _stated(_fractions(row, "gain", "gain_low", "gain_high")).replace(" %", "") if row["gain"] else ""
+
+
+def _fractions(row: Row, *names: str) -> Interval:
+    return Interval(*(float(row[name]) for name in names))
+
+
 def speed_chart() -> str:
     """How many times as fast as the released code, by the number of items."""
     decoding = {row["items"]: row for row in read("decoding") if row["domains"] == "4"}
@@ -225,7 +330,7 @@ def _alone(drawing: str) -> str:
     return drawing.replace("currentColor", TEXT_COLOUR)
 
 
-CHARTS: dict[str, Callable[[], str]] = {"gain": gain_chart, "speed": speed_chart}
+CHARTS: dict[str, Callable[[], str]] = {"gain": gain_chart, "rivals": rival_chart, "speed": speed_chart}
 
 if __name__ == "__main__":
     main()

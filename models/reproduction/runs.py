@@ -33,7 +33,7 @@ from models.evaluation.study import HistoryName, Report, Study, run_study
 from models.evaluation.trained import Trainings
 from models.files import replace_file
 from models.recommenders.registry import CONFIGURATIONS, MULTI_DOMAIN
-from models.reproduction.paper_rows import OF_MIXED_ROWS, SINGLE_DOMAIN, Variant
+from models.reproduction.paper_rows import OF_MIXED_ROWS, Variant
 from models.training.experts import Experts
 from models.training.loop import RESUME_SUFFIX, Progress
 from models.training.pipeline import PipelineConfig, find_trained, forget_run, train_bundle
@@ -60,6 +60,8 @@ class Reproduction:
             by as many trials. SASRec_m takes what SASRec got.
         seeds: of the recommenders; bundles have one.
         ranking: which candidates are ranked.
+        recommenders: of the target's rows in table 2, of ``SINGLE_DOMAIN``, SASRec among them; those of mixed rows are
+            always there.
         device: where to train.
         processes: how many recommenders train at once.
         progress: receiver of training reports.
@@ -74,6 +76,7 @@ class Reproduction:
     config: EvaluationConfig
     seeds: tuple[int, ...]
     ranking: RankingName
+    recommenders: tuple[str, ...]
     device: torch.device
     processes: int = 1
     tuned: bool = False
@@ -123,13 +126,13 @@ def with_experts(config: PipelineConfig, experts: Experts) -> PipelineConfig:
 
 
 def evaluate_rows(run: Reproduction, bundle: Bundle, target: str, rule: Rule) -> Report:
-    """Every row of table 2 for *target*: all recommenders, and what reads mixed histories beside them."""
+    """Every row of table 2 for *target*: the recommenders, and what reads mixed histories beside them."""
     return _evaluate(
         run,
         bundle,
         Variant("", ADAPTED, rule),
         target,
-        recommenders=tuple({**SINGLE_DOMAIN, **OF_MIXED_ROWS}),
+        recommenders=tuple(dict.fromkeys((*run.recommenders, *OF_MIXED_ROWS))),
         arms=("original", "duplicated", "regenerated", "mixed"),
         histories=("target", "regenerated"),
     )

@@ -60,6 +60,7 @@ def reproduction(dataset: Dataset, out: Path, progress: Epochs) -> Reproduction:
         ),
         seeds=(1,),
         ranking="all",
+        recommenders=tuple(SINGLE_DOMAIN),
         device=torch.device("cpu"),
         progress=progress,
     )
@@ -150,6 +151,20 @@ def test_a_second_run_trains_nothing_and_writes_the_same(table_2, run, dataset):
 
     assert again.progress.stages == []
     assert (run.out / "table-2.csv").read_bytes() == before
+
+
+def test_chosen_recommenders_leave_the_rows_of_the_others_out(table_2, run, dataset, tmp_path):
+    """The models of mixed rows stay, and the numbers are those of the whole table."""
+    out = tmp_path / "again"
+    shutil.copytree(run.out, out)
+    few = dataclasses.replace(run, out=out, recommenders=("sasrec",), progress=Epochs())
+    write_table_2(few, dataset.vocabulary.domains[:2], "anticipate")
+    others = {name for code, name in SINGLE_DOMAIN.items() if code != "sasrec"}
+    kept = [value for value in table_2 if not any(name in value["row"] for name in others)]
+
+    assert few.progress.stages == []
+    assert read_csv(out / "table-2.csv") == kept
+    assert {row["served"] for row in read_csv(out / "rivals.csv")} == {"SASRec"}
 
 
 def test_another_configuration_is_trained_anew(table_2, run, dataset, tmp_path):
