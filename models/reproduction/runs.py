@@ -33,7 +33,7 @@ from models.evaluation.study import HistoryName, Report, Study, run_study
 from models.evaluation.trained import Trainings
 from models.files import replace_file
 from models.recommenders.registry import CONFIGURATIONS, MULTI_DOMAIN
-from models.reproduction.paper_rows import OF_MIXED_ROWS, Variant
+from models.reproduction.paper_rows import OF_MIXED_ROWS, TABLE_3, Variant
 from models.training.experts import Experts
 from models.training.loop import RESUME_SUFFIX, Progress
 from models.training.pipeline import PipelineConfig, find_trained, forget_run, train_bundle
@@ -41,6 +41,7 @@ from models.training.pipeline import PipelineConfig, find_trained, forget_run, t
 # The paper replaces whatever its rule says; a guard that leaves rows alone would reproduce nothing.
 DIAL: Dial = "all"
 ADAPTED: Experts = "adapted"
+BASE_FILE = f"base{RESUME_SUFFIX}"
 _SEARCHED: tuple[ArmName, ...] = ("original", "mixed")
 
 
@@ -97,10 +98,9 @@ def prepare_bundle(run: Reproduction, experts: Experts) -> Bundle:
     if there is not None:
         return there
     own_run, base_run = (run.out / "bundles" / f"{name}.run" for name in (experts, ADAPTED))
-    base_file = f"base{RESUME_SUFFIX}"
-    if experts != ADAPTED and (base_run / base_file).is_file() and not (own_run / base_file).exists():
+    if experts != ADAPTED and (base_run / BASE_FILE).is_file() and not (own_run / BASE_FILE).exists():
         own_run.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(base_run / base_file, own_run / base_file)
+        shutil.copyfile(base_run / BASE_FILE, own_run / BASE_FILE)
     bundle = train_bundle(
         run.dataset,
         folder,
@@ -114,8 +114,19 @@ def prepare_bundle(run: Reproduction, experts: Experts) -> Bundle:
 
 
 def forget_runs(run: Reproduction) -> None:
-    """Delete what only an interrupted training of bundles needs."""
-    forget_run(run.out / "bundles" / f"{ADAPTED}.run")
+    """
+    Delete what only an interrupted training of bundles needs.
+
+    The base's finished run stays until every way to make experts has taken it over: table 3 may be asked for later.
+    """
+    bundles = run.out / "bundles"
+    own_run = bundles / f"{ADAPTED}.run"
+    if all((bundles / variant.experts).is_dir() for variant in TABLE_3):
+        forget_run(own_run)
+    else:
+        for path in own_run.glob(f"*{RESUME_SUFFIX}"):
+            if path.name != BASE_FILE:
+                path.unlink()
 
 
 def with_experts(config: PipelineConfig, experts: Experts) -> PipelineConfig:

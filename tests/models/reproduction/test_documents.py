@@ -35,9 +35,10 @@ class Epochs:
 
     def __init__(self) -> None:
         self.stages: list[str] = []
+        self.stepped: set[str] = set()
 
     def on_step(self, report):
-        pass
+        self.stepped.add(report.stage)
 
     def on_epoch(self, report):
         self.stages.append(report.stage)
@@ -129,6 +130,8 @@ def test_table_3_takes_what_table_2_trained_and_has_one_base_for_all_ways(table_
     """Seven composites; experts adapted, from scratch and of single-domain rows, over the very same base."""
     target = dataset.vocabulary.domains[0]
     trained = len(run.progress.stages)
+    run.progress.stepped.clear()
+    forget_runs(run)  # as the command for table 2 alone does at its end
     write_table_3(run, (target,))
     rows = read_csv(run.out / "table-3.csv")
     bases = [load_bundle(run.out / "bundles" / way).base for way in ("adapted", "from-scratch", "single-domain")]
@@ -139,6 +142,8 @@ def test_table_3_takes_what_table_2_trained_and_has_one_base_for_all_ways(table_
     ]
     for other in bases[1:]:
         assert torch.equal(other.item_embeddings_VD, bases[0].item_embeddings_VD)
+    assert "base" not in run.progress.stepped
+    assert "sasrec" in run.progress.stepped
     # Of table 2's cells SASRec of the original rows and of our rule are there; two ablations may make equal rows.
     assert 0 < run.progress.stages[trained:].count("sasrec") <= 2 * (len(TABLE_3) - 1)
 
