@@ -74,20 +74,17 @@ def gain_chart() -> str:
     rows = [
         IntervalRow(label, gains[use], use) for label, _, _, gains in gains_by_target() for use in DRAWN if use in gains
     ]
-    return _alone(
-        interval_chart(
-            "Gain in NDCG@10 over SASRec trained on target rows alone",
-            rows,
-            x_label="gain among items that are new to the user (hollow: the interval contains 0)",
-            percent=True,
-            subtitle="95 % intervals over users and bundles; nothing was chosen on test items",
-        )
+    return _gains_drawn(
+        "Gain in NDCG@10 over SASRec trained on target rows alone",
+        rows,
+        among="items that are new to the user",
+        subtitle="95 % intervals over users and bundles; nothing was chosen on test items",
     )
 
 
 def gain_table() -> str:
     """The same numbers and those of the other uses as Markdown, and their mean over families."""
-    lines = [f"| target | users | SASRec | {' | '.join(USES)} |", f"|{'---|' * (3 + len(USES))}"]
+    lines = _header("target", "users", "SASRec", *USES)
     found = {}
     for label, users, original, gains in gains_by_target():
         found[label] = gains
@@ -140,10 +137,7 @@ def _over_bundles(gains: list[Interval]) -> Interval:
 
 def earlier_table() -> str:
     """What bundles of earlier defaults gave."""
-    lines = [
-        f"| data | test users | SASRec of target rows | {TARGET_ONLY} | {SERVED} | {EXPERT} |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = _header("data", "test users", "SASRec of target rows", TARGET_ONLY, SERVED, EXPERT)
     for label, users, original, gains in gains_by_table():
         cells = (_stated(gains[use]) for use in (TARGET_ONLY, SERVED, EXPERT))
         lines.append(f"| {label} | {users} | {original:.4f} | {' | '.join(cells)} |")
@@ -188,14 +182,11 @@ def rival_chart() -> str:
         for row in _stated_rows("paper-rivals")
         if row["served"] == "SASRec"
     ]
-    return _alone(
-        interval_chart(
-            "Gain in NDCG@10 of SASRec, served, over models that read mixed histories themselves",
-            rows,
-            x_label="gain among all items of the target (hollow: the interval contains 0)",
-            percent=True,
-            subtitle="95 % intervals over users; one bundle",
-        )
+    return _gains_drawn(
+        "Gain in NDCG@10 of SASRec, served, over models that read mixed histories themselves",
+        rows,
+        among="all items of the target",
+        subtitle="95 % intervals over users; one bundle",
     )
 
 
@@ -203,10 +194,7 @@ def rival_table() -> str:
     """The same as a table: a column a rival."""
     rows = _stated_rows("paper-rivals")
     rivals = list(dict.fromkeys(row["rival"] for row in rows))
-    lines = [
-        f"| target | served | {' | '.join(f'over {rival}' for rival in rivals)} |",
-        f"|{'---|' * (2 + len(rivals))}",
-    ]
+    lines = _header("target", "served", *(f"over {rival}" for rival in rivals))
     for dataset, target, served in dict.fromkeys((row["dataset"], row["target"], row["served"]) for row in rows):
         own = {row["rival"]: row for row in rows if _is(row, dataset=dataset, target=target, served=served)}
         cells = (_gain_of(own[rival]) if rival in own else "" for rival in rivals)
@@ -324,6 +312,11 @@ def _percent(value: float) -> str:
     """Halves away from zero, as -0.5 was rounded once before it came into the file."""
     whole = math.copysign(math.floor(abs(round(100 * value, 4)) + 0.5), value)
     return f"{whole:+.0f}" if whole else "0"
+
+
+def _gains_drawn(title: str, rows: list[IntervalRow], *, among: str, subtitle: str) -> str:
+    x_label = f"gain among {among} (hollow: the interval contains 0)"
+    return _alone(interval_chart(title, rows, x_label=x_label, percent=True, subtitle=subtitle))
 
 
 def _alone(drawing: str) -> str:

@@ -24,6 +24,7 @@ from models.evaluation.arms import Arm
 from models.evaluation.budgets import RowObjective, validation_ndcg, with_history
 from models.files import replace_file
 from models.recommenders.recommender import Recommender
+from models.training.loop import under
 from models.vocabulary import TokenRange
 
 
@@ -59,7 +60,7 @@ class BestEpochs:
                     content = json.loads(file.metadata()["best"])
                     tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
                 found.metrics, found.epochs = list(content["metrics"]), list(content["epochs"])
-                found.weights = [_under(f"{index}.", tensors) for index in range(len(found.epochs))]
+                found.weights = [under(f"{index}.", tensors) for index in range(len(found.epochs))]
             except Exception as error:
                 raise DatasetFormatError(f"{path}: damaged weights ({error}); delete them to train anew") from error
         return found
@@ -142,7 +143,3 @@ class JointObjective(RowObjective):
             if one.candidates == candidates:
                 return self.best.epochs[index], self.best.metrics[index], self.best.weights[index]
         return None
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar, cast
@@ -435,10 +435,10 @@ class _State(Generic[ModuleT]):
                         "give another run folder, or start anew"
                     )
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-            self.module.load_state_dict(_under("module.", tensors))
-            self.best_weights = _clone(_under("best.", tensors))
+            self.module.load_state_dict(under("module.", tensors))
+            self.best_weights = _clone(under("best.", tensors))
             if self.average is not None:
-                self.average.load_state_dict(_under("average.", tensors))
+                self.average.load_state_dict(under("average.", tensors))
             self.optimiser.load_state_tensors(tensors)
             self.history = [EpochReport(**report) for report in json.loads(metadata["history"])]
         except ResumeMismatchError:
@@ -451,5 +451,6 @@ def _clone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in weights.items()}
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The *tensors* whose keys begin with *prefix*, by the rest of their keys."""
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

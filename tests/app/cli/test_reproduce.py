@@ -5,7 +5,8 @@ from __future__ import annotations
 import typer
 from typer.testing import CliRunner
 
-from app.cli.reproduce import reproduce
+from app.cli.reproduce import RECOMMENDERS, reproduce
+from models.reproduction.paper_rows import SINGLE_DOMAIN
 
 command = typer.Typer()
 command.command()(reproduce)
@@ -23,6 +24,11 @@ def test_a_table_is_printed_where_it_lies_and_its_cost_is_said_first(dataset, tm
     assert done.exit_code == 0, done.output
     assert "to train, unless it is there: 0 bundles, 0 recommenders" in done.output
     assert f"written: {tmp_path / 'table-1.md'}" in done.output
+
+
+def test_the_rows_that_can_be_chosen_are_those_of_the_table():
+    """The command names them itself, as it starts without loading the models."""
+    assert tuple(SINGLE_DOMAIN) == RECOMMENDERS
 
 
 def test_who_asks_for_nothing_or_for_what_there_is_not_is_told(dataset, tmp_path):
