@@ -17,11 +17,12 @@
 # make sbom    sbom.json: what is installed, as CycloneDX
 # make fuzz-openapi  10,000 requests drawn from the OpenAPI document with the key of each scope; ARGS='--cases 500' for less
 # make soak    half an hour of mixed load while everything is killed; ARGS='--minutes 3' for less
-# make bench   every benchmark but bench-recbole, bench-refresh and bench-regenerate; the last line of each is its result as JSON
+# make bench   every benchmark but bench-abxi, bench-recbole, bench-refresh and bench-regenerate; the last line of each is its result as JSON
 # make bench-regenerate   a million synthetic sequences, by this process and by Ray, killed and resumed: hours; ARGS='--sequences 20000'
 # make bench-decode | bench-training | bench-serving | bench-scaling | bench-page   one of them: make bench-decode ARGS='--rounds 9'
 # make bench-prepare   a synthetic log prepared under 1 GB, in memory, by pandas and by Polars; ARGS='--rows 10000000'
 # make bench-refresh   ten days of refreshes next to trainings from nothing; ARGS='--log LOG.csv --days 10'
+# make bench-abxi   our ABXI next to its authors' figures, by their measure: an hour a seed; ARGS='--log LOG.csv --folder OUT'
 # make bench-recbole   training speed of SASRec and GRU4Rec next to RecBole's own trainer, in .venv-interop
 #
 # On a fresh machine each of them first builds .venv; only Python >= 3.11 with venv is needed. PYTHON names another
@@ -112,8 +113,9 @@ $(INTEROP)/.installed: pyproject.toml constraints.txt tests/interop/requirements
 interop: $(INTEROP)/.installed
 	$(INTEROP)/bin/python -m pytest tests/interop $(ARGS)
 
-# All but bench_recbole.py, which has an environment of its own, and bench_refresh.py and bench_regenerate.py, which take hours.
-BENCHES := $(filter-out benchmarks/bench_recbole.py benchmarks/bench_refresh.py benchmarks/bench_regenerate.py,$(sort $(wildcard benchmarks/bench_*.py)))
+# All but bench_recbole.py, which has an environment of its own, and those that take hours.
+LONG_BENCHES := abxi recbole refresh regenerate
+BENCHES := $(filter-out $(LONG_BENCHES:%=benchmarks/bench_%.py),$(sort $(wildcard benchmarks/bench_*.py)))
 bench: $(INSTALLED)
 	@for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python -m benchmarks.$$(basename "$$bench" .py) $(ARGS); done
 

@@ -1,16 +1,18 @@
 """
 Put the numbers of `taesar reproduce` into docs/data/; rows of other datasets and rankings stay.
 
-    python docs/write_paper_tables.py DATASET RANKING OUT
+    python docs/write_paper_tables.py DATASET OUT
 
 OUT is the folder that it wrote. paper-table-2.csv, paper-table-3.csv, paper-rivals.csv, paper-figure-4.csv and
-paper-figure-5.csv get its rows, with the dataset's name and the ranking in front.
+paper-figure-5.csv get its rows, with the dataset's name and the ranking in front; figures, which hang on
+no ranking, have `all`.
 """
 
 from __future__ import annotations
 
 import csv
 import sys
+from itertools import product
 from pathlib import Path
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -22,16 +24,19 @@ FILES = {
     "figure-4": "paper-figure-4",
     "figure-5": "paper-figure-5",
 }
+# Ranking -> what the names of its files end with.
+RANKINGS = {"all": "", "unseen": "-unseen"}
 # The name of the file says it.
 LEFT_OUT = {"table"}
 
 
-def main(dataset: str, ranking: str, out: Path) -> None:
-    """Replace the rows of *dataset* and *ranking* by those of *out*."""
-    for name, kept in FILES.items():
-        if (out / f"{name}.csv").is_file():
+def main(dataset: str, out: Path) -> None:
+    """Replace the rows of *dataset* by those of *out*, ranking by ranking."""
+    for (name, kept), ranking in product(FILES.items(), RANKINGS):
+        written = out / f"{name}{RANKINGS[ranking]}.csv"
+        if written.is_file():
             place = {"dataset": dataset, "ranking": ranking}
-            rows = [place | _without(row) for row in _read(out / f"{name}.csv")]
+            rows = [place | _without(row) for row in _read(written)]
             path = DATA / f"{kept}.csv"
             others = _read(path) if path.is_file() else []
             rows += [row for row in others if (row["dataset"], row["ranking"]) != (dataset, ranking)]
@@ -56,4 +61,4 @@ def _write(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]))

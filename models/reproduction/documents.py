@@ -6,6 +6,8 @@ The files of a reproduction: each table and figure as Markdown, CSV and charts i
     rivals.md, rivals.csv                         served recommenders against whoever else reads mixed histories
     table-3.md, table-3.csv
     figure-4.csv, figure-4/*.svg and so on
+
+Tables 2 and 3 and the rivals of ranking ``unseen`` lie beside those of ``all``: table-2-unseen.md and so on.
 """
 
 from __future__ import annotations
@@ -56,14 +58,14 @@ def write_table_2(run: Reproduction, targets: Sequence[str], rule: Rule) -> list
     notes = notes_of(reports.values())
     heading = f"on {run.dataset.directory.resolve().name}, rule {rule}, ranking {run.ranking}"
     return [
-        _write_text(run.out / "table-2.md", as_markdown(values, title=f"Table 2 {heading}", notes=notes)),
-        _write_csv(run.out / "table-2.csv", as_rows(values)),
-        _write_text(run.out / "table-2.svg", draw_gains(values)),
+        _write_text(_table(run, "table-2.md"), as_markdown(values, title=f"Table 2 {heading}", notes=notes)),
+        _write_csv(_table(run, "table-2.csv"), as_rows(values)),
+        _write_text(_table(run, "table-2.svg"), draw_gains(values)),
         _write_text(
-            run.out / "rivals.md",
+            _table(run, "rivals.md"),
             rivals_as_markdown(gains, title=f"Who reads the mixed history, {heading}", notes=notes),
         ),
-        _write_csv(run.out / "rivals.csv", rivals_as_rows(gains)),
+        _write_csv(_table(run, "rivals.csv"), rivals_as_rows(gains)),
     ]
 
 
@@ -80,8 +82,8 @@ def write_table_3(run: Reproduction, targets: Sequence[str]) -> list[Path]:
     notes = notes_of(report for by_row in reports.values() for report in by_row.values())
     title = f"Table 3 on {run.dataset.directory.resolve().name}, ranking {run.ranking}"
     return [
-        _write_text(run.out / "table-3.md", as_markdown(values, title=title, notes=notes)),
-        _write_csv(run.out / "table-3.csv", as_rows(values)),
+        _write_text(_table(run, "table-3.md"), as_markdown(values, title=title, notes=notes)),
+        _write_csv(_table(run, "table-3.csv"), as_rows(values)),
     ]
 
 
@@ -110,6 +112,12 @@ def draw_gains(values: Sequence[Value]) -> str:
         x_label="over the same recommender of original rows (hollow: the interval contains 0)",
         percent=True,
     )
+
+
+def _table(run: Reproduction, name: str) -> Path:
+    """Where a table that depends on the ranking goes."""
+    path = run.out / name
+    return path if run.ranking == "all" else path.with_stem(f"{path.stem}-{run.ranking}")
 
 
 def _write_text(path: Path, text: str) -> Path:

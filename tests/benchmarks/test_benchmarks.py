@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 
 from benchmarks import (
+    bench_abxi,
     bench_decode,
     bench_large_training,
     bench_processes,
@@ -162,3 +165,35 @@ def test_a_day_of_refreshes_is_compared_with_a_training_from_nothing_and_read_ba
     assert again == row
     assert len(before) == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_an_item_ranked_among_999_is_where_items_drawn_one_by_one_put_it() -> None:
+    """The first stays first, among fewer all are drawn, and 100 before it among 4,000 others are 25 on average."""
+    rng = np.random.default_rng(1)
+    assert bench_abxi.sampled_ranks(np.asarray([1, 7, 1000]), np.asarray([5000, 500, 999]), rng).tolist() == [
+        1,
+        7,
+        1000,
+    ]
+
+    drawn = bench_abxi.sampled_ranks(np.full(2000, 101), np.full(2000, 3996), rng)
+    by_hand = [1 + int((rng.permutation(3996)[:999] < 100).sum()) for _ in range(2000)]
+    assert drawn.mean() == pytest.approx(26, abs=0.5)
+    assert drawn.std() == pytest.approx(np.std(by_hand), rel=0.1)
+
+
+def test_the_authors_measures_by_arithmetic() -> None:
+    measured = bench_abxi.measures(np.asarray([1, 3, 7, 20]))
+
+    assert measured == pytest.approx((0.5, 0.75, (1 + 0.5 + 1 / 3) / 4, (1 + 1 / 3 + 1 / 7 + 1 / 20) / 4))
+
+
+def test_abxi_is_trained_and_set_beside_its_authors_figures(tmp_path: Path) -> None:
+    small = dataclasses.replace(bench_abxi.SIZE, width=8, inner_width=8, domain_rank=2, invariant_rank=2)
+    rows = bench_abxi.bench(bench_abxi.prepared(bench_abxi.SAMPLE, tmp_path), tmp_path, [1], 1, small)
+
+    assert [row["domain"] for row in rows] == ["food", "kitchen"]
+    for row in rows:
+        ours, authors = row["ours"]["mean"], row["authors"]["mean"]
+        assert 0 < ours["hr_at_5"] <= ours["hr_at_10"] < 1
+        assert row["ratio"]["mrr"] == pytest.approx(ours["mrr"] / authors["mrr"])

@@ -158,6 +158,18 @@ def test_a_second_run_trains_nothing_and_writes_the_same(table_2, run, dataset):
     assert (run.out / "table-2.csv").read_bytes() == before
 
 
+def test_the_other_ranking_trains_nothing_and_lies_beside(table_2, run, dataset):
+    """Same cells, other numbers, and the first table as it was."""
+    unseen = dataclasses.replace(run, ranking="unseen", progress=Epochs())
+    write_table_2(unseen, dataset.vocabulary.domains[:2], "anticipate")
+    others = read_csv(run.out / "table-2-unseen.csv")
+
+    assert unseen.progress.stages == []
+    assert read_csv(run.out / "table-2.csv") == table_2
+    assert [row["row"] for row in others] == [row["row"] for row in table_2]
+    assert others != table_2
+
+
 def test_chosen_recommenders_leave_the_rows_of_the_others_out(table_2, run, dataset, tmp_path):
     """The models of mixed rows stay, and the numbers are those of the whole table."""
     out = tmp_path / "again"
