@@ -74,7 +74,7 @@ class Score:
 class Comparison:
     """
     Paired difference in one metric: of two lines of one recommender, of a trained recommender and a counted one on the
-    original rows, of line ``served`` and whoever else reads mixed histories, or, for users with few target items, of
+    original rows, of served lines and whoever else reads mixed histories, or, for users with few target items, of
     line ``served`` and any other.
 
     Args:
@@ -208,7 +208,7 @@ def _rival_comparisons(values: _MetricValues, queries: Queries, seed: int) -> It
     main_N = MAIN.members(queries.num_target_items)
     for (recommender, arm), per_seed in values.items():
         for (other, line), other_values in values.items():
-            if arm != "served" or recommender in COUNTED or line != "mixed" or other in COUNTED:
+            if arm not in SERVED_ROWS or recommender in COUNTED or line != "mixed" or other in COUNTED:
                 continue
             pair = _Pair(recommender, arm, other, line)
             yield from _compare(pair, per_seed, _repeated(other_values, per_seed), main_N, seed=seed)

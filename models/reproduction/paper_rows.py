@@ -72,6 +72,7 @@ def _own_rows() -> tuple[TableRow, ...]:
         # The rows of the same users twice: what more weight on the busy ones gives by itself.
         "duplicated": "{}, duplicated rows",
         "served": "{} + Taesar, served",
+        "served with expert": "{} + Taesar, served, with target expert",
         "with expert": "{} with target expert, not regenerated",
     }
     return (
@@ -97,8 +98,14 @@ TABLE_3 = (
     Variant("Taesar Full", "adapted", "paper", "Taesar Full"),
     Variant(f"rule {DEFAULT_RULE}, our default", "adapted", DEFAULT_RULE),
 )
-# Who reads the mixed history when it ranks, as served recommenders do.
-RIVALS = (
-    *(row for row in PAPER_ROWS if row.line == "mixed"),
-    *(row for row in TABLE_2 if row.name == "target expert alone"),
-)
+# The lines of a recommender that is served, and how each is called beside its rivals.
+SERVED: dict[RowName, str] = {"served": "{}", "served with expert": "{} with target expert"}
+
+
+def rivals_of(recommender: str) -> tuple[TableRow, ...]:
+    """Who reads the mixed history when it ranks, as *recommender* does when it is served; last, itself without that."""
+    return (
+        *(row for row in PAPER_ROWS if row.line == "mixed"),
+        EXPERT_ROW,
+        TableRow("itself with target expert, not regenerated", recommender, "with expert"),
+    )

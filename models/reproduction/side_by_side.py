@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 
 from models.evaluation.bootstrap import Interval
 from models.evaluation.study import Report
 from models.evaluation.summary import MAIN, Comparison, Score
 from models.ranking_metrics import METRICS
 from models.reproduction.paper_numbers import OF_NO_RANKING, mean_gain, mean_score
-from models.reproduction.paper_rows import PAPER_ROWS, RIVALS, SINGLE_DOMAIN, TABLE_2, TABLE_3, TableRow
+from models.reproduction.paper_rows import PAPER_ROWS, SERVED, SINGLE_DOMAIN, TABLE_2, TABLE_3, TableRow, rivals_of
 
 STATED = "NDCG@10"
 MEAN = "mean over targets"
@@ -61,7 +62,7 @@ class Value:
 class RivalGain:
     """What a served recommender gains over another reader of mixed histories, on one target or their mean."""
 
-    recommender: str
+    served: str
     rival: str
     target: str
     metric: str
@@ -94,22 +95,21 @@ def table_3(reports: Mapping[str, Mapping[str, Report]]) -> list[Value]:
 
 
 def rival_gains(reports: Mapping[str, Report]) -> list[RivalGain]:
-    """Each served recommender against each model that reads the mixed history too."""
+    """Each served recommender, alone and with the expert, against each model that reads the mixed history too."""
     gains = []
     for target, report in reports.items():
-        for recommender, printed in SINGLE_DOMAIN.items():
-            for rival in RIVALS:
-                for metric in METRICS:
-                    served = TableRow("", recommender, "served")
-                    relative = _relative(report, served, rival.recommender, rival.line, metric)
-                    if relative is not None:
-                        gains.append(RivalGain(printed, rival.name, target, metric, relative))
+        for (recommender, printed), (line, name) in product(SINGLE_DOMAIN.items(), SERVED.items()):
+            served = TableRow(name.format(printed), recommender, line)
+            for rival, metric in product(rivals_of(recommender), METRICS):
+                relative = _relative(report, served, rival.recommender, rival.line, metric)
+                if relative is not None:
+                    gains.append(RivalGain(served.name, rival.name, target, metric, relative))
     grouped: dict[tuple[str, str, str], list[Interval]] = {}
     for gain in gains:
-        grouped.setdefault((gain.recommender, gain.rival, gain.metric), []).append(gain.gain)
+        grouped.setdefault((gain.served, gain.rival, gain.metric), []).append(gain.gain)
     means = (
-        RivalGain(recommender, rival, MEAN, metric, mean_interval(found))
-        for (recommender, rival, metric), found in grouped.items()
+        RivalGain(served, rival, MEAN, metric, mean_interval(found))
+        for (served, rival, metric), found in grouped.items()
         if len(found) > 1
     )
     return [*gains, *means]
@@ -145,7 +145,7 @@ def rivals_as_rows(gains: Iterable[RivalGain]) -> list[dict[str, str]]:
     """For a CSV file: fractions."""
     return [
         {
-            "served": one.recommender,
+            "served": one.served,
             "rival": one.rival,
             "target": one.target,
             "metric": one.metric,
@@ -183,12 +183,12 @@ def rivals_as_markdown(gains: Sequence[RivalGain], *, title: str, notes: Sequenc
     lines = [f"# {title}", "", *(f"- {note}" for note in notes), ""]
     lines.append("| target | served | " + " | ".join(f"over {rival}" for rival in rivals) + " |")
     lines.append("|---" * (len(rivals) + 2) + "|")
-    found = {(gain.target, gain.recommender, gain.rival): gain.gain for gain in stated}
+    found = {(gain.target, gain.served, gain.rival): gain.gain for gain in stated}
     targets = dict.fromkeys(gain.target for gain in stated)
     for target in sorted(targets, key=lambda name: name != MEAN):
-        for recommender in dict.fromkeys(gain.recommender for gain in stated if gain.target == target):
-            cells = [_percent(found.get((target, recommender, rival))) for rival in rivals]
-            lines.append("| " + " | ".join([target, recommender, *cells]) + " |")
+        for served in dict.fromkeys(gain.served for gain in stated if gain.target == target):
+            cells = [_percent(found.get((target, served, rival))) for rival in rivals]
+            lines.append("| " + " | ".join([target, served, *cells]) + " |")
     return "\n".join(lines) + "\n"
 
 

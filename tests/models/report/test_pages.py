@@ -256,7 +256,8 @@ def test_the_json_form_holds_everything(report, tmp_path):
     # What regenerated histories add is asked of them alone, and so is whether others make more of mixed histories.
     assert {c["arm"] for c in in_main if c["baseline"] == "with expert"} == {"served", "served with expert"}
     against = {(c["arm"], c["baseline_recommender"]) for c in in_main if c["baseline"] == "mixed"}
-    assert against == {("served", name) for name in ("sasrec", "base decoder", "target expert")}
+    others = ("sasrec", "base decoder", "target expert")
+    assert against == {(line, name) for line in ("served", "served with expert") for name in others}
     assert written["projections"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
 

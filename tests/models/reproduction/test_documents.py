@@ -21,7 +21,7 @@ from models.ranking_metrics import METRICS
 from models.recommenders.gru4rec import GRU4RecConfig
 from models.recommenders.recommender import SharedConfig
 from models.reproduction.documents import write_figure, write_table_1, write_table_2, write_table_3
-from models.reproduction.paper_rows import OF_MIXED_ROWS, RIVALS, SINGLE_DOMAIN, TABLE_2, TABLE_3
+from models.reproduction.paper_rows import OF_MIXED_ROWS, SERVED, SINGLE_DOMAIN, TABLE_2, TABLE_3
 from models.reproduction.runs import Reproduction, evaluate_variant, forget_runs
 from models.reproduction.side_by_side import MEAN
 from models.training.loop import TrainingConfig
@@ -109,11 +109,30 @@ def test_gains_are_over_the_row_that_the_table_names(table_2):
 
 
 def test_served_recommenders_are_compared_with_everyone_who_reads_the_mixed_history(table_2, run):
-    """Each of the four with the target expert and the four models of mixed rows."""
+    """Each of the four, alone and with the target expert, with that expert and the four models of mixed rows."""
     pairs = {(row["served"], row["rival"]) for row in read_csv(run.out / "rivals.csv")}
+    rivals = {*OF_MIXED_ROWS.values(), "target expert alone", "itself with target expert, not regenerated"}
 
-    assert pairs == {(served, rival.name) for served in SINGLE_DOMAIN.values() for rival in RIVALS}
-    assert {rival.name for rival in RIVALS} == {"target expert alone", *OF_MIXED_ROWS.values()}
+    assert pairs == {
+        (name.format(printed), rival)
+        for printed in SINGLE_DOMAIN.values()
+        for name in SERVED.values()
+        for rival in rivals
+    }
+
+
+def test_what_the_expert_adds_to_a_served_recommender_is_over_the_same_sum_without_regeneration(table_2, run):
+    """The ratio of the two rows of table 2."""
+    of = {(value["row"], value["target"], value["metric"]): float(value["mean"]) for value in table_2}
+    ours, without = "SASRec + Taesar, served, with target expert", "SASRec with target expert, not regenerated"
+    [gain] = [
+        float(row["gain"])
+        for row in read_csv(run.out / "rivals.csv")
+        if (row["served"], row["rival"][:6]) == ("SASRec with target expert", "itself")
+        and (row["target"], row["metric"]) == ("food", "NDCG@10")
+    ]
+
+    assert gain == pytest.approx(of[ours, "food", "NDCG@10"] / of[without, "food", "NDCG@10"] - 1, abs=1e-4)
 
 
 def test_markdown_and_chart_stand_beside_the_csv(table_2, run):
@@ -181,7 +200,7 @@ def test_chosen_recommenders_leave_the_rows_of_the_others_out(table_2, run, data
 
     assert few.progress.stages == []
     assert read_csv(out / "table-2.csv") == kept
-    assert {row["served"] for row in read_csv(out / "rivals.csv")} == {"SASRec"}
+    assert {row["served"] for row in read_csv(out / "rivals.csv")} == {"SASRec", "SASRec with target expert"}
 
 
 def test_another_configuration_is_trained_anew(table_2, run, dataset, tmp_path):
