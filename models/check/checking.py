@@ -45,7 +45,7 @@ from models.evaluation.ranking import Ranks
 from models.evaluation.served import advised, regenerate_histories
 from models.ranking_metrics import ndcg_at_k
 from models.recommenders.registry import COUNTED
-from models.training.loop import Progress
+from models.training.loop import Progress, settings_of
 from models.training.pipeline import PipelineConfig, find_trained, train_bundle
 
 ARMS: tuple[ArmName, ...] = ("original", "duplicated", "regenerated")
@@ -297,7 +297,7 @@ def _trained(dataset: Dataset, request: CheckRequest, config: PipelineConfig, pr
 
 
 def _short_hash(dataset: Dataset, config: PipelineConfig) -> str:
-    content = json.dumps([dataset.fingerprint, dataclasses.asdict(config)], sort_keys=True)
+    content = json.dumps([dataset.fingerprint, settings_of(config)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 

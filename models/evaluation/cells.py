@@ -31,7 +31,7 @@ from models.evaluation.trained import Trainings, hash_of
 from models.files import replace_file
 from models.recommenders.recommender import Scorer
 from models.recommenders.registry import CONFIGURATIONS, COUNTED, MULTI_DOMAIN
-from models.training.loop import Progress
+from models.training.loop import Progress, settings_of
 
 # Part of every cell's key: raise it when a change moves results, so that stale cells are not read.
 CELL_VERSION = 5
@@ -116,7 +116,7 @@ class Grid:
             "arm": arm.fingerprint,
             "budget": "own" if arm.name == "mixed" else self.original.fingerprint,
             # What this recommender takes, wherever it was written; what others take changes nothing.
-            "config": {"training": dataclasses.asdict(self.config.training_of(recommender))},
+            "config": {"training": settings_of(self.config.training_of(recommender))},
             "seed": seed,
             "device": self.device.type,
             "torch": torch.__version__,

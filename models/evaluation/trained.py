@@ -30,7 +30,7 @@ from models.evaluation.joint_training import BestEpochs, JointObjective
 from models.files import replace_file
 from models.recommenders.recommender import Recommender
 from models.recommenders.registry import CONFIGURATIONS, MULTI_DOMAIN
-from models.training.loop import RESUME_SUFFIX, EpochReport, Progress, TrainingConfig, TrainingResult, fit
+from models.training.loop import RESUME_SUFFIX, EpochReport, Progress, TrainingConfig, TrainingResult, fit, settings_of
 from models.vocabulary import TokenRange
 
 # Part of every key: raise it when a change moves weights.
@@ -116,7 +116,7 @@ class Trainings:
             "recommender": recommender,
             "rows": arm.training_fingerprint,
             "steps": steps,
-            "training": dataclasses.asdict(self.config.training_of(recommender)),
+            "training": settings_of(self.config.training_of(recommender)),
             "configuration": dataclasses.asdict(self.config.config_of(recommender))
             if recommender in CONFIGURATIONS
             else None,

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, cast
 
 import torch
 from safetensors import safe_open
@@ -31,6 +31,9 @@ from models.training import distributed
 from models.training.batches import epoch_seed
 from models.training.devices import Precision, autocast, product_precision
 from models.training.optimiser import Optimiser
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ModuleContraT = TypeVar("ModuleContraT", bound=nn.Module, contravariant=True)
@@ -70,6 +73,8 @@ class TrainingConfig:
         average_decay: d of the running average of the weights that is validated and kept, a <- d a + (1 - d) w after
             every step, 0 <= d < 1: about the last 1 / (1 - d) steps. 0 keeps the weights of the last step as they are.
             Training waits for a gain that many steps at least: before, the average still holds what came before.
+        weight_decay: share of every weight that a step takes off, times its rate (AdamW), >= 0. It helps where most
+            items are rare, and harms where they are not (docs/experiments/weight-decay.md).
 
     Raises:
         TrainingError: a value is out of its range.
@@ -83,6 +88,7 @@ class TrainingConfig:
     precision: Precision = "auto"
     schedule: Schedule = "constant"
     average_decay: float = 0.0
+    weight_decay: float = 0.0
 
     @property
     def may_go_on(self) -> bool:
@@ -97,6 +103,26 @@ class TrainingConfig:
                 raise TrainingError(f"{name} {getattr(self, name)} is less than {least}")
         if not 0 <= self.average_decay < 1:
             raise TrainingError(f"average_decay {self.average_decay} is not in [0, 1)")
+        if not 0 <= self.weight_decay < math.inf:
+            raise TrainingError(f"weight_decay {self.weight_decay} is not a number from 0 on")
+
+
+# Fields that came later, at the value that all before them had.
+_LATER_FIELDS = (("weight_decay", 0.0),)
+
+
+def settings_of(config: DataclassInstance) -> dict[str, Any]:
+    """
+    A configuration that holds schedules as what it made is known by: what was made before a field came is found again.
+
+    >>> settings_of(TrainingConfig()) == settings_of(TrainingConfig(weight_decay=0.0))
+    True
+    >>> "weight_decay" in settings_of(TrainingConfig()), "weight_decay" in settings_of(TrainingConfig(weight_decay=1.0))
+    (False, True)
+    """
+    return dataclasses.asdict(
+        config, dict_factory=lambda pairs: dict(pair for pair in pairs if pair not in _LATER_FIELDS)
+    )
 
 
 class Objective(Protocol[ModuleContraT, BatchT]):
@@ -359,7 +385,7 @@ def _patience(config: TrainingConfig, num_steps: int) -> int:
 
 
 def _identity(objective: Objective[ModuleContraT, BatchT], config: TrainingConfig, device: torch.device) -> str:
-    options = {**dataclasses.asdict(config), "precision": product_precision(device, config.precision)}
+    options = {**settings_of(config), "precision": product_precision(device, config.precision)}
     if config.may_go_on:
         del options["max_epochs"]
     if distributed.num_processes() > 1:
@@ -387,7 +413,7 @@ class _State(Generic[ModuleT]):
         if average is not None:
             # A copied GRU's weights lie apart; CUDA would join them at every call, with a warning. Moving joins them.
             average.module.to(next(module.parameters()).device)
-        optimiser = Optimiser(module, config.learning_rate)
+        optimiser = Optimiser(module, config.learning_rate, config.weight_decay)
         return cls(module, optimiser, average, _clone(module.state_dict()), [], keep_last)
 
     @property

@@ -1,5 +1,5 @@
 """
-Adam; of an item table whose gradient names few rows, Adam of those rows alone.
+Adam, or AdamW where weights are to decay; of an item table whose gradient names few rows, Adam of those rows alone.
 
 A sampled softmax gives a gradient to the rows that its step reads: the sequences' items and the items drawn, some ten
 thousand. Adam of the whole table reads and writes four tables of the vocabulary's size all the same, which at a
@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.errors import TrainingError
+
 
 class Optimiser:
     """
@@ -22,14 +24,20 @@ class Optimiser:
     Args:
         module: on its device; its ``nn.Embedding`` with ``sparse`` have gradients of rows.
         learning_rate: of the first step.
+        weight_decay: every step takes its rate times this share off every weight before it goes on (AdamW), >= 0.
+
+    Raises:
+        TrainingError: there are gradients of rows and weights are to decay, which would take steps on the whole table.
     """
 
-    def __init__(self, module: nn.Module, learning_rate: float) -> None:
+    def __init__(self, module: nn.Module, learning_rate: float, weight_decay: float = 0.0) -> None:
         rows = row_tables(module)
+        if rows and weight_decay:
+            raise TrainingError("weight_decay: of an item table that is stepped row by row, weights cannot decay")
         dense = [one for one in module.parameters() if all(one is not table for table in rows)]
         self._parts: dict[str, torch.optim.Optimizer] = {}
         if dense:
-            self._parts["adam"] = torch.optim.Adam(dense, lr=learning_rate, fused=True)
+            self._parts["adam"] = torch.optim.AdamW(dense, lr=learning_rate, weight_decay=weight_decay, fused=True)
         if rows:
             self._parts["rows"] = torch.optim.SparseAdam(rows, lr=learning_rate)
 

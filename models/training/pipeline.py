@@ -22,7 +22,7 @@ from models.training import distributed
 from models.training.base import train_base
 from models.training.continuation import Continuation
 from models.training.experts import Experts, train_expert
-from models.training.loop import RESUME_SUFFIX, Progress, TrainingConfig, TrainingResult
+from models.training.loop import RESUME_SUFFIX, Progress, TrainingConfig, TrainingResult, settings_of
 from models.training.objective import choose_held_out
 from models.training.own_shares import ShareTrial, try_own_shares
 from models.training.refit import RefitProgress
@@ -158,7 +158,7 @@ def find_trained(
         return None
     made_of = bundle.provenance.get("dataset_fingerprint"), bundle.provenance.get("config")
     # As the manifest has it, in which a tuple is a list.
-    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
+    wanted = json.loads(json.dumps(settings_of(config)))
     return bundle if made_of == (dataset.fingerprint, wanted) else None
 
 
@@ -217,7 +217,7 @@ def train_bundle(
         "period": dataset.manifest.get("period"),
         "dataset_fingerprint": dataset.fingerprint,
         "refit": config.refit,
-        "config": dataclasses.asdict(config),
+        "config": settings_of(config),
         "dataset": {key: dataset.manifest.get(key) for key in DATASET_FACTS},
         **({} if continuation is None else {"init": continuation.provenance}),
         "base": _summary(results[0]),

@@ -190,7 +190,8 @@ def test_the_authors_measures_by_arithmetic() -> None:
 
 def test_abxi_is_trained_and_set_beside_its_authors_figures(tmp_path: Path) -> None:
     small = dataclasses.replace(bench_abxi.SIZE, width=8, inner_width=8, domain_rank=2, invariant_rank=2)
-    rows = bench_abxi.bench(bench_abxi.prepared(bench_abxi.SAMPLE, tmp_path), tmp_path, [1], 1, small)
+    dataset = bench_abxi.prepared(bench_abxi.SAMPLE, tmp_path)
+    rows = bench_abxi.bench(dataset, tmp_path, [1], decay=1.0, epochs=1, size=small)
 
     assert [row["domain"] for row in rows] == ["food", "kitchen"]
     for row in rows:

@@ -244,6 +244,12 @@ def test_a_decay_out_of_range_is_an_error(decay: float) -> None:
         replace(CONFIG, average_decay=decay)
 
 
+@pytest.mark.parametrize("decay", [-0.1, math.inf, math.nan])
+def test_a_decay_of_weights_out_of_range_is_an_error(decay: float) -> None:
+    with pytest.raises(TrainingError, match=r"weight_decay .* is not a number from 0 on"):
+        replace(CONFIG, weight_decay=decay)
+
+
 def test_a_network_that_only_gets_worse_is_returned_as_it_came() -> None:
     module, _ = train(Regression(scripted=(0.9, 0.1, 0.1, 0.1)))
     assert torch.equal(module.slope, torch.zeros(3))
@@ -288,8 +294,14 @@ class KillAt(Silent):
 @pytest.mark.parametrize("steps", [0, 3, 5, 12, 29])
 @pytest.mark.parametrize(
     "config",
-    [CONFIG, replace(CONFIG, schedule="linear"), PLATEAUS, replace(CONFIG, average_decay=0.7)],
-    ids=["constant", "linear", "plateau", "averaged"],
+    [
+        CONFIG,
+        replace(CONFIG, schedule="linear"),
+        PLATEAUS,
+        replace(CONFIG, average_decay=0.7),
+        replace(CONFIG, weight_decay=0.3),
+    ],
+    ids=["constant", "linear", "plateau", "averaged", "decaying"],
 )
 def test_a_killed_run_resumes_to_the_same_weights(
     tmp_path: Path, steps: int, config: TrainingConfig, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from models.errors import TrainingError
 from models.training.optimiser import Optimiser, row_tables
 
 RATE = 0.1
@@ -70,6 +71,21 @@ def test_a_row_that_a_step_does_not_read_stays_as_it_is() -> None:
     changed = (module.table.weight.detach() != before).any(dim=1)
 
     assert changed.tolist() == [False, False, True, False, False]
+
+
+def test_a_weight_without_a_gradient_decays_by_rate_times_share() -> None:
+    """Rows that no step reads: w (1 - 0.1 * 0.5) a step. Without decay they stay."""
+    for decay, factor in ((0.5, 0.95**3), (0.0, 1.0)):
+        module = network(sparse=False)
+        before = module.table.weight.detach().clone()
+        train(module, [[0, 1]] * 3, Optimiser(module, RATE, weight_decay=decay))
+
+        torch.testing.assert_close(module.table.weight.detach()[2:], before[2:] * factor)
+
+
+def test_a_table_that_is_stepped_by_rows_cannot_decay() -> None:
+    with pytest.raises(TrainingError, match="weight_decay"):
+        Optimiser(network(sparse=True), RATE, weight_decay=0.1)
 
 
 @pytest.mark.parametrize("sparse", [False, True])
