@@ -12,8 +12,7 @@ Otherwise than with them: a softmax over the whole domain instead of 128 negativ
 plateaus and batches of 32, with a weight decay to match, instead of 1e-4, 256 and a decay of 5; each domain keeps its
 own best epoch, by NDCG@10 among all of its items, instead of one epoch by the sum of both MRRs; one more feed-forward
 layer and a norm of the input, as in the code released with the paper of Taesar; and what ``models.recommenders.abxi``
-lists. With --folder the same command
-goes on where it was stopped. The last line is JSON.
+lists. With --folder the same command goes on where it was stopped. The last line is JSON.
 """
 
 from __future__ import annotations

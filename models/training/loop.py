@@ -73,8 +73,8 @@ class TrainingConfig:
         average_decay: d of the running average of the weights that is validated and kept, a <- d a + (1 - d) w after
             every step, 0 <= d < 1: about the last 1 / (1 - d) steps. 0 keeps the weights of the last step as they are.
             Training waits for a gain that many steps at least: before, the average still holds what came before.
-        weight_decay: share of every weight that a step takes off, times its rate (AdamW), >= 0. It helps where most
-            items are rare, and harms where they are not (docs/experiments/weight-decay.md).
+        weight_decay: share of every weight that a step takes off, times its rate (AdamW), >= 0. It takes ABXI further
+            and target experts back (docs/experiments/weight-decay.md).
 
     Raises:
         TrainingError: a value is out of its range.
