@@ -25,7 +25,7 @@ from models.data.dataset import MANIFEST, Dataset, load_dataset, sha256_of
 from models.data.preparation import PreparationConfig, prepare
 from models.decoding.rules import DEFAULT_RULE, Rule
 from models.errors import BundleMismatchError, OutputExistsError, ResumeMismatchError, TrainingError
-from models.training.loop import EpochReport, Silent, TrainingConfig
+from models.training.loop import EpochReport, Silent, TrainingConfig, settings_of
 from models.training.pipeline import NetworkConfig, PipelineConfig, forget_run, train_bundle
 from models.vocabulary import Vocabulary
 from tests.conftest import write_interactions
@@ -55,7 +55,7 @@ def test_base_and_experts_learn(trained: Bundle) -> None:
 
 def test_provenance_says_how_it_was_trained(trained: Bundle, dataset: Dataset) -> None:
     assert trained.provenance["dataset_fingerprint"] == dataset.fingerprint
-    assert trained.provenance["config"] == json.loads(json.dumps(dataclasses.asdict(CONFIG)))
+    assert trained.provenance["config"] == json.loads(json.dumps(settings_of(CONFIG)))
 
 
 def test_training_twice_gives_the_same_version(trained: Bundle, dataset: Dataset, tmp_path: Path) -> None:
