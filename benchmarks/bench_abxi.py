@@ -20,8 +20,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -30,21 +28,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from benchmarks.measure import CPU, machine, rounded
+from benchmarks.measure import CPU, SEED, machine, rounded
 from models.data.dataset import Dataset, load_dataset
+from models.data.preparation import PreparationConfig, prepare
 from models.evaluation.arms import Arm, build_arm
 from models.evaluation.budgets import EvaluationConfig
-from models.evaluation.configuration import tuned_config
+from models.evaluation.configuration import tuned_config, with_epochs
 from models.evaluation.ranking import rank_queries
 from models.evaluation.trained import Trainings
+from models.ranking_metrics import hit_rate_at_k, ndcg_at_k
 from models.recommenders.abxi import ABXIConfig
 from models.training.loop import EpochReport, Silent
 
-ROOT = Path(__file__).resolve().parent.parent
-SAMPLE = ROOT / "examples" / "food-kitchen-sample.csv.gz"
-TAESAR = (sys.executable, "-c", "from app.cli.taesar import main; main()")
-FIRST_SEED = 2025
+SAMPLE = Path(__file__).resolve().parents[1] / "examples" / "food-kitchen-sample.csv.gz"
 NUM_OTHERS = 999
 METRICS = ("hr_at_5", "hr_at_10", "ndcg_at_10", "mrr")
 # Mean and standard deviation over five seeds, from the README of github.com/DiMarzioBian/ABXI, in the order of METRICS.
@@ -75,9 +73,8 @@ class Lines(Silent):
     def on_epoch(self, report: EpochReport) -> None:
         """Print it."""
         if report.epoch and report.metric is not None:
-            print(
-                f"{report.stage}, epoch {report.epoch}: NDCG@10 {report.metric:.4f}, {report.seconds:.0f} s", flush=True
-            )
+            told = f"NDCG@10 {report.metric:.4f}, {report.seconds:.0f} s"
+            print(f"{report.stage}, epoch {report.epoch}: {told}", flush=True)
 
 
 def sampled_ranks(
@@ -97,14 +94,14 @@ def sampled_ranks(
 
 def measures(ranks_N: npt.NDArray[np.int64]) -> tuple[float, ...]:
     """HR@5, HR@10, NDCG@10 and MRR, which the authors do not cut."""
-    gains_N = np.where(ranks_N <= 10, 1 / np.log2(ranks_N + 1), 0.0)
-    return tuple(float(one_N.mean()) for one_N in (ranks_N <= 5, ranks_N <= 10, gains_N, 1 / ranks_N))
+    ranks = torch.from_numpy(ranks_N)
+    gains = hit_rate_at_k(ranks, 5), hit_rate_at_k(ranks, 10), ndcg_at_k(ranks, 10), 1 / ranks.double()
+    return tuple(float(one_N.mean()) for one_N in gains)
 
 
 def tested(arm: Arm, ranks_N: npt.NDArray[np.int64], seed: int) -> tuple[float, ...]:
     """The authors' measures of an arm's test items, ranked as *ranks_N* say among all that is unseen."""
-    seen_N = [len(np.setdiff1d(arm.test.seen[row], arm.test.targets[row])) for row in range(len(arm.test))]
-    others_N = len(arm.candidates) - 1 - np.asarray(seen_N)
+    others_N = len(arm.candidates) - 1 - arm.test.seen.lengths
     return measures(sampled_ranks(ranks_N, others_N, np.random.default_rng(seed)))
 
 
@@ -113,8 +110,8 @@ def bench(
 ) -> list[Row]:
     """One row a domain."""
     training = dataclasses.replace(tuned_config().training, weight_decay=decay)
-    training = training if epochs is None else dataclasses.replace(training, max_epochs=epochs)
     config = EvaluationConfig(training=training, recommenders={"abxi": size})
+    config = config if epochs is None else with_epochs(config, epochs)
     rows = []
     for domain in dataset.vocabulary.domains:
         arm = build_arm(dataset, domain, "mixed", None)
@@ -149,17 +146,8 @@ def prepared(log: Path, folder: Path) -> Dataset:
     """The whole log as a dataset; ties as it has them, as the authors' sequences."""
     out = folder / "data"
     if not out.is_dir():
-        least = (
-            "--min-user-interactions",
-            "1",
-            "--min-item-interactions",
-            "1",
-            "--max-length",
-            "50",
-            "--ties",
-            "input",
-        )
-        subprocess.run([*TAESAR, "prepare", str(log), "--out", str(out), *least, "--quiet"], cwd=ROOT, check=True)
+        whole = PreparationConfig(min_user_interactions=1, min_item_interactions=1, max_length=50, ties="input")
+        prepare(log, out, whole)
     return load_dataset(out)
 
 
@@ -176,7 +164,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
+        seeds = range(SEED, SEED + options.seeds)
         dataset, decay = prepared(options.log.resolve(), folder), options.weight_decay
         rows = bench(dataset, folder, seeds, decay=decay, epochs=options.epochs, size=SIZE)
     facts = {"weight_decay": decay, "cpu_seconds": time.process_time() - started, "machine": machine()}
