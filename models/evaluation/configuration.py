@@ -43,7 +43,7 @@ TUNED: Mapping[str, Tables] = {
         },
         "cl4srec": {"learning_rate": 2e-3, "batch_size": 128},
         "gcegnn": {"learning_rate": 2e-3, "batch_size": 128, "patience": 3},
-        # As with its authors; 2 to 11 % better on nine targets (docs/experiments/weight-decay.md).
+        # As with its authors; 2 to 10 % better on nine targets (docs/experiments/weight-decay.md).
         "abxi": {"weight_decay": 1.0},
     },
     "recommender": {
