@@ -86,7 +86,7 @@ def train_expert(
     if own_rows:
         fingerprint += f" own rows {own_rows}"
     if two_readings:
-        fingerprint += " two readings, shares by a bar"
+        fingerprint += " two readings"
     held_out = choose_held_out(dataset.train, dataset.validation, candidates)
     objective = PredictionObjective(
         name=name,

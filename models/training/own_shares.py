@@ -2,10 +2,8 @@
 How much a target expert reads of the target's own items alone, chosen on validation items (``network.two_readings``).
 
 The share whose ranking has the best NDCG@10 among the target's items that the user has not had: what the user has is no
-hint, either. A share above 0 has to beat the mixed reading by one standard error of their difference over rows: the
-best of five on a hundred rows is mostly luck (docs/experiments/shares-on-few-users.md). Histories that end with a
-target item and with a source item are chosen for apart, as they need not agree: a source item of a distant domain
-misleads the mixed reading most where it came last.
+hint, either. Histories that end with a target item and with a source item are chosen for apart, as they need not agree:
+a source item of a distant domain misleads the mixed reading most where it came last.
 
 Shapes: N = validation rows, X = items of the target domain, L = items left out of a row.
 """
@@ -41,7 +39,7 @@ class ShareTrial:
     What every share of ``SHARES`` gives on one domain's validation rows.
 
     Args:
-        shares: which are chosen.
+        shares: the best, which are chosen.
         num_rows: validation rows by what their history ends with, ``target`` or ``source``.
         ndcg_at_10: likewise, the mean among unseen items for each of ``SHARES``; none where there are no rows.
         best: the mean over all rows under the chosen shares.
@@ -54,13 +52,13 @@ class ShareTrial:
 
 
 def try_own_shares(expert: Decoder, held_out: HeldOut, domain: TokenRange) -> ShareTrial:
-    """Rank *held_out* items of *domain* by *expert* under every share and choose; equals go to the smaller share."""
+    """Rank *held_out* items of *domain* by *expert* under every share; equals go to the smaller share."""
     readings = read(expert, held_out.histories, domain)
     values_SN = np.stack([_ndcg(expert, readings, share, held_out, domain) for share in SHARES])
     ends_in_target_N = readings.ends_in_target_N
     groups = {"target": ends_in_target_N, "source": ~ends_in_target_N}
     best = {
-        name: best_share(values_SN[:, rows_N if rows_N.sum() >= LEAST_ROWS else slice(None)])
+        name: _best_share(values_SN[:, rows_N if rows_N.sum() >= LEAST_ROWS else slice(None)])
         for name, rows_N in groups.items()
     }
     return ShareTrial(
@@ -72,16 +70,9 @@ def try_own_shares(expert: Decoder, held_out: HeldOut, domain: TokenRange) -> Sh
     )
 
 
-def best_share(values_SN: npt.NDArray[np.float64]) -> float:
-    """The best of the shares that beat share 0 by a standard error; 0 where none does."""
-    num_rows = values_SN.shape[1]
-    if num_rows < 2:  # no standard error
-        return SHARES[0]
-    gains_SN = values_SN - values_SN[0]
-    gains_S = gains_SN.mean(axis=1)
-    is_beyond_S = gains_S > gains_SN.std(axis=1, ddof=1) / num_rows**0.5
-    # argmax takes the first of equals, which is share 0 where none is beyond
-    return SHARES[int(np.where(is_beyond_S, gains_S, 0.0).argmax())]
+def _best_share(values_SN: npt.NDArray[np.float64]) -> float:
+    # argmax takes the first of equals; without a row all are equal
+    return SHARES[int(values_SN.sum(axis=1).argmax())]
 
 
 def _means(values_SN: npt.NDArray[np.float64]) -> tuple[float, ...]:

@@ -83,37 +83,6 @@ def test_too_few_rows_of_one_end_take_what_is_best_for_all(expert: Decoder) -> N
     assert trial.best == pytest.approx((3 * trial.ndcg_at_10["target"][0] + 180) / 183)
 
 
-def test_a_share_that_is_ahead_by_less_than_its_error_is_not_taken(expert: Decoder) -> None:
-    """Ten rows prefer the own reading and nine the mixed one, by as much: ahead, and mostly luck."""
-    own = rows(expert, ends_in_target=False, reads_own=True)
-    mixed = rows(expert, ends_in_target=False, reads_own=False)
-    trial = try_own_shares(expert, held_out(own[0][:10] + mixed[0][:9], own[1][:10] + mixed[1][:9]), DOMAIN)
-
-    assert trial.ndcg_at_10["source"][-1] > trial.ndcg_at_10["source"][0]
-    assert trial.shares == OwnShares(0, 0)
-    assert trial.best == pytest.approx(trial.ndcg_at_10["source"][0], abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("gains", "share"),
-    [
-        # mean .5, standard error .5 / sqrt(3): beyond
-        ([0.0, 0.0, 1.0, 1.0], 0.25),
-        # mean .25, standard error .25: just not
-        ([0.0, 0.0, 0.0, 1.0], 0.0),
-        ([0.0, 0.0, 0.0, 0.0], 0.0),
-        ([1.0], 0.0),
-        ([], 0.0),
-    ],
-)
-def test_the_bar_is_one_standard_error_of_the_difference(gains: list[float], share: float) -> None:
-    """Share .25 gains as said over share 0, row by row; the others nothing. One row has no standard error."""
-    ndcg_SN = np.zeros((len(SHARES), len(gains)))
-    ndcg_SN[1] = gains
-
-    assert own_shares.best_share(ndcg_SN) == share
-
-
 def test_items_that_the_user_has_take_no_part(expert: Decoder) -> None:
     """With every other item of the domain in the history, the held-out one is first under any share."""
     history = [*range(2, 21), 30]
