@@ -18,7 +18,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from itertools import pairwise
@@ -28,11 +27,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from benchmarks.measure import SEED, machine, rounded
+from benchmarks.measure import SEED, TAESAR, machine, rounded
 from models.data.dataset import load_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
-TAESAR = (sys.executable, "-c", "from app.cli.taesar import main; main()")
 EPOCHS = 2
 UNITS = {"MB": 1e6, "GB": 1e9}
 

@@ -22,7 +22,6 @@ import json
 import resource
 import shlex
 import subprocess
-import sys
 import tempfile
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +32,7 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from benchmarks.measure import CPU, machine, rounded
+from benchmarks.measure import CPU, TAESAR, machine, rounded
 from models.bundle import load_bundle
 from models.data.dataset import load_dataset
 from models.evaluation.arms import build_arm
@@ -44,7 +43,6 @@ from models.ranking_metrics import ndcg_at_k
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "examples" / "food-kitchen-sample.csv.gz"
-TAESAR = (sys.executable, "-c", "from app.cli.taesar import main; main()")
 SEED = 2025
 Row = dict[str, Any]
 

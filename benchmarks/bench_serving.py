@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measure import machine, random_bundle, random_sequences, rounded
+from benchmarks.measure import TAESAR, machine, random_bundle, random_sequences, rounded
 from models.bundle import save_bundle
 from models.data.dataset import TokenArray
 from models.decoding.regenerator import Regenerator
@@ -105,8 +105,7 @@ def server(bundle: Path, data: Path, threads: int, rule: Rule) -> Iterator[tuple
         "TAESAR_MAX_QUEUED_SEQUENCES": str(QUEUE),
         "OMP_NUM_THREADS": str(threads),
     }
-    command = [sys.executable, "-c", "from app.cli.taesar import main; main()", "serve"]
-    process = subprocess.Popen(command, env=environment, stdout=sys.stderr)
+    process = subprocess.Popen([*TAESAR, "serve"], env=environment, stdout=sys.stderr)
     try:
         _await_start(process, port)
         yield port, process.pid

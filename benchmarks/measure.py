@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -27,6 +28,8 @@ MEAN_LENGTH = 43
 SEED = 2025
 
 CPU = torch.device("cpu")
+# The command line of this environment, run from the repository's root.
+TAESAR = (sys.executable, "-c", "from app.cli.taesar import main; main()")
 
 Clock = Literal["wall", "cpu"]
 CLOCKS: Mapping[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
