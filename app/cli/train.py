@@ -64,6 +64,15 @@ def train(
             "adapt the base on single-domain sequences by next-item prediction.",
         ),
     ] = "adapted",
+    joint: Annotated[
+        bool,
+        typer.Option(
+            "--joint/--no-joint",
+            help="Where a domain has 1,000 validation items, train one expert for all domains at once, too; each such "
+            "domain takes it if it ranks them better than the adapted one by a standard error. Nearly as long again. "
+            "Never with --recipe released, --sampled-softmax or other --experts.",
+        ),
+    ] = True,
     own_rows: Annotated[
         float | None,
         typer.Option(
@@ -219,6 +228,7 @@ def train(
     from models.training import distributed
     from models.training.devices import resolve_device
     from models.training.pipeline import (
+        JOINT_TRAINING,
         REFRESH_BASE_EPOCHS,
         REFRESH_EXPERT_EPOCHS,
         RELEASED,
@@ -251,6 +261,7 @@ def train(
             defaults,
             base=refreshed(defaults.base, REFRESH_BASE_EPOCHS),
             expert=refreshed(defaults.expert, REFRESH_EXPERT_EPOCHS),
+            joint=refreshed(JOINT_TRAINING, REFRESH_EXPERT_EPOCHS),
         )
     both = {"seed": seed, "batch_size": batch_size, "precision": precision, "schedule": schedule}
     base = override(defaults.base, max_epochs=epochs, patience=patience, learning_rate=learning_rate, **both)
@@ -265,8 +276,20 @@ def train(
             expert, learning_rate=base.learning_rate * expert.learning_rate / defaults.base.learning_rate
         )
     expert = override(expert, max_epochs=expert_epochs, patience=expert_patience, learning_rate=expert_learning_rate)
-    config = PipelineConfig(network, base, expert, experts, sampled_softmax, refit, defaults.two_readings)
-    config = override(config, own_rows=defaults.own_rows if own_rows is None else own_rows)
+    at_once = None
+    if joint and defaults.joint is not None:
+        at_once = override(defaults.joint, max_epochs=epochs, patience=patience, **both)
+    config = PipelineConfig(
+        network=network,
+        base=base,
+        expert=expert,
+        experts=experts,
+        sampled_softmax=sampled_softmax,
+        refit=refit,
+        two_readings=defaults.two_readings,
+        own_rows=defaults.own_rows if own_rows is None else own_rows,
+        joint=at_once,
+    )
     wants_trial = recipe == "tuned" and earlier is None if trial is None else trial
     tried: tuple[RegenerationTrial, ...] = ()
     run_directory = out.parent / f"{out.name}.run"
@@ -319,16 +342,16 @@ def train(
     say(f"bundle {bundle.version} written to {out}")
     for stage in _cut_short(bundle.provenance):
         say(f"{stage} was best at the last epoch that it was given: not converged, give it more")
+    for line in _ways(bundle.provenance):
+        say(line)
     if experts != "from-scratch":
         for domain in _not_adapted(bundle.provenance):
             say(
                 f"expert {domain} is the base itself: no epoch of adapting ranked its validation items better; rules "
                 "that contrast the two find no difference"
             )
-    metrics = {
-        stage: summary["best_validation_ndcg_at_10"]
-        for stage, summary in {"base": bundle.provenance["base"], **bundle.provenance["experts"]}.items()
-    }
+    stages = {"base": bundle.provenance["base"], **bundle.provenance["experts"]}
+    metrics = {stage: summary["best_validation_ndcg_at_10"] for stage, summary in stages.items()}
     set_result(
         out=str(out),
         version=bundle.version,
@@ -346,17 +369,34 @@ def _behind(trial: RegenerationTrial) -> str:
     )
 
 
+def _ways(provenance: Mapping[str, Any]) -> list[str]:
+    """Of every domain whose adapted and joint expert were compared, a sentence on what it took."""
+    found = provenance.get("joint", {"compared": {}, "chosen_for": []})
+    return [
+        f"expert {domain} is the {'joint' if domain in found['chosen_for'] else 'adapted'} one: validation NDCG@10 "
+        f"{one['joint']:.4f} joint, {one['adapted']:.4f} adapted, the difference with a standard error of "
+        f"{one['standard_error']:.4f}"
+        for domain, one in found["compared"].items()
+    ]
+
+
 def _cut_short(provenance: Mapping[str, Any]) -> list[str]:
     """The stages whose best epoch is the last one trained."""
     stages = {"the base": provenance["base"]}
     stages |= {f"expert {domain}": summary for domain, summary in provenance["experts"].items()}
+    if "joint" in provenance:
+        stages["the joint expert"] = provenance["joint"]
     return [name for name, one in stages.items() if 0 < one["best_epoch"] == one["epochs"][-1]["epoch"]]
 
 
 def _not_adapted(provenance: Mapping[str, Any]) -> list[str]:
-    """The domains whose best epoch is epoch 0, the weights that adapting started from."""
-    return [domain for domain, summary in provenance["experts"].items() if summary["best_epoch"] == 0]
+    """The domains that took an adapted expert whose best epoch is epoch 0, the weights it started from."""
+    joint = provenance.get("joint", {}).get("chosen_for", ())
+    stayed = [domain for domain, summary in provenance["experts"].items() if summary["best_epoch"] == 0]
+    return [domain for domain in stayed if domain not in joint]
 
 
 def _patience_of(config: PipelineConfig, stage: str) -> int:
-    return config.base.patience if stage in ("base", "refit of base") else config.expert.patience
+    if config.joint is not None and stage.endswith("joint expert"):
+        return config.joint.patience
+    return config.base.patience if stage.endswith("base") else config.expert.patience

@@ -87,6 +87,7 @@ class Plan:
             base=_scheduled(BASE_TRAINING, self.base_epochs, self.schedule),
             expert=_scheduled(EXPERT_TRAINING, self.expert_epochs, self.schedule),
             adapted_domains=(target,),
+            joint=None,  # a check answers in the minutes it has
         )
 
     def evaluation(self, recommender: str) -> EvaluationConfig:

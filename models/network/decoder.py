@@ -185,6 +185,14 @@ class Decoder(nn.Module):
             hidden = block(hidden, attention)
         return hidden
 
+    @torch.no_grad()
+    def scale_hidden(self, factor: float) -> None:
+        """Make every hidden state and logit *factor* times what it was: the last norm's weights take it."""
+        last = self.blocks[-1]
+        assert isinstance(last, DecoderBlock)
+        last.feed_forward_norm.weight.mul_(factor)
+        last.feed_forward_norm.bias.mul_(factor)
+
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.init_std)

@@ -41,14 +41,12 @@ from torch import Tensor, nn
 
 from models.network.decoder import causal_attention
 from models.network.dropout import Dropout
+from models.network.streams import DomainStreams, domain_streams, items_so_far
 from models.recommenders.multidomain import (
-    DomainStreams,
     MixedBatch,
     MultiDomainRecommender,
     domain_cross_entropy,
-    domain_streams,
     initialise,
-    items_so_far,
 )
 from models.recommenders.recommender import SharedConfig, check_above_zero, check_at_least, last_states
 from models.vocabulary import PADDING, TokenRange

@@ -43,16 +43,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.network.streams import DomainStreams, StreamGroup, domain_streams
 from models.recommenders.multidomain import (
-    DomainStreams,
     MixedBatch,
     MixedInput,
     MultiDomainRecommender,
-    StreamGroup,
     Tower,
     domain_cross_entropy,
     domain_indices,
-    domain_streams,
     initialise,
     transformer,
 )

@@ -50,7 +50,7 @@ def train_base(
     fingerprint = f"{dataset.fingerprint} {json.dumps(dataclasses.asdict(decoder_config), sort_keys=True)}"
     rows, first_asked = trainable_rows(dataset.train), None
     if continuation is None:
-        base = _seeded(decoder_config, config.seed).to(device)
+        base = seeded_decoder(decoder_config, config.seed).to(device)
     else:
         base = continuation.base
         rows, first_asked = continuation.readings(rows)
@@ -82,7 +82,8 @@ def train_base(
     return base, result
 
 
-def _seeded(config: DecoderConfig, seed: int) -> Decoder:
+def seeded_decoder(config: DecoderConfig, seed: int) -> Decoder:
+    """An untrained decoder whose weights *seed* draws, whatever was drawn before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Decoder(config)

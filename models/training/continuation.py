@@ -102,6 +102,12 @@ class Continuation:
         """The bundle's expert of *domain*, for the dataset's vocabulary; None for a domain that is new."""
         return self.continued(self.bundle.expert(domain)) if self.knows(domain) else None
 
+    @property
+    def joint_expert(self) -> Decoder | None:
+        """The bundle's joint expert, for the dataset's vocabulary; None where no domain took it."""
+        domains = self.bundle.provenance.get("joint", {}).get("chosen_for", [])
+        return self.expert(domains[0]) if domains else None
+
     def readings(self, numbers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """
         What an epoch of the base reads of the training sequences of these *numbers*, two arrays [R].

@@ -108,7 +108,7 @@ class TrainingConfig:
 
 
 # Fields that came later, at the value that all before them had.
-_LATER_FIELDS = (("weight_decay", 0.0),)
+_LATER_FIELDS = (("weight_decay", 0.0), ("joint", None))
 
 
 def settings_of(config: DataclassInstance) -> dict[str, Any]:

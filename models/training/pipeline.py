@@ -6,6 +6,7 @@ import dataclasses
 import json
 import platform
 import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from models.network.decoder import Decoder, DecoderConfig
 from models.training import distributed
 from models.training.base import train_base
 from models.training.continuation import Continuation
+from models.training.expert_choice import ExpertChoice, choose_expert
 from models.training.experts import Experts, train_expert
+from models.training.joint import domains_with_rows, train_joint_expert
 from models.training.loop import RESUME_SUFFIX, Progress, TrainingConfig, TrainingResult, settings_of
 from models.training.objective import choose_held_out
-from models.training.own_shares import ShareTrial, try_own_shares
 from models.training.refit import RefitProgress
 from models.training.training_data import TrainableData, undivided
 from models.training.training_forecast import TrainingForecast
@@ -35,6 +37,8 @@ from models.tuning import Guard, TargetTuning
 BASE_TRAINING = TrainingConfig(learning_rate=1e-3, batch_size=32, max_epochs=100, patience=2, schedule="plateau")
 # From the base's weights a gentler course.
 EXPERT_TRAINING = TrainingConfig(learning_rate=5e-4, batch_size=32, max_epochs=100, patience=2, schedule="plateau")
+# From nothing, as the base; the decay is what the scale of its logits goes with.
+JOINT_TRAINING = dataclasses.replace(BASE_TRAINING, weight_decay=1.0)
 # What a refresh takes: few epochs whose rate falls to 0, as the weights are nearly right; at half the rate they fell
 # behind what a day brings (docs/experiments/ten-days-of-refreshes.md).
 REFRESH_BASE_EPOCHS = 1
@@ -78,6 +82,9 @@ class PipelineConfig:
         base: schedule of the base.
         expert: schedule of each expert; one from scratch wants the base's.
         experts: how experts come to be; see ``models.training.experts``.
+        joint: schedule of the joint expert, which adapted ones of two readings are compared with where a domain has
+            many validation rows (``models.training.joint``); None: there is none. With a sampled softmax there is none
+            either.
         sampled_softmax: estimate every softmax from so many items per step; None takes all of them.
         refit: train all once more, by the same schedule, to the epochs that validation chose, on everything.
         two_readings: choose on validation how far each expert reads its own domain's items alone
@@ -96,16 +103,22 @@ class PipelineConfig:
     two_readings: bool = True
     own_rows: float = 0.5
     adapted_domains: tuple[str, ...] | None = None
+    joint: TrainingConfig | None = JOINT_TRAINING
+
+    def adapts(self, domain: str) -> bool:
+        """Whether *domain* gets an expert of its own."""
+        return self.adapted_domains is None or domain in self.adapted_domains
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The networks of a bundle, and how each of them came to be."""
+    """Networks, and how each of them came to be; ``experts`` were adapted, or are ablations."""
 
     base: Decoder
     experts: tuple[Decoder, ...]
     base_result: TrainingResult
     expert_results: tuple[TrainingResult, ...]
+    joint: tuple[Decoder, TrainingResult] | None
 
 
 # As the released code trains, but for the experts' early stopping: it keeps the last of their 20 epochs.
@@ -115,6 +128,7 @@ RELEASED = PipelineConfig(
     expert=TrainingConfig(max_epochs=20, patience=5),
     two_readings=False,
     own_rows=0.0,
+    joint=None,
 )
 
 
@@ -139,12 +153,19 @@ def enough_epochs(training: TrainingConfig, num_sequences: int) -> TrainingConfi
     return dataclasses.replace(training, max_epochs=max(training.max_epochs, -(-LEAST_STEPS // steps)))
 
 
+def judged_domains(dataset: TrainableData, config: PipelineConfig) -> tuple[str, ...]:
+    """The domains that may take a joint expert: none where *config* has none, or the data are too few to tell."""
+    if config.joint is None or config.experts != "adapted" or not config.two_readings or config.sampled_softmax:
+        return ()
+    return tuple(domain for domain in domains_with_rows(dataset) if config.adapts(domain))
+
+
 def forecast_of(dataset: TrainableData, config: PipelineConfig) -> TrainingForecast:
     """What ``train_bundle`` takes."""
-    domains = len(dataset.vocabulary.domains)
+    num_experts = len(dataset.vocabulary.domains) + bool(judged_domains(dataset, config))
     size = config.network.decoder_for(dataset)
     return TrainingForecast.of(
-        size, domains, num_users=len(dataset.train), sampled_softmax=config.sampled_softmax is not None
+        size, num_experts, num_users=len(dataset.train), sampled_softmax=config.sampled_softmax is not None
     )
 
 
@@ -175,7 +196,8 @@ def train_bundle(
     init: Bundle | None = None,
 ) -> Bundle:
     """
-    Train the base, then an expert per domain, choose the shares of their readings, and write the bundle to *out*.
+    Train the base, then an expert per domain and perhaps a joint one, choose between these and the shares of their
+    readings, and write the bundle to *out*.
 
     After every epoch the state lies in *run_directory*; calling again with the same arguments after a kill goes on
     from there and ends with the same weights. The folder is removed once the bundle is written, unless *keep_run* says
@@ -196,16 +218,18 @@ def train_bundle(
     started = time.perf_counter()
     forecast_of(dataset, config).check(device)
     decoder_config = config.network.decoder_for(dataset)
-    trained = _train(dataset, decoder_config, config, device, run_directory, progress, continuation)
-    results = (trained.base_result, trained.expert_results)
+    # A refresh goes on with the joint expert that there is; it begins none
+    begins_joint = continuation is None or continuation.joint_expert is not None
+    judged = judged_domains(dataset, config) if begins_joint else ()
+    trained = _train(
+        dataset, decoder_config, config, device, run_directory, progress, continuation, joint_for=judged or None
+    )
     domains = dataset.vocabulary.domains
-    trials = {
-        domain: _own_shares(expert, dataset, domain)
-        for domain, expert in zip(domains, trained.experts, strict=True)
-        if config.two_readings
-    }
+    choices = _choose_experts(dataset, trained, judged) if config.two_readings else {}
+    facts = _facts(domains, trained, choices)
+    taken = tuple(domain for domain, choice in choices.items() if choice.takes_joint)
     if config.refit:
-        trained = _refit(dataset, decoder_config, config, device, run_directory, progress, continuation, trained)
+        trained = _refit(dataset, decoder_config, config, device, run_directory, progress, continuation, trained, taken)
     # If every stage was finished before a kill, only this makes the main process wait until all have read the files.
     distributed.wait_for_all()
     if not distributed.is_main():
@@ -220,11 +244,7 @@ def train_bundle(
         "config": settings_of(config),
         "dataset": {key: dataset.manifest.get(key) for key in DATASET_FACTS},
         **({} if continuation is None else {"init": continuation.provenance}),
-        "base": _summary(results[0]),
-        "experts": {
-            domain: _summary(result) for domain, result in zip(dataset.vocabulary.domains, results[1], strict=True)
-        },
-        "own_shares": {domain: dataclasses.asdict(one) for domain, one in trials.items()},
+        **facts,
         "device": str(device),
         "processes": distributed.num_processes(),
         "torch": torch.__version__,
@@ -235,9 +255,12 @@ def train_bundle(
         out,
         vocabulary=dataset.vocabulary,
         base=trained.base,
-        experts=trained.experts,
+        experts=[
+            trained.joint[0] if trained.joint and domain in taken else expert
+            for domain, expert in zip(domains, trained.experts, strict=True)
+        ],
         provenance=provenance,
-        tunings=[TargetTuning(trials[domain].shares, _kept_guard(init, domain)) for domain in trials],
+        tunings=[TargetTuning(choice.readings.shares, _kept_guard(init, domain)) for domain, choice in choices.items()],
     )
     if not keep_run:
         forget_run(run_directory)
@@ -254,9 +277,14 @@ def _train(
     progress: Progress | None,
     continuation: Continuation | None,
     *,
+    joint_for: Sequence[str] | None,
     chosen: Trained | None = None,
 ) -> Trained:
-    """Base and experts by validation; or, where that has *chosen* their epochs, those again, in files of their own."""
+    """
+    Base and experts by validation; or, where that has *chosen* their epochs, those again, in files of their own.
+
+    A joint expert is judged by the domains *joint_for*; None: there is none.
+    """
     stage = "" if chosen is None else "refit-"
     base, base_result = train_base(
         dataset,
@@ -285,12 +313,45 @@ def _train(
         )
         for index, domain in enumerate(dataset.vocabulary.domains)
     ]
-    return Trained(base, tuple(e for e, _ in experts), base_result, tuple(result for _, result in experts))
+    joint = None
+    if config.joint is not None and joint_for is not None:
+        joint = train_joint_expert(
+            dataset,
+            decoder_config,
+            config.joint,
+            joint_for,
+            device=device,
+            start=None if continuation is None else continuation.joint_expert,
+            resume_file=run_directory / f"{stage}joint{RESUME_SUFFIX}",
+            progress=progress,
+            course=None if chosen is None or chosen.joint is None else chosen.joint[1].course,
+        )
+    return Trained(base, tuple(e for e, _ in experts), base_result, tuple(result for _, result in experts), joint)
 
 
-def _own_shares(expert: Decoder, dataset: TrainableData, domain: str) -> ShareTrial:
-    token_range = dataset.vocabulary.token_range(domain)
-    return try_own_shares(expert, choose_held_out(dataset.train, dataset.validation, token_range), token_range)
+def _choose_experts(dataset: TrainableData, trained: Trained, judged: Collection[str]) -> dict[str, ExpertChoice]:
+    """For every domain its expert and the shares of its readings; the *judged* may take the joint one."""
+    joint = None if trained.joint is None else trained.joint[0]
+    choices = {}
+    for domain, expert in zip(dataset.vocabulary.domains, trained.experts, strict=True):
+        token_range = dataset.vocabulary.token_range(domain)
+        held_out = choose_held_out(dataset.train, dataset.validation, token_range)
+        choices[domain] = choose_expert(expert, joint if domain in judged else None, held_out, token_range)
+    return choices
+
+
+def _facts(domains: Sequence[str], trained: Trained, choices: Mapping[str, ExpertChoice]) -> dict[str, Any]:
+    """What the manifest says of the networks, and of what was chosen."""
+    facts: dict[str, Any] = {
+        "base": _summary(trained.base_result),
+        "experts": {domain: _summary(result) for domain, result in zip(domains, trained.expert_results, strict=True)},
+        "own_shares": {domain: dataclasses.asdict(choice.readings) for domain, choice in choices.items()},
+    }
+    if trained.joint is not None:
+        compared = {domain: dataclasses.asdict(one.ways) for domain, one in choices.items() if one.ways is not None}
+        chosen_for = [domain for domain, one in choices.items() if one.takes_joint]
+        facts["joint"] = {**_summary(trained.joint[1]), "compared": compared, "chosen_for": chosen_for}
+    return facts
 
 
 def _kept_guard(init: Bundle | None, domain: str) -> Guard | None:
@@ -300,9 +361,7 @@ def _kept_guard(init: Bundle | None, domain: str) -> Guard | None:
 
 def _expert_training(config: PipelineConfig, domain: str) -> TrainingConfig:
     """The schedule of one expert: no epoch where it is to stay the base."""
-    if config.adapted_domains is None or domain in config.adapted_domains:
-        return config.expert
-    return dataclasses.replace(config.expert, max_epochs=0)
+    return config.expert if config.adapts(domain) else dataclasses.replace(config.expert, max_epochs=0)
 
 
 def _refit(
@@ -314,16 +373,30 @@ def _refit(
     progress: Progress | None,
     continuation: Continuation | None,
     chosen: Trained,
+    taken: Collection[str],
 ) -> Trained:
-    """Base and experts once more, on everything, each to the epoch that validation chose."""
+    """Base and experts once more, on everything, each to the epoch that validation chose; the joint one if *taken*."""
     everything = undivided(dataset)
     reports = None if progress is None else RefitProgress(progress)
-    return _train(everything, decoder_config, config, device, run_directory, reports, continuation, chosen=chosen)
+    if taken:
+        adapted = tuple(name for name in dataset.vocabulary.domains if config.adapts(name) and name not in taken)
+        config = dataclasses.replace(config, adapted_domains=adapted)
+    return _train(
+        everything,
+        decoder_config,
+        config,
+        device,
+        run_directory,
+        reports,
+        continuation,
+        joint_for=() if taken else None,
+        chosen=chosen,
+    )
 
 
 def forget_run(run_directory: Path) -> None:
     """Delete the resume files of an unfinished or finished run, and the folder if nothing else is in it."""
-    for pattern in ("base.*", "expert-*.*", "refit-*.*", "[0-9a-f]*.*"):
+    for pattern in ("base.*", "expert-*.*", "joint.*", "refit-*.*", "[0-9a-f]*.*"):
         for path in (*run_directory.glob(pattern), *run_directory.glob(f".{pattern}")):
             if path.suffix in {RESUME_SUFFIX, PARTIAL_SUFFIX}:
                 path.unlink()

@@ -61,7 +61,11 @@ def training_curves(provenance: str) -> Markup | None:
     """The validation of base and experts, epoch after epoch, as a chart; None where a *provenance*, JSON, has none."""
     known = json.loads(provenance)
     experts = known.get("experts")
-    stages = {"base": known.get("base"), **(experts if isinstance(experts, Mapping) else {})}
+    stages = {
+        "base": known.get("base"),
+        **(experts if isinstance(experts, Mapping) else {}),
+        "joint": known.get("joint"),
+    }
     series = [charts.Series(str(name), values) for name, stage in stages.items() if (values := _values(stage))]
     if not series:
         return None

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 
 from models.data.dataset import Sequences, pad_right
 from models.errors import ConfigurationError
+from models.network.streams import domain_streams
 from models.ranking_metrics import hit_rate_at_k, pessimistic_ranks
 from models.recommenders.abxi import ABXI, LowRank, aligned_streams
 from models.recommenders.cgrec import CGRec, shapley_values
-from models.recommenders.multidomain import domain_streams, targets_per_domain
+from models.recommenders.multidomain import targets_per_domain
 from models.recommenders.recommender import SharedConfig, with_shared
 from models.recommenders.registry import CONFIGURATIONS, MULTI_DOMAIN
 from models.recommenders.syncrec import SyNCRec
@@ -77,37 +78,6 @@ def test_every_target_of_a_domain_weighs_the_same_over_a_pass():
         for batch in build(CGRec).batches(ROWS, 2, np.random.default_rng(0))
     )
     assert counted.tolist() == targets_per_domain(ROWS, DOMAINS, max_length=SMALL.max_length).tolist()
-
-
-def flat_items(streams):
-    """The items in the slots of all groups, which ``slots_KBT`` points into."""
-    return torch.cat([group.item_ids_RS.flatten() for group in streams.groups])
-
-
-def test_domain_streams_take_a_mixed_row_apart_and_point_back():
-    """Every slot holds its domain's last item so far, and the ones before it hold the domain's items before that."""
-    rows = [row.tolist() for row in ROWS] + [[1] * 30, [11]]
-    streams = domain_streams(pad_right([np.asarray(row) for row in rows]), DOMAINS)
-    items = flat_items(streams).tolist()
-    for k, domain in enumerate(DOMAINS):
-        for b, row in enumerate(rows):
-            for t in range(len(row)):
-                own, slot = of_domain(row[: t + 1], domain), int(streams.slots_KBT[k, b, t])
-                assert (slot < 0) == (not own)
-                assert not own or items[slot + 1 - len(own) : slot + 1] == own
-
-    assert sorted(item for item in items if item) == sorted(item for row in rows for item in row)
-
-
-def test_domain_streams_of_similar_length_share_a_group_and_their_domains_are_counted():
-    """Lengths 1 to 4, 5 to 16 and so on; rows in domain order; a domain without items still has a stream to encode."""
-    rows = pad_right([np.asarray([1] * 6 + [11]), np.asarray([2, 12, 21])])
-    short, long = domain_streams(rows, DOMAINS).groups
-    (empty,) = domain_streams(rows[1:, :2], DOMAINS[2:]).groups
-
-    assert (short.item_ids_RS.tolist(), short.sizes) == ([[2], [11], [12], [21]], (1, 2, 1))
-    assert (long.item_ids_RS.tolist(), long.sizes) == ([[1] * 6], (1, 0, 0))
-    assert (empty.item_ids_RS.tolist(), empty.sizes) == ([[0]], (1,))
 
 
 # -- What all three promise
@@ -229,7 +199,7 @@ def aligned_rows(row):
     """The streams that ``aligned_streams`` means, laid back over the mixed slots."""
     batch = one_batch(build(ABXI, replace(SMALL, max_length=32)), Sequences.from_lists([row]))
     streams = aligned_streams(batch, DOMAINS)
-    items = flat_items(streams)
+    items = torch.cat([group.item_ids_RS.flatten() for group in streams.groups])
     laid = torch.zeros(3, batch.item_ids_BT.shape[1], dtype=torch.int64)
     for domain, targets in enumerate(batch.targets):
         slots_M = streams.slots_KBT[domain, 0, targets.positions_M]
