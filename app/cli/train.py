@@ -71,6 +71,7 @@ def train(
             help="Where a domain has 1,000 validation items, train one expert for all domains at once, too; each such "
             "domain takes it if it ranks them better than the adapted one by a standard error. Nearly as long again. "
             "Never with --recipe released, --sampled-softmax or other --experts.",
+            show_default="--joint",
         ),
     ] = True,
     own_rows: Annotated[

@@ -40,8 +40,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.network.decoder import causal_attention
+from models.network.domain_streams import DomainStreams, domain_streams, items_so_far
 from models.network.dropout import Dropout
-from models.network.streams import DomainStreams, domain_streams, items_so_far
 from models.recommenders.multidomain import (
     MixedBatch,
     MultiDomainRecommender,

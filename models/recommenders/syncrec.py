@@ -43,7 +43,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.network.streams import DomainStreams, StreamGroup, domain_streams
+from models.network.domain_streams import DomainStreams, StreamGroup, domain_streams
 from models.recommenders.multidomain import (
     MixedBatch,
     MixedInput,

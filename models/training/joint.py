@@ -32,8 +32,8 @@ from torch import Tensor
 
 from models.data.dataset import ChosenSequences
 from models.network.decoder import Decoder, DecoderConfig
+from models.network.domain_streams import domain_streams
 from models.network.losses import linear_cross_entropy, next_item_targets
-from models.network.streams import domain_streams
 from models.training.base import seeded_decoder
 from models.training.loop import Progress, TrainingConfig, TrainingResult, fit
 from models.training.objective import (

@@ -121,6 +121,22 @@ def test_experts_that_stayed_the_base_are_named(run, tmp_path, dataset: Dataset,
     assert {domain for domain in dataset.vocabulary.domains if f"expert {domain} is the base itself" in out} == stayed
 
 
+def test_the_expert_that_each_domain_took_is_said(run, tmp_path, monkeypatch, dataset: Dataset) -> None:
+    """Where the small dataset's rows are enough to judge by; `--no-joint` has nothing to compare."""
+    monkeypatch.setattr("models.training.joint.LEAST_ROWS", 1)
+    options = (*TINY, "--epochs", "1", "--expert-epochs", "0")
+    _, out, _ = run("train", dataset.directory, "--out", tmp_path / "bundle", *options)
+    _, without, _ = run("train", dataset.directory, "--out", tmp_path / "without", *options, "--no-joint")
+    joint = load_bundle(tmp_path / "bundle").provenance["joint"]
+
+    for domain, compared in joint["compared"].items():
+        took = "joint" if domain in joint["chosen_for"] else "adapted"
+        assert f"expert {domain} is the {took} one: validation NDCG@10 {compared['joint']:.4f} joint" in out
+    assert len(joint["compared"]) == 3
+    assert "joint" not in without
+    assert "joint" not in load_bundle(tmp_path / "without").provenance
+
+
 @pytest.mark.parametrize(("experts", "epochs", "patience"), [("from-scratch", 375, 2), ("single-domain", 100, 2)])
 def test_the_kind_of_experts_brings_its_schedule(
     run, tmp_path, monkeypatch, dataset, experts, epochs, patience

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from models.data.dataset import Sequences, pad_right
 from models.errors import ConfigurationError
-from models.network.streams import domain_streams
+from models.network.domain_streams import domain_streams
 from models.ranking_metrics import hit_rate_at_k, pessimistic_ranks
 from models.recommenders.abxi import ABXI, LowRank, aligned_streams
 from models.recommenders.cgrec import CGRec, shapley_values

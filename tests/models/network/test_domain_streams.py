@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from models.data.dataset import pad_right
-from models.network.streams import domain_streams
+from models.network.domain_streams import domain_streams
 from models.vocabulary import TokenRange
 
 DOMAINS = (TokenRange(1, 10), TokenRange(11, 20), TokenRange(21, 30))
