@@ -85,7 +85,7 @@ def expert_values(bundle_folder: Path, dataset_folder: Path) -> npt.NDArray[np.f
     for domain in dataset.vocabulary.domains:
         arm = build_arm(dataset, domain, "mixed", None)
         queries = arm.test.at(np.flatnonzero(arm.test.num_target_items > 0))
-        scorer = DecoderScorer(bundle.expert(domain), bundle.tuning(domain).own_shares)
+        scorer = DecoderScorer(bundle.expert_parts(domain))
         ranks = torch.tensor(rank_queries(scorer, queries, arm, CPU).unseen)
         values.append(ndcg_at_k(ranks, 10).numpy().astype(np.float64))
     return np.concatenate(values)

@@ -2,10 +2,11 @@
 The bundle: one folder that holds everything regeneration needs, without pickle.
 
     manifest.json         format version, network configuration, domains, provenance, SHA-256 of each other file, and
-                          what validation chose for each domain as a target (format 2)
+                          what validation chose for each domain as a target (format 2 and later)
     vocabulary.parquet    token_id, domain, item_id
     base.safetensors      the base decoder, theta_M
     expert-00.safetensors one expert per domain, in domain order, theta_d
+    joint.safetensors     the joint expert, where a target reads one (format 3)
 
 A bundle is written beside its destination and renamed into place, so a folder with a manifest is whole. Its version
 is a hash of its content: equal weights, vocabulary, configuration and tunings have equal versions, whatever the clock
@@ -39,13 +40,14 @@ from models.errors import (
 )
 from models.files import check_replaceable, replace_file, replace_folder
 from models.network.decoder import Decoder, DecoderConfig
+from models.network.expert_parts import ExpertPart
 from models.tuning import TargetTuning, tuning_of
 from models.vocabulary import Vocabulary
 
-FORMAT_VERSION, WITHOUT_TUNINGS = 2, 1
+FORMAT_VERSION, WITHOUT_JOINT, WITHOUT_TUNINGS = 3, 2, 1
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.parquet"
-BASE = "base.safetensors"
+BASE, JOINT = "base.safetensors", "joint.safetensors"
 EXPERT_FILE = re.compile(r"expert-\d{2,}\.safetensors")
 VERSION_LENGTH = 12
 MANIFEST_BYTES = 16 * 1024**2
@@ -88,14 +90,27 @@ class Bundle(BundleDescription):
     Args:
         base: theta_M.
         experts: theta_d, one per domain in the vocabulary's order.
+        joint: the joint expert; None where no target reads one.
     """
 
     base: Decoder
     experts: tuple[Decoder, ...]
+    joint: Decoder | None = field(default=None, kw_only=True)
 
     def expert(self, domain: str) -> Decoder:
         """The expert of *domain*; raises UnknownDomainError."""
         return self.experts[self.vocabulary.domain_index(domain)]
+
+    def expert_parts(self, domain: str) -> tuple[ExpertPart, ...]:
+        """Everything that is read to know what comes next in *domain*; raises UnknownDomainError."""
+        expert, tuning = self.expert(domain), self.tuning(domain)
+        if tuning.joint is None or self.joint is None:
+            return (ExpertPart(expert, tuning.own_shares),)
+        weight = tuning.joint.weight
+        return (
+            ExpertPart(expert, tuning.own_shares, 1 - weight),
+            ExpertPart(self.joint, tuning.joint.own_shares, weight),
+        )
 
 
 def save_bundle(
@@ -106,6 +121,7 @@ def save_bundle(
     experts: Sequence[Decoder],
     provenance: Mapping[str, Any],
     tunings: Sequence[TargetTuning] = (),
+    joint: Decoder | None = None,
 ) -> Bundle:
     """
     Write a bundle folder; nothing is left behind when it fails.
@@ -117,19 +133,21 @@ def save_bundle(
         experts: one decoder per domain of the vocabulary, same configuration as the base.
         provenance: JSON-able record of dataset, options and metrics.
         tunings: one per domain, or none.
+        joint: the joint expert that some of them read; None where none does.
 
     Raises:
         OutputExistsError: *directory* holds something that is not a bundle.
         BundleMismatchError: networks, vocabulary and tunings do not belong together.
     """
-    _check_together(vocabulary, base.config, [base, *experts], where=str(directory))
+    networks = [base, *experts, *([] if joint is None else [joint])]
+    _check_together(vocabulary, base.config, networks, where=str(directory))
     if len(experts) != len(vocabulary.domains):
         raise BundleMismatchError(f"{directory}: {len(experts)} experts for {len(vocabulary.domains)} domains")
     check_destination(directory)
     with replace_folder(directory) as staging:
         vocabulary.save(staging / VOCABULARY)
-        names = [BASE, *(expert_file(index) for index in range(len(experts)))]
-        for name, network in zip(names, [base, *experts], strict=True):
+        names = _network_files(len(experts), has_joint=joint is not None)
+        for name, network in zip(names, networks, strict=True):
             tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
             save_file(tensors, staging / name)
         manifest = {
@@ -140,7 +158,7 @@ def save_bundle(
             "files": {name: sha256_of(staging / name) for name in [VOCABULARY, *names]},
             "provenance": provenance,
         }
-        manifest |= _chosen(tunings, vocabulary, where=str(directory))
+        manifest |= _chosen(tunings, vocabulary, has_joint=joint is not None, where=str(directory))
         (staging / MANIFEST).write_text(_manifest_text(manifest), encoding="utf-8")
     return load_bundle(directory, device=base.item_embeddings_VD.device)
 
@@ -155,7 +173,8 @@ def with_tunings(bundle: Bundle, tunings: Sequence[TargetTuning], provenance: Ma
     manifest = _read_manifest(bundle.directory)
     if _version_of(manifest) != bundle.version:
         raise BundleMismatchError(f"{bundle.directory}: holds another bundle by now")
-    manifest |= {"provenance": dict(provenance), **_chosen(tunings, bundle.vocabulary, where=str(bundle.directory))}
+    chosen = _chosen(tunings, bundle.vocabulary, has_joint=bundle.joint is not None, where=str(bundle.directory))
+    manifest |= {"provenance": dict(provenance), **chosen}
     with replace_file(bundle.directory / MANIFEST) as partial:
         partial.write_text(_manifest_text(manifest), encoding="utf-8")
     return dataclasses.replace(
@@ -180,7 +199,7 @@ def check_destination(directory: Path, *, replace: bool = True) -> None:
     Raises:
         OutputExistsError: it holds something that is not a bundle, or a bundle that may not go.
     """
-    fixed = frozenset({MANIFEST, VOCABULARY, BASE})
+    fixed = frozenset({MANIFEST, VOCABULARY, BASE, JOINT})
     check_replaceable(
         directory,
         what="a bundle",
@@ -207,8 +226,9 @@ def load_bundle(directory: Path, device: torch.device | str = "cpu") -> Bundle:
     config, num_experts = described.config, len(described.vocabulary.domains)
     base = _load_decoder(directory / BASE, config, device)
     experts = tuple(_load_decoder(directory / expert_file(index), config, device) for index in range(num_experts))
+    joint = _load_decoder(directory / JOINT, config, device) if JOINT in manifest["files"] else None
     _check_together(described.vocabulary, config, [base, *experts], where=str(directory))
-    return Bundle(**vars(described), base=base, experts=experts)
+    return Bundle(**vars(described), base=base, experts=experts, joint=joint)
 
 
 def describe_bundle(directory: Path) -> BundleDescription:
@@ -249,6 +269,8 @@ def _description(directory: Path, manifest: Mapping[str, Any]) -> BundleDescript
         raise BundleMismatchError(f"{directory / MANIFEST}: not what a target may choose: {error}") from error
     if "tunings" in manifest and len(tunings) != len(vocabulary.domains):
         raise BundleMismatchError(f"{directory / MANIFEST}: {len(tunings)} tunings, {len(vocabulary.domains)} domains")
+    if (JOINT in manifest["files"]) != any(tuning.joint for tuning in tunings):
+        raise BundleMismatchError(f"{directory / MANIFEST}: a joint expert that nobody reads, or is not there")
     version = _version_of(manifest)
     return BundleDescription(directory, version, vocabulary, config, manifest["provenance"], tunings=tunings)
 
@@ -266,6 +288,10 @@ def read_version(directory: Path) -> str:
 def expert_file(domain_index: int) -> str:
     """Name of an expert's file inside a bundle."""
     return f"expert-{domain_index:02d}.safetensors"
+
+
+def _network_files(num_experts: int, *, has_joint: bool) -> list[str]:
+    return [BASE, *(expert_file(index) for index in range(num_experts)), *([JOINT] if has_joint else [])]
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
@@ -292,7 +318,8 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     tables = (manifest["files"], manifest["provenance"])
     if not isinstance(manifest["domains"], list) or not all(isinstance(table, dict) for table in tables):
         raise BundleCorruptError(f"{path}: its domains are not a list, or its files or provenance not a table")
-    expected = {VOCABULARY, BASE, *(expert_file(index) for index in range(len(manifest["domains"])))}
+    networks = _network_files(len(manifest["domains"]), has_joint=version == FORMAT_VERSION)
+    expected = {VOCABULARY, *networks}
     if set(manifest["files"]) != expected:
         raise BundleMismatchError(f"{path}: lists {sorted(manifest['files'])}, expected {sorted(expected)}")
     return dict(manifest)
@@ -342,13 +369,16 @@ def _check_together(vocabulary: Vocabulary, config: DecoderConfig, networks: Seq
         raise BundleMismatchError(f"{where}: base and experts differ in configuration")
 
 
-def _chosen(tunings: Sequence[TargetTuning], vocabulary: Vocabulary, *, where: str) -> dict[str, Any]:
+def _chosen(tunings: Sequence[TargetTuning], vocabulary: Vocabulary, *, has_joint: bool, where: str) -> dict[str, Any]:
     """The manifest's entries for *tunings*: none where there are none."""
+    if has_joint != any(tuning.joint for tuning in tunings):
+        raise BundleMismatchError(f"{where}: a joint expert that nobody reads, or is not there")
     if not tunings:
         return {}
     if len(tunings) != len(vocabulary.domains):
         raise BundleMismatchError(f"{where}: {len(tunings)} tunings for {len(vocabulary.domains)} domains")
-    return {"format_version": FORMAT_VERSION, "tunings": [dataclasses.asdict(tuning) for tuning in tunings]}
+    version = FORMAT_VERSION if has_joint else WITHOUT_JOINT
+    return {"format_version": version, "tunings": [tuning.content for tuning in tunings]}
 
 
 def _manifest_text(manifest: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ Torch-free, for commands and settings.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +40,27 @@ class OwnShares:
 
 # The mixed history alone: what an expert read before it had two readings.
 MIXED_ALONE = OwnShares()
+
+
+@dataclass(frozen=True)
+class JointShare:
+    """
+    What the joint expert adds to the adapted one of a target (``network.expert_parts``).
+
+    Args:
+        weight: w of its log-probabilities, 1 - w of the adapted expert's, in (0, 1).
+        own_shares: of its two readings.
+
+    Raises:
+        ValueError: the weight is no number in (0, 1).
+    """
+
+    weight: float
+    own_shares: OwnShares
+
+    def __post_init__(self) -> None:
+        if not (_is_number(self.weight) and 0 < self.weight < 1):
+            raise ValueError(f"a joint expert's weight of {self.weight!r} is not in (0, 1)")
 
 
 @dataclass(frozen=True)
@@ -79,17 +101,27 @@ class TargetTuning:
     Everything that was chosen for one target domain.
 
     Args:
-        own_shares: of its expert's two readings.
+        own_shares: of its adapted expert's two readings.
         guard: None where nothing was tried: everything is replaced and served.
+        joint: None where the adapted expert is the whole expert.
     """
 
     own_shares: OwnShares = field(default_factory=OwnShares)
     guard: Guard | None = None
+    joint: JointShare | None = None
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """As JSON has it; without a word of a joint expert where there is none, as before there were any."""
+        content = dataclasses.asdict(self)
+        if self.joint is None:
+            del content["joint"]
+        return content
 
 
 def tuning_of(content: Any) -> TargetTuning:
     """
-    What ``dataclasses.asdict`` made of a tuning, read again.
+    What ``TargetTuning.content`` said, read again.
 
     Raises:
         ValueError: it is none.
@@ -98,9 +130,13 @@ def tuning_of(content: Any) -> TargetTuning:
     0.25
     """
     try:
-        if not isinstance(content, Mapping) or set(content) != {"own_shares", "guard"}:
-            raise ValueError(f"{content!r} has not just own_shares and guard")
-        guard = content["guard"]
-        return TargetTuning(OwnShares(**content["own_shares"]), None if guard is None else Guard(**guard))
-    except TypeError as error:
+        if not isinstance(content, Mapping) or set(content) - {"joint"} != {"own_shares", "guard"}:
+            raise ValueError(f"{content!r} has not just own_shares, guard and perhaps joint")
+        guard, joint = content["guard"], content.get("joint")
+        return TargetTuning(
+            OwnShares(**content["own_shares"]),
+            None if guard is None else Guard(**guard),
+            None if joint is None else JointShare(**{**joint, "own_shares": OwnShares(**joint["own_shares"])}),
+        )
+    except (TypeError, KeyError) as error:
         raise ValueError(str(error)) from error

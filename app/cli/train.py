@@ -68,9 +68,9 @@ def train(
         bool,
         typer.Option(
             "--joint/--no-joint",
-            help="Where a domain has 1,000 validation items, train one expert for all domains at once, too; each such "
-            "domain takes it if it ranks them better than the adapted one by a standard error. Nearly as long again. "
-            "Never with --recipe released, --sampled-softmax or other --experts.",
+            help="Where a domain has 1,000 validation items, train one expert for all domains at once, too; such a "
+            "domain adds its log-probabilities to the adapted one's if that ranks them better by a standard error. "
+            "Nearly as long again. Never with --recipe released, --sampled-softmax or other --experts.",
             show_default="--joint",
         ),
     ] = True,
@@ -343,7 +343,7 @@ def train(
     say(f"bundle {bundle.version} written to {out}")
     for stage in _cut_short(bundle.provenance):
         say(f"{stage} was best at the last epoch that it was given: not converged, give it more")
-    for line in _ways(bundle.provenance):
+    for line in _parts(bundle):
         say(line)
     if experts != "from-scratch":
         for domain in _not_adapted(bundle.provenance):
@@ -370,14 +370,14 @@ def _behind(trial: RegenerationTrial) -> str:
     )
 
 
-def _ways(provenance: Mapping[str, Any]) -> list[str]:
-    """Of every domain whose adapted and joint expert were compared, a sentence on what it took."""
-    found = provenance.get("joint", {"compared": {}, "chosen_for": []})
+def _parts(bundle: Bundle) -> list[str]:
+    """Of every domain that could read the joint expert a sentence on whether it does."""
+    tried = bundle.provenance.get("joint", {}).get("tried", {})
     return [
-        f"expert {domain} is the {'joint' if domain in found['chosen_for'] else 'adapted'} one: validation NDCG@10 "
-        f"{one['joint']:.4f} joint, {one['adapted']:.4f} adapted, the difference with a standard error of "
-        f"{one['standard_error']:.4f}"
-        for domain, one in found["compared"].items()
+        f"expert {domain} reads {'both decoders' if bundle.tuning(domain).joint else 'the adapted decoder alone'}: "
+        f"validation NDCG@10 {one['both']:.4f} together, {one['adapted']:.4f} adapted, {one['joint']:.4f} joint; a "
+        f"standard error is {one['standard_error']:.4f}"
+        for domain, one in tried.items()
     ]
 
 
@@ -391,10 +391,8 @@ def _cut_short(provenance: Mapping[str, Any]) -> list[str]:
 
 
 def _not_adapted(provenance: Mapping[str, Any]) -> list[str]:
-    """The domains that took an adapted expert whose best epoch is epoch 0, the weights it started from."""
-    joint = provenance.get("joint", {}).get("chosen_for", ())
-    stayed = [domain for domain, summary in provenance["experts"].items() if summary["best_epoch"] == 0]
-    return [domain for domain in stayed if domain not in joint]
+    """The domains whose best epoch is epoch 0, the weights that adapting started from."""
+    return [domain for domain, summary in provenance["experts"].items() if summary["best_epoch"] == 0]
 
 
 def _patience_of(config: PipelineConfig, stage: str) -> int:

@@ -19,6 +19,10 @@ class Domain(BaseModel):
         "ends with one of them (docs/experiments/two-readings.md)."
     )
     own_share_after_source: float = Field(description="The same after a history that ends with another domain's item.")
+    joint_weight: float = Field(
+        description="Of its expert, as a target: the weight of the joint decoder's log-probabilities, the rest being "
+        "the adapted one's; 0: that is all."
+    )
     training_hints: int | None = Field(
         description="Most items that a run of other domains' items leaves behind in a training row; 0 replaces none. "
         "Null: this was not tried with the model's rule, which replaces everything that it chooses to."
@@ -66,6 +70,7 @@ class Model(BaseModel):
                             "num_items": 8675,
                             "own_share_after_target": 0.25,
                             "own_share_after_source": 0.5,
+                            "joint_weight": 0.5,
                             "training_hints": 3,
                             "serving_hints": 3,
                             "expert_weight": 0.4,

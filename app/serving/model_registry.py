@@ -389,6 +389,7 @@ def _domain(name: str, num_items: int, tuning: TargetTuning, rule: Rule) -> Doma
         num_items=num_items,
         own_share_after_target=tuning.own_shares.after_target,
         own_share_after_source=tuning.own_shares.after_source,
+        joint_weight=0.0 if tuning.joint is None else tuning.joint.weight,
         training_hints=None if guard is None else guard.training_hints,
         serving_hints=None if guard is None else guard.serving_hints,
         finding=None if guard is None else guard.finding,

@@ -43,6 +43,7 @@ from models.evaluation.cells import Cell, Grid
 from models.evaluation.leak_audit import LeakAudit, audit_leaks
 from models.evaluation.ranking import Ranks
 from models.evaluation.served import advised, regenerate_histories
+from models.network.expert_parts import table_of
 from models.ranking_metrics import ndcg_at_k
 from models.recommenders.registry import COUNTED
 from models.training.loop import Progress, settings_of
@@ -328,7 +329,7 @@ def _grid(
         arms[name] = dataclasses.replace(arm, test=rows.queries(arm))
     served = dataclasses.replace(arms["regenerated"].test, histories=histories)
     arms["regenerated"] = dataclasses.replace(arms["regenerated"], served=served)
-    table_XD = bundle.expert(request.target).item_embeddings_VD[domain.columns]
+    table_XD = table_of(bundle.expert_parts(request.target), domain)
     first = np.arange(len(rows.validation))
     advice: dict[ArmName, Advice] = {}
     for name, queries in (("original", arms["original"].test), ("regenerated", served)):

@@ -103,11 +103,9 @@ class _Rows:
 
 
 def _no_worse(rows: _Rows, bundle: Bundle, continuation: Continuation) -> GateFinding:
-    target, earlier = rows.target, continuation.expert(rows.target)
-    assert earlier is not None
-    shares = continuation.bundle.tuning(target).own_shares
-    before_N = _ndcg(DecoderScorer(earlier, shares), rows.mixed, rows.mixed_arm)
-    now_N = _ndcg(DecoderScorer(bundle.expert(target), bundle.tuning(target).own_shares), rows.mixed, rows.mixed_arm)
+    target = rows.target
+    before_N = _ndcg(DecoderScorer(continuation.expert_parts(target)), rows.mixed, rows.mixed_arm)
+    now_N = _ndcg(DecoderScorer(bundle.expert_parts(target)), rows.mixed, rows.mixed_arm)
     gain, passed = _judged(now_N, before_N)
     verdict = "no worse than" if passed else "WORSE than"
     return GateFinding(

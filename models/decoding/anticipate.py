@@ -90,18 +90,19 @@ def find_runs(history: TokenArray, target_range: TokenRange) -> list[SourceRun]:
     ]
 
 
-def rank_expected(view: View, target_range: TokenRange, count: int) -> Expected:
+def rank_expected(views: Sequence[View], target_range: TokenRange, count: int) -> Expected:
     """
     The *count* most probable items of the target domain (all of them where it has fewer) at each of R positions.
 
     Args:
-        view: the target expert's hidden states [R, D] at the runs' last items, and its item table.
+        views: of every part of the target expert the hidden states [R, D] at the runs' last items, and its item table.
         target_range: the target domain's tokens.
         count: K.
     """
     count = min(count, len(target_range))
     tokens, values = [np.empty((0, count), dtype=np.int64)], [np.empty((0, count), dtype=np.float32)]
-    for logits_CX in logits_in_blocks(View(view.hidden_ND, view.table_VD[target_range.columns])):
+    candidates = [View(view.hidden_ND, view.table_VD[target_range.columns]) for view in views]
+    for logits_CX in logits_in_blocks(candidates):
         best_CK, column_CK = _best(log_softmax(logits_CX), count)
         tokens.append((column_CK + target_range.first).cpu().numpy())
         values.append(best_CK.cpu().numpy())
@@ -213,11 +214,9 @@ def _expected_after(runs_B: Sequence[Sequence[SourceRun]], window: Window, bundl
     """What the target expert expects at the end of every run, sequence by sequence."""
     sequences_R = np.repeat(np.arange(len(runs_B)), [len(own_runs) for own_runs in runs_B])
     last_R = np.asarray([run.last for own_runs in runs_B for run in own_runs], dtype=np.int64)
-    expert = bundle.expert(target)
     reader = StateReader(window.histories, sequences_R, last_R)
-    hidden_RD = read_target_expert(bundle, target, reader, np.arange(len(last_R)))
-    count = count_candidates(window.histories)
-    return rank_expected(View(hidden_RD, expert.item_embeddings_VD), window.target_range, count)
+    views = read_target_expert(bundle, target, reader, np.arange(len(last_R)))
+    return rank_expected(views, window.target_range, count_candidates(window.histories))
 
 
 def _most_hints(bundle: Bundle, target: str, *, training_rows: bool) -> int:

@@ -10,7 +10,7 @@ Shapes: N = positions, C = positions of one block, D = width, V = num_items + 1,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,16 +36,19 @@ class View(NamedTuple):
     table_VD: Tensor
 
 
-def logits_in_blocks(view: View) -> Iterator[Tensor]:
+def logits_in_blocks(views: Sequence[View]) -> Iterator[Tensor]:
     """
-    Logits [C, V] of all positions of *view*, block after block, as many at once as ``block_rows`` allows.
+    Logits [C, V] of all positions, added up over *views*, block after block, as many at once as ``block_rows`` allows.
 
     A position's logits are the same to the bit whatever the others and however many there are.
     """
-    N = len(view.hidden_ND)
-    rows = block_rows(view.table_VD)
+    N = len(views[0].hidden_ND)
+    rows = block_rows(views[0].table_VD)
     for start in range(0, N, rows):
-        yield block_logits(view, start, rows)[: N - start]
+        logits_CV = block_logits(views[0], start, rows)
+        for view in views[1:]:
+            logits_CV = logits_CV + block_logits(view, start, rows)
+        yield logits_CV[: N - start]
 
 
 def log_softmax(logits_CX: Tensor) -> Tensor:

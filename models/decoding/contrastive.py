@@ -23,9 +23,10 @@ from torch import Tensor
 
 from models.bundle import Bundle
 from models.decoding.blocks import View, block_logits, block_rows
-from models.decoding.window import Choices, StateReader, Window, read_target_expert
+from models.decoding.window import Choices, StateReader, Window, read_decoder
 from models.kernels.paper_rule import Decisions, SourceGroup
 from models.network.decoder import DecoderConfig
+from models.network.expert_parts import ExpertPart
 from models.vocabulary import TokenRange
 
 
@@ -67,12 +68,15 @@ class ContrastiveRule:
         scored = np.flatnonzero(window.positions_N > 0)
         # One source domain after the other, so that all are decided in one call.
         scored = scored[np.argsort(domain_N[scored], kind="stable")]
-        base, target_expert = bundle.base, bundle.expert(target)
+        # As the method has it: of the target expert the adapted decoder, without a joint one
+        base, adapted = bundle.base, ExpertPart(bundle.expert(target), bundle.tuning(target).own_shares)
         # The item at a position does not read itself: the last one is no history of any.
         reader = StateReader([history[:-1] for history in window.histories], window.sequences_N, window.positions_N - 1)
         decisions = decide(
             self,
-            target_expert=View(read_target_expert(bundle, target, reader, scored), target_expert.item_embeddings_VD),
+            target_expert=View(
+                read_decoder(adapted, window.target_range, reader, scored), adapted.decoder.item_embeddings_VD
+            ),
             base=View(reader.hidden_states(base, scored), base.item_embeddings_VD),
             source_experts=[
                 View(reader.hidden_states(expert, scored[domain_N[scored] == index]), expert.item_embeddings_VD)

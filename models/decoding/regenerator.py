@@ -21,7 +21,6 @@ import torch
 from models.bundle import Bundle, without_guards
 from models.data.dataset import TOKENS, TokenArray
 from models.decoding.anticipate import rank_expected
-from models.decoding.blocks import View
 from models.decoding.rules import DEFAULT_DIAL, Dial, Rule, load_rule
 from models.decoding.window import Choices, StateReader, Window, read_target_expert, split_spans
 from models.vocabulary import PADDING
@@ -161,9 +160,8 @@ class Regenerator:
             return items
         lasts_R = np.asarray([len(recent[row]) - 1 for row in rows_R], dtype=np.int64)
         reader = StateReader(recent, rows_R, lasts_R)
-        hidden_RD = read_target_expert(self.bundle, target, reader, np.arange(len(rows_R)))
-        view = View(hidden_RD, self.bundle.expert(target).item_embeddings_VD)
-        found = rank_expected(view, window.target_range, count)
+        views = read_target_expert(self.bundle, target, reader, np.arange(len(rows_R)))
+        found = rank_expected(views, window.target_range, count)
         for row, tokens_K, values_K in zip(rows_R, found.token_ids_RK, found.log_probabilities_RK, strict=True):
             items[row] = tuple(map(LikelyItem, tokens_K.tolist(), values_K.tolist()))
         return items

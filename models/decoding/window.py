@@ -17,7 +17,9 @@ from torch import Tensor
 
 from models.bundle import Bundle
 from models.data.dataset import TOKENS, TokenArray
+from models.decoding.blocks import View
 from models.network.decoder import Decoder, DecoderConfig
+from models.network.expert_parts import ExpertPart
 from models.network.packing import pack
 from models.network.two_readings import combined, shares_at
 from models.tuning import MIXED_ALONE
@@ -168,23 +170,31 @@ class StateReader:
         return hidden_ND
 
 
-def read_target_expert(bundle: Bundle, target: str, reader: StateReader, chosen_N: npt.NDArray[np.int64]) -> Tensor:
+def read_target_expert(bundle: Bundle, target: str, reader: StateReader, chosen_N: npt.NDArray[np.int64]) -> list[View]:
+    """The expert of *target* at the chosen places: of each of its parts the weighed states [N, D], and the table."""
+    domain = bundle.vocabulary.token_range(target)
+    return [
+        View(part.weighed(read_decoder(part, domain, reader, chosen_N)), part.decoder.item_embeddings_VD)
+        for part in bundle.expert_parts(target)
+    ]
+
+
+def read_decoder(part: ExpertPart, domain: TokenRange, reader: StateReader, chosen_N: npt.NDArray[np.int64]) -> Tensor:
     """
-    Hidden states [N, D] of the expert of *target* at the chosen places, both its readings by the bundle's shares.
+    Hidden states [N, D] of one decoder at the chosen places, both its readings by their shares.
 
     A place reads its history up to itself, and its own share is that of the item that stands there
     (``network.two_readings``).
     """
-    expert, shares = bundle.expert(target), bundle.tuning(target).own_shares
-    mixed_ND = reader.hidden_states(expert, chosen_N)
-    if shares == MIXED_ALONE:
+    mixed_ND = reader.hidden_states(part.decoder, chosen_N)
+    if part.own_shares == MIXED_ALONE:
         return mixed_ND
-    domain, chosen = bundle.vocabulary.token_range(target), reader.at(chosen_N)
+    chosen = reader.at(chosen_N)
     own = chosen.of_domain(domain)
     read_N = own.begun()
     own_ND = mixed_ND.clone()
-    own_ND[torch.from_numpy(read_N).to(own_ND.device)] = own.hidden_states(expert, read_N)
-    return combined(mixed_ND, own_ND, shares_at(shares, chosen.stands_in(domain)))
+    own_ND[torch.from_numpy(read_N).to(own_ND.device)] = own.hidden_states(part.decoder, read_N)
+    return combined(mixed_ND, own_ND, shares_at(part.own_shares, chosen.stands_in(domain)))
 
 
 def split_spans(histories: Sequence[TokenArray], positions: int) -> Iterator[tuple[int, int]]:

@@ -41,6 +41,7 @@ from models.evaluation.budgets import EvaluationConfig
 from models.evaluation.ranking import Ranks, rank_queries
 from models.evaluation.served import DecoderScorer, advised
 from models.evaluation.trained import Trainings
+from models.network.expert_parts import table_of
 from models.ranking_metrics import ndcg_at_k
 from models.recommenders.recommender import Scorer
 from models.training.loop import Progress
@@ -202,7 +203,7 @@ def try_regeneration(
     queries, mixed_queries = original.validation.at(rows), mixed.validation.at(rows)
     if not len(original.rows) or len(queries) < LEAST_USERS:
         return RegenerationTrial(target, len(queries), 0.0, (Way(0, 0, 0.0),))
-    expert = DecoderScorer(bundle.expert(target), bundle.tuning(target).own_shares)
+    expert = DecoderScorer(bundle.expert_parts(target))
     expert_ndcg_N = _ndcg(expert, mixed_queries, mixed, device)
 
     trainings = Trainings(original, config, run_directory if recommenders is None else recommenders, device)
@@ -211,7 +212,7 @@ def try_regeneration(
         return trainings.train(RECOMMENDER, arm, seed, progress).module
 
     states_ND = advised(bundle, target, queries, mixed_queries).states_ND
-    table_XD = bundle.expert(target).item_embeddings_VD[dataset.vocabulary.token_range(target).columns]
+    table_XD = table_of(bundle.expert_parts(target), dataset.vocabulary.token_range(target))
 
     def measured(scorer: Scorer, histories: Queries) -> _Measured:
         weight, ranks = choose_weight(scorer, Advised(histories, states_ND), table_XD, original, device)

@@ -8,6 +8,8 @@ that, but it measures what mixed histories know.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,9 +20,7 @@ from models.decoding.regenerator import Regenerator
 from models.decoding.rules import Dial, Rule
 from models.evaluation.advice import Advised
 from models.evaluation.arms import Queries
-from models.network.decoder import Decoder
-from models.network.two_readings import read_expert
-from models.tuning import MIXED_ALONE, OwnShares
+from models.network.expert_parts import ExpertPart, read_parts, table_of
 from models.vocabulary import PADDING, TokenRange
 
 # How the report calls the decoders as recommenders; they rank in arm ``mixed``.
@@ -29,23 +29,20 @@ BASE_DECODER, TARGET_EXPERT = "base decoder", "target expert"
 
 class DecoderScorer:
     """
-    A decoder of the bundle as a ``Scorer`` of mixed histories.
+    Decoders of the bundle as a ``Scorer`` of mixed histories.
 
     Args:
-        decoder: the base or the target's expert.
-        shares: of the expert's two readings.
+        parts: of the target's expert; or the base as one.
     """
 
-    def __init__(self, decoder: Decoder, shares: OwnShares = MIXED_ALONE) -> None:
-        self._decoder = decoder
-        self._shares = shares
+    def __init__(self, parts: Sequence[ExpertPart]) -> None:
+        self._parts = parts
 
     @torch.inference_mode()
     def scores(self, item_ids_BT: Tensor, candidates: TokenRange) -> Tensor:
         """Logits [B, X] of the candidates, the target's items, after each non-empty history."""
         histories = [row_T[row_T != PADDING] for row_T in item_ids_BT.cpu().numpy()]
-        hidden_BD = read_expert(self._decoder, histories, candidates, self._shares)
-        return hidden_BD @ self._decoder.item_embeddings_VD[candidates.columns].T
+        return read_parts(self._parts, histories, candidates) @ table_of(self._parts, candidates).T
 
 
 @torch.inference_mode()
@@ -55,12 +52,11 @@ def advised(bundle: Bundle, target: str, queries: Queries, mixed: Queries) -> Ad
 
     A mixed history is never empty where ``taesar prepare`` made it; the expert says nothing (zeros) after one that is.
     """
-    expert = bundle.expert(target)
-    states_ND = torch.zeros(len(mixed), bundle.config.width, device=expert.item_embeddings_VD.device)
-    rows = np.flatnonzero(mixed.histories.lengths > 0)
+    parts, rows = bundle.expert_parts(target), np.flatnonzero(mixed.histories.lengths > 0)
     histories = [mixed.histories[int(row)] for row in rows]
-    domain, shares = bundle.vocabulary.token_range(target), bundle.tuning(target).own_shares
-    states_ND[torch.from_numpy(rows)] = read_expert(expert, histories, domain, shares)
+    read_RD = read_parts(parts, histories, bundle.vocabulary.token_range(target))
+    states_ND = read_RD.new_zeros(len(mixed), read_RD.shape[1])
+    states_ND[torch.from_numpy(rows)] = read_RD
     return Advised(queries, states_ND)
 
 

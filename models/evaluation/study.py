@@ -55,6 +55,7 @@ from models.evaluation.statistics import (
     project_items,
 )
 from models.evaluation.summary import Results, summarise
+from models.network.expert_parts import ExpertPart, table_of
 from models.recommenders.registry import CONFIGURATIONS, COUNTED, MULTI_DOMAIN
 from models.training.loop import Progress
 
@@ -281,7 +282,7 @@ def _advice(
     """The target's expert beside the recommenders of ``original`` and, where they are served, of ``regenerated``."""
     mixed = build_arm(dataset, target, "mixed", None)
     domain = dataset.vocabulary.token_range(target)
-    table_XD = bundle.expert(target).item_embeddings_VD[domain.columns]
+    table_XD = table_of(bundle.expert_parts(target), domain)
     advice: dict[ArmName, Advice] = {}
     for arm in arms:
         if arm.name == "original":
@@ -305,10 +306,9 @@ def _decoder_cells(dataset: Dataset, study: Study, bundle: Bundle | None) -> lis
     if bundle is None:
         return []
     arm = build_arm(dataset, study.target, "mixed", None)
-    shares = bundle.tuning(study.target).own_shares
     scorers = {
-        BASE_DECODER: DecoderScorer(bundle.base),
-        TARGET_EXPERT: DecoderScorer(bundle.expert(study.target), shares),
+        BASE_DECODER: DecoderScorer((ExpertPart(bundle.base),)),
+        TARGET_EXPERT: DecoderScorer(bundle.expert_parts(study.target)),
     }
     return [
         untrained_cell(

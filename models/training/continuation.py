@@ -29,6 +29,7 @@ from models.data.dataset import Sequences
 from models.data.extension import joined_by
 from models.errors import BundleMismatchError, VocabularyError
 from models.network.decoder import Decoder
+from models.network.expert_parts import ExpertPart
 from models.training.training_data import TrainableData
 from models.vocabulary import PADDING, Vocabulary
 
@@ -98,15 +99,15 @@ class Continuation:
         """Whether the bundle has an expert of *domain*."""
         return domain in self.bundle.vocabulary.domains
 
-    def expert(self, domain: str) -> Decoder | None:
-        """The bundle's expert of *domain*, for the dataset's vocabulary; None for a domain that is new."""
-        return self.continued(self.bundle.expert(domain)) if self.knows(domain) else None
+    def expert_parts(self, domain: str) -> tuple[ExpertPart, ...]:
+        """The bundle's expert of *domain*, which it knows, for the dataset's vocabulary."""
+        parts = self.bundle.expert_parts(domain)
+        return tuple(dataclasses.replace(part, decoder=self.continued(part.decoder)) for part in parts)
 
     @property
     def joint_expert(self) -> Decoder | None:
-        """The bundle's joint expert, for the dataset's vocabulary; None where no domain took it."""
-        domains = self.bundle.provenance.get("joint", {}).get("chosen_for", [])
-        return self.expert(domains[0]) if domains else None
+        """The bundle's joint expert, for the dataset's vocabulary; None where it has none."""
+        return None if self.bundle.joint is None else self.continued(self.bundle.joint)
 
     def readings(self, numbers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """

@@ -6,9 +6,9 @@ Another way to an expert: one for all domains, from nothing, inside each of them
     h = (h_mixed + h_own) / 2: the states after x_1 .. x_t and after the items of d in it (``network.two_readings``)
 
 An adapted expert has learned what its items are from a softmax over all domains' items; this one never asks which
-domain comes next. Where a domain has thousands of users it ranks better, and where it has hundreds not
-(docs/experiments/one-decoder-inside-domains.md). So it is trained where some domain has ``LEAST_ROWS`` validation rows,
-and validation chooses (``expert_choice``).
+domain comes next. The two know different things: their log-probabilities added rank better than either where a domain
+has thousands of users (docs/experiments/one-decoder-inside-domains.md). So it is trained where some domain has
+``LEAST_ROWS`` validation rows, and validation says which of those read it (``expert_choice``).
 
 Weight decay lambda keeps every weight near 1 / lambda and so the logits small; c makes up for that. Once trained the
 decoder's last norm is divided by c: a decoder like any other, with its ordinary logits.

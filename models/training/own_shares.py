@@ -20,7 +20,7 @@ from torch import Tensor
 
 from models.data.dataset import TOKENS, TokenArray, pad_right
 from models.network.decoder import Decoder
-from models.network.two_readings import Readings, read
+from models.network.two_readings import read
 from models.ranking_metrics import ndcg_at_k, pessimistic_ranks, ranks_without
 from models.training.objective import HeldOut
 from models.tuning import OwnShares
@@ -54,7 +54,9 @@ class ShareTrial:
 def try_own_shares(expert: Decoder, held_out: HeldOut, domain: TokenRange) -> ShareTrial:
     """Rank *held_out* items of *domain* by *expert* under every share; equals go to the smaller share."""
     readings = read(expert, held_out.histories, domain)
-    values_SN = np.stack([_ndcg(expert, readings, OwnShares(share, share), held_out, domain) for share in SHARES])
+    table_XD = expert.item_embeddings_VD[domain.columns]
+    tried = (OwnShares(share, share) for share in SHARES)
+    values_SN = np.stack([ndcg_by_row(readings.combined(shares), table_XD, held_out, domain) for shares in tried])
     ends_in_target_N = readings.ends_in_target_N
     groups = {"target": ends_in_target_N, "source": ~ends_in_target_N}
     best = {
@@ -70,11 +72,6 @@ def try_own_shares(expert: Decoder, held_out: HeldOut, domain: TokenRange) -> Sh
     )
 
 
-def ndcg_by_row(expert: Decoder, held_out: HeldOut, domain: TokenRange, shares: OwnShares) -> npt.NDArray[np.float64]:
-    """NDCG@10 [N] of every held-out item under *shares*: what ``ShareTrial.best`` is the mean of."""
-    return _ndcg(expert, read(expert, held_out.histories, domain), shares, held_out, domain)
-
-
 def _best_share(values_SN: npt.NDArray[np.float64]) -> float:
     # argmax takes the first of equals; without a row all are equal
     return SHARES[int(values_SN.sum(axis=1).argmax())]
@@ -85,13 +82,17 @@ def _means(values_SN: npt.NDArray[np.float64]) -> tuple[float, ...]:
 
 
 @torch.inference_mode()
-def _ndcg(
-    expert: Decoder, readings: Readings, shares: OwnShares, held_out: HeldOut, domain: TokenRange
-) -> npt.NDArray[np.float64]:
-    """NDCG@10 [N] of every held-out item among the items that its history does not hold."""
+def ndcg_by_row(hidden_ND: Tensor, table_XD: Tensor, held_out: HeldOut, domain: TokenRange) -> npt.NDArray[np.float64]:
+    """
+    NDCG@10 [N] of every held-out item among the items that its history does not hold.
+
+    Args:
+        hidden_ND: the expert's states after the histories.
+        table_XD: its embeddings of the items of *domain*.
+        held_out: histories and items.
+        domain: the target's tokens.
+    """
     num_rows = len(held_out.targets)
-    hidden_ND = readings.combined(shares)
-    table_XD = expert.item_embeddings_VD[domain.columns]
     columns_N = torch.from_numpy(held_out.targets.astype(np.int64)).to(hidden_ND.device) - domain.first
     seen_NL = _seen_columns(held_out, domain).to(hidden_ND.device)
     ranks = []

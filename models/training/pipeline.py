@@ -82,8 +82,8 @@ class PipelineConfig:
         base: schedule of the base.
         expert: schedule of each expert; one from scratch wants the base's.
         experts: how experts come to be; see ``models.training.experts``.
-        joint: schedule of the joint expert, which adapted ones of two readings are compared with where a domain has
-            many validation rows (``models.training.joint``); None: there is none. With a sampled softmax there is none
+        joint: schedule of the joint expert, which stands beside adapted ones of two readings where a domain has many
+            validation rows (``models.training.joint``); None: there is none. With a sampled softmax there is none
             either.
         sampled_softmax: estimate every softmax from so many items per step; None takes all of them.
         refit: train all once more, by the same schedule, to the epochs that validation chose, on everything.
@@ -112,7 +112,7 @@ class PipelineConfig:
 
 @dataclass(frozen=True)
 class Trained:
-    """Networks, and how each of them came to be; ``experts`` were adapted, or are ablations."""
+    """The networks of a bundle, and how each of them came to be; a joint expert perhaps to no use."""
 
     base: Decoder
     experts: tuple[Decoder, ...]
@@ -196,8 +196,8 @@ def train_bundle(
     init: Bundle | None = None,
 ) -> Bundle:
     """
-    Train the base, then an expert per domain and perhaps a joint one, choose between these and the shares of their
-    readings, and write the bundle to *out*.
+    Train the base, then an expert per domain and perhaps a joint one, choose what of them each target reads, and write
+    the bundle to *out*.
 
     After every epoch the state lies in *run_directory*; calling again with the same arguments after a kill goes on
     from there and ends with the same weights. The folder is removed once the bundle is written, unless *keep_run* says
@@ -227,9 +227,10 @@ def train_bundle(
     domains = dataset.vocabulary.domains
     choices = _choose_experts(dataset, trained, judged) if config.two_readings else {}
     facts = _facts(domains, trained, choices)
-    taken = tuple(domain for domain, choice in choices.items() if choice.takes_joint)
+    if not any(choice.joint for choice in choices.values()):
+        trained = dataclasses.replace(trained, joint=None)
     if config.refit:
-        trained = _refit(dataset, decoder_config, config, device, run_directory, progress, continuation, trained, taken)
+        trained = _refit(dataset, decoder_config, config, device, run_directory, progress, continuation, trained)
     # If every stage was finished before a kill, only this makes the main process wait until all have read the files.
     distributed.wait_for_all()
     if not distributed.is_main():
@@ -255,12 +256,13 @@ def train_bundle(
         out,
         vocabulary=dataset.vocabulary,
         base=trained.base,
-        experts=[
-            trained.joint[0] if trained.joint and domain in taken else expert
-            for domain, expert in zip(domains, trained.experts, strict=True)
-        ],
+        experts=trained.experts,
         provenance=provenance,
-        tunings=[TargetTuning(choice.readings.shares, _kept_guard(init, domain)) for domain, choice in choices.items()],
+        tunings=[
+            TargetTuning(choice.readings.shares, _kept_guard(init, domain), choice.joint)
+            for domain, choice in choices.items()
+        ],
+        joint=None if trained.joint is None else trained.joint[0],
     )
     if not keep_run:
         forget_run(run_directory)
@@ -330,7 +332,7 @@ def _train(
 
 
 def _choose_experts(dataset: TrainableData, trained: Trained, judged: Collection[str]) -> dict[str, ExpertChoice]:
-    """For every domain its expert and the shares of its readings; the *judged* may take the joint one."""
+    """For every domain what its expert is; the *judged* may read the joint one, too."""
     joint = None if trained.joint is None else trained.joint[0]
     choices = {}
     for domain, expert in zip(dataset.vocabulary.domains, trained.experts, strict=True):
@@ -348,9 +350,8 @@ def _facts(domains: Sequence[str], trained: Trained, choices: Mapping[str, Exper
         "own_shares": {domain: dataclasses.asdict(choice.readings) for domain, choice in choices.items()},
     }
     if trained.joint is not None:
-        compared = {domain: dataclasses.asdict(one.ways) for domain, one in choices.items() if one.ways is not None}
-        chosen_for = [domain for domain, one in choices.items() if one.takes_joint]
-        facts["joint"] = {**_summary(trained.joint[1]), "compared": compared, "chosen_for": chosen_for}
+        tried = {domain: dataclasses.asdict(one.trial) for domain, one in choices.items() if one.trial is not None}
+        facts["joint"] = {**_summary(trained.joint[1]), "tried": tried}
     return facts
 
 
@@ -373,14 +374,10 @@ def _refit(
     progress: Progress | None,
     continuation: Continuation | None,
     chosen: Trained,
-    taken: Collection[str],
 ) -> Trained:
-    """Base and experts once more, on everything, each to the epoch that validation chose; the joint one if *taken*."""
+    """Base and experts once more, on everything, each to the epoch that validation chose."""
     everything = undivided(dataset)
     reports = None if progress is None else RefitProgress(progress)
-    if taken:
-        adapted = tuple(name for name in dataset.vocabulary.domains if config.adapts(name) and name not in taken)
-        config = dataclasses.replace(config, adapted_domains=adapted)
     return _train(
         everything,
         decoder_config,
@@ -389,7 +386,7 @@ def _refit(
         run_directory,
         reports,
         continuation,
-        joint_for=() if taken else None,
+        joint_for=None if chosen.joint is None else (),
         chosen=chosen,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -12,7 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.bundle import BASE, MANIFEST, VOCABULARY, Bundle, load_bundle, read_version, save_bundle, with_tunings
+from models.bundle import (
+    BASE,
+    MANIFEST,
+    VOCABULARY,
+    Bundle,
+    describe_bundle,
+    load_bundle,
+    read_version,
+    save_bundle,
+    with_tunings,
+)
 from models.data.dataset import sha256_of
 from models.errors import (
     BundleCorruptError,
@@ -22,7 +33,7 @@ from models.errors import (
     BundleVersionError,
     OutputExistsError,
 )
-from models.tuning import Guard, OwnShares, TargetTuning
+from models.tuning import Guard, JointShare, OwnShares, TargetTuning
 from models.vocabulary import Vocabulary
 from tests.conftest import random_decoder
 
@@ -142,8 +153,8 @@ def test_a_decoder_configuration_of_another_kind_is_refused(copied: Path, decode
 
 
 def test_a_newer_format_is_refused(copied: Path) -> None:
-    edit_manifest(copied, format_version=3)
-    with pytest.raises(BundleVersionError, match="format version 3; this code reads up to 2"):
+    edit_manifest(copied, format_version=4)
+    with pytest.raises(BundleVersionError, match="format version 4; this code reads up to 3"):
         load_bundle(copied)
 
 
@@ -311,3 +322,44 @@ def test_a_manifest_of_any_size_is_not_read_into_memory(copied: Path, monkeypatc
     monkeypatch.setattr("models.bundle.MANIFEST_BYTES", 100)
     with pytest.raises(BundleCorruptError, match="more than 100 bytes"):
         read_version(copied)
+
+
+READS_BOTH = TargetTuning(OwnShares(0.25, 1.0), GUARD, JointShare(0.5, OwnShares(1.0, 0.5)))
+
+
+def test_a_joint_expert_is_saved_and_read_again(bundle: Bundle, tmp_path: Path) -> None:
+    """Format 3; a domain that reads it has two parts, the others one; a change of guards keeps both."""
+    content = {"vocabulary": bundle.vocabulary, "base": bundle.base, "experts": bundle.experts, "provenance": {}}
+    tunings = (READS_BOTH, TargetTuning(), TargetTuning())
+    save_bundle(tmp_path / "bundle", **content, tunings=tunings, joint=bundle.expert("food"))
+    found = load_bundle(tmp_path / "bundle")
+    changed = with_tunings(found, [dataclasses.replace(tuning, guard=GUARD) for tuning in tunings], {})
+
+    assert found.tunings == tunings
+    assert found.joint is not None
+    assert torch.equal(found.joint.item_embeddings_VD, bundle.expert("food").item_embeddings_VD)
+    assert [len(found.expert_parts(domain)) for domain in found.vocabulary.domains] == [2, 1, 1]
+    assert sum(part.weight for part in found.expert_parts(found.vocabulary.domains[0])) == 1
+    assert load_bundle(tmp_path / "bundle").version == changed.version != found.version
+    assert describe_bundle(tmp_path / "bundle").tunings == changed.tunings
+
+
+def test_a_joint_expert_and_the_choices_to_read_it_go_together(bundle: Bundle, tmp_path: Path) -> None:
+    """On writing and on reading: one without the other is refused."""
+    content = {"vocabulary": bundle.vocabulary, "base": bundle.base, "experts": bundle.experts, "provenance": {}}
+    for tunings, joint in (((READS_BOTH,) * 3, None), ((TargetTuning(),) * 3, bundle.base), ((), bundle.base)):
+        with pytest.raises(BundleMismatchError, match="a joint expert that nobody reads, or is not there"):
+            save_bundle(tmp_path / "refused", **content, tunings=tunings, joint=joint)
+    save_bundle(tmp_path / "bundle", **content, tunings=(READS_BOTH,) * 3, joint=bundle.base)
+    edit_manifest(tmp_path / "bundle", tunings=[TargetTuning().content] * 3)
+    with pytest.raises(BundleMismatchError, match="a joint expert that nobody reads, or is not there"):
+        load_bundle(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    "joint", [{}, {"weight": 1, "own_shares": {}}, {"weight": 0.5}, {"weight": "a", "own_shares": {}}, 7]
+)
+def test_a_share_of_another_kind_is_refused(copied: Path, joint: object) -> None:
+    edit_manifest(copied, tunings=[{"own_shares": {}, "guard": None, "joint": joint}] * 3)
+    with pytest.raises(BundleMismatchError, match=r"manifest\.json: not what a target may choose"):
+        load_bundle(copied)

@@ -121,18 +121,19 @@ def test_experts_that_stayed_the_base_are_named(run, tmp_path, dataset: Dataset,
     assert {domain for domain in dataset.vocabulary.domains if f"expert {domain} is the base itself" in out} == stayed
 
 
-def test_the_expert_that_each_domain_took_is_said(run, tmp_path, monkeypatch, dataset: Dataset) -> None:
-    """Where the small dataset's rows are enough to judge by; `--no-joint` has nothing to compare."""
+def test_what_each_expert_reads_is_said(run, tmp_path, monkeypatch, dataset: Dataset) -> None:
+    """Where the small dataset's rows are enough to judge by; `--no-joint` has nothing to say."""
     monkeypatch.setattr("models.training.joint.LEAST_ROWS", 1)
     options = (*TINY, "--epochs", "1", "--expert-epochs", "0")
     _, out, _ = run("train", dataset.directory, "--out", tmp_path / "bundle", *options)
     _, without, _ = run("train", dataset.directory, "--out", tmp_path / "without", *options, "--no-joint")
-    joint = load_bundle(tmp_path / "bundle").provenance["joint"]
+    bundle = load_bundle(tmp_path / "bundle")
+    tried = bundle.provenance["joint"]["tried"]
 
-    for domain, compared in joint["compared"].items():
-        took = "joint" if domain in joint["chosen_for"] else "adapted"
-        assert f"expert {domain} is the {took} one: validation NDCG@10 {compared['joint']:.4f} joint" in out
-    assert len(joint["compared"]) == 3
+    for domain, found in tried.items():
+        reads = "both decoders" if bundle.tuning(domain).joint else "the adapted decoder alone"
+        assert f"expert {domain} reads {reads}: validation NDCG@10 {found['both']:.4f} together" in out
+    assert len(tried) == 3
     assert "joint" not in without
     assert "joint" not in load_bundle(tmp_path / "without").provenance
 

@@ -99,7 +99,7 @@ def test_candidates_are_counted_for_hints_held_items_one_withheld_and_one_runner
 def test_expected_items_are_the_softmax_of_the_target_domain_alone():
     """By arithmetic, the lowest token first among equals."""
     table = torch.tensor([[9.0], [1.0], [2.0], [1.0], [7.0]])
-    found = rank_expected(View(torch.tensor([[1.0]]), table), TokenRange(1, 3), 5)
+    found = rank_expected([View(torch.tensor([[1.0]]), table)], TokenRange(1, 3), 5)
     weights = np.exp([2.0, 1.0, 1.0])
 
     assert found.token_ids_RK.tolist() == [[2, 1, 3]]
@@ -111,7 +111,7 @@ def test_of_equals_at_the_last_place_the_lowest_tokens_are_taken(count: int):
     """So that it does not matter how many are asked for, which depends on the call's longest sequence."""
     table = torch.ones(101, 1)
     table[60] = 2.0
-    found = rank_expected(View(torch.ones(3, 1), table), TokenRange(1, 100), count)
+    found = rank_expected([View(torch.ones(3, 1), table)], TokenRange(1, 100), count)
 
     assert found.token_ids_RK.tolist() == [[60, *range(1, count)]] * 3
 
@@ -123,7 +123,7 @@ def test_items_come_by_probability_and_then_by_token_whichever_of_them_are_equal
     levels_NX = np.stack([generator.integers(0, most, 200) for most in (9, 60, 60, 400, 400, 400, 9000)])
     table = torch.from_numpy(levels_NX.T.astype(np.float32) / 1024)
     states = torch.eye(len(levels_NX))
-    found = rank_expected(View(states, torch.cat([torch.zeros(1, len(states)), table])), TokenRange(1, 200), count)
+    found = rank_expected([View(states, torch.cat([torch.zeros(1, len(states)), table]))], TokenRange(1, 200), count)
 
     assert found.token_ids_RK.tolist() == [
         (np.lexsort((np.arange(200), -levels))[:count] + 1).tolist() for levels in levels_NX

@@ -17,7 +17,7 @@ from models.decoding.regenerator import Regenerated, Regenerator
 from models.decoding.rules import RULES, Rule
 from models.decoding.window import StateReader, read_target_expert
 from models.network.two_readings import read_expert
-from models.tuning import Guard, OwnShares, TargetTuning
+from models.tuning import Guard, JointShare, OwnShares, TargetTuning
 from models.vocabulary import TokenRange
 from tests.conftest import DOMAINS, ITEMS_PER_DOMAIN
 
@@ -50,13 +50,22 @@ def same(first: Regenerated, second: Regenerated) -> bool:
     )
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.fixture(scope="module")
+def two_decoders(bundle: Bundle) -> Bundle:
+    """Another domain's expert is as good a joint one as any, here."""
+    tuning = TargetTuning(SHARES, joint=JointShare(0.4, OwnShares(1.0, 0.25)))
+    return dataclasses.replace(with_tuning(bundle, tuning), joint=bundle.expert("books"))
+
+
+@pytest.mark.parametrize(
+    ("which", "rule"), [*(("two_readings", rule) for rule in RULES), ("two_decoders", "anticipate")]
+)
 @examples
 @given(sequences=sequences_of_tokens)
 def test_with_two_readings_a_sequence_alone_equals_itself_in_any_batch(
-    two_readings: Bundle, rule: Rule, sequences: list[list[int]]
+    request: pytest.FixtureRequest, which: str, rule: Rule, sequences: list[list[int]]
 ) -> None:
-    regenerator = Regenerator(two_readings, rule)
+    regenerator = Regenerator(request.getfixturevalue(which), rule)
     together = regenerator.regenerate(arrays(sequences), TARGET)
     for sequence, result in zip(arrays(sequences), together, strict=True):
         (alone,) = regenerator.regenerate([sequence], TARGET)
@@ -82,10 +91,41 @@ def test_at_every_place_the_expert_reads_what_it_reads_of_that_history_alone(
     rows_N = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
     places_N = np.concatenate([np.arange(len(history)) for history in histories])
     reader = StateReader(histories, rows_N, places_N)
-    found_ND = read_target_expert(two_readings, TARGET, reader, np.arange(len(rows_N)))
+    ((found_ND, _),) = read_target_expert(two_readings, TARGET, reader, np.arange(len(rows_N)))
     prefixes = [histories[row][: place + 1] for row, place in zip(rows_N, places_N, strict=True)]
 
     assert torch.allclose(found_ND, read_expert(two_readings.expert(TARGET), prefixes, FOOD, SHARES), atol=1e-4)
+
+
+@examples
+@given(sequences=st.lists(st.lists(st.integers(1, NUM_ITEMS), min_size=1, max_size=30), min_size=1, max_size=5))
+def test_two_decoders_rank_by_the_sum_of_their_log_probabilities(
+    two_decoders: Bundle, sequences: list[list[int]]
+) -> None:
+    """What ``likely_items`` says, item by item: .6 of the adapted one's and .4 of the joint one's, to a constant."""
+    (adapted, joint), histories = two_decoders.expert_parts(TARGET), arrays(sequences)
+    values_NX = sum(
+        weight
+        * (
+            read_expert(part.decoder, histories, FOOD, part.own_shares)
+            @ part.decoder.item_embeddings_VD[FOOD.columns].T
+        )
+        for part, weight in ((adapted, 0.6), (joint, 0.4))
+    )
+    found = Regenerator(two_decoders, "anticipate").regenerate(histories, TARGET, num_likely=len(FOOD))
+
+    for result, values_X in zip(found, torch.log_softmax(torch.as_tensor(values_NX), dim=1), strict=True):
+        said = {item.token_id: item.log_probability for item in result.likely}
+        assert [said[token] for token in range(FOOD.first, FOOD.last + 1)] == pytest.approx(values_X.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_papers_rules_read_the_adapted_expert_alone(two_readings: Bundle, two_decoders: Bundle, rule: Rule) -> None:
+    generator = np.random.default_rng(8)
+    sequences = [generator.integers(1, NUM_ITEMS + 1, size=30).astype(np.int32) for _ in range(10)]
+    one, both = (Regenerator(which, rule).regenerate(sequences, TARGET) for which in (two_readings, two_decoders))
+
+    assert all(same(first, second) for first, second in zip(one, both, strict=True)) == (rule != "anticipate")
 
 
 def guarded(bundle: Bundle, training_hints: int, serving_hints: int) -> Bundle:

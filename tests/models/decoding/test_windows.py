@@ -119,7 +119,7 @@ def test_logits_of_all_blocks_are_the_product_of_all(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("models.decoding.blocks.BLOCK_ELEMENTS", 1)
     generator = torch.Generator().manual_seed(3)
     view = View(torch.randn(3 * MIN_BLOCK_ROWS + 1, 4, generator=generator), torch.randn(9, 4, generator=generator))
-    blocks = list(logits_in_blocks(view))
+    blocks = list(logits_in_blocks([view]))
 
     assert [len(block) for block in blocks] == [MIN_BLOCK_ROWS] * 3 + [1]
     torch.testing.assert_close(torch.cat(blocks), view.hidden_ND @ view.table_VD.T)

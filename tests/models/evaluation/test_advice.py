@@ -16,6 +16,7 @@ from models.evaluation.advice import WEIGHTS, Advice, Advised, added, rank_advis
 from models.evaluation.arms import Arm, Queries, build_arm
 from models.evaluation.ranking import rank_queries
 from models.evaluation.served import DecoderScorer, advised
+from models.network.expert_parts import ExpertPart
 from models.tuning import OwnShares, TargetTuning
 
 CPU = torch.device("cpu")
@@ -109,7 +110,7 @@ def test_the_expert_advises_by_both_its_readings(dataset: Dataset, matching_bund
     chosen = replace(matching_bundle, tunings=(TargetTuning(OwnShares(0.25, 0.75)),) * 3)
     mixed = build_arm(dataset, "food", "mixed", None)
     found = advised(chosen, "food", mixed.test, mixed.test)
-    scorer = DecoderScorer(chosen.expert("food"), OwnShares(0.25, 0.75))
+    scorer = DecoderScorer((ExpertPart(chosen.expert("food"), OwnShares(0.25, 0.75)),))
     item_ids_BT = torch.from_numpy(mixed.test.histories[3].astype(np.int64))[None]
     table_XD = chosen.expert("food").item_embeddings_VD[mixed.candidates.columns]
 

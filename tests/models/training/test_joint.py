@@ -1,4 +1,4 @@
-"""The joint expert: its loss read slowly, its scale, and that validation alone decides who takes it."""
+"""The joint expert: its loss read slowly, its scale, and that validation alone decides who reads it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from models.bundle import Bundle, load_bundle
 from models.data.dataset import Dataset
 from models.errors import UnknownDomainError
 from models.network.decoder import Decoder, DecoderConfig
+from models.network.expert_parts import read_parts, table_of
 from models.training import joint
 from models.training.expert_choice import choose_expert
 from models.training.joint import LOGIT_SCALE, domains_with_rows, train_joint_expert
 from models.training.loop import EpochReport, Silent, StepReport, TrainingConfig
 from models.training.objective import choose_held_out
-from models.training.own_shares import try_own_shares
+from models.training.own_shares import ndcg_by_row, try_own_shares
 from models.training.pipeline import NetworkConfig, PipelineConfig, train_bundle
+from models.tuning import JointShare, TargetTuning
 
 CPU = torch.device("cpu")
 DOMAINS = ("books", "food", "kitchen")
@@ -31,6 +33,7 @@ SIZE = DecoderConfig(
 ONE_STEP = TrainingConfig(max_epochs=1, batch_size=1_000)
 LEARNING = TrainingConfig(learning_rate=1e-2, batch_size=16, max_epochs=8, weight_decay=1.0)
 LITTLE = TrainingConfig(learning_rate=1e-3, batch_size=16, max_epochs=1)
+NOTHING = dataclasses.replace(LITTLE, max_epochs=0)
 
 
 def bundle_of(dataset: Dataset, folder: Path, **options: object) -> Bundle:
@@ -114,32 +117,35 @@ def test_few_validation_rows_have_no_joint_expert(dataset: Dataset, tmp_path: Pa
     assert "joint" not in bundle_of(dataset, tmp_path).provenance
 
 
-def test_every_domain_takes_the_expert_that_validation_prefers(
+def test_a_domain_reads_both_where_they_rank_its_validation_items_better(
     dataset: Dataset, tmp_path: Path, many_rows: None
 ) -> None:
     """The joint one has learned and the adapted ones have not; its shares come with it, and the manifest says so."""
     bundle = bundle_of(dataset, tmp_path)
-    said = bundle.provenance["joint"]
+    tried = bundle.provenance["joint"]["tried"]
 
-    assert said["chosen_for"] == list(DOMAINS)
+    assert bundle.joint is not None
     for domain, expert in zip(DOMAINS, bundle.experts, strict=True):
-        token_range = bundle.vocabulary.token_range(domain)
+        token_range, found = bundle.vocabulary.token_range(domain), tried[domain]
         held_out = choose_held_out(dataset.train, dataset.validation, token_range)
-        trial = try_own_shares(expert, held_out, token_range)
-        compared = said["compared"][domain]
-        assert trial.best == pytest.approx(compared["joint"])
-        assert compared["joint"] - compared["adapted"] > compared["standard_error"] > 0
-        assert bundle.tuning(domain).own_shares == trial.shares
+        adapted, alone = (try_own_shares(which, held_out, token_range) for which in (expert, bundle.joint))
+        parts = bundle.expert_parts(domain)
+        states_ND = read_parts(parts, held_out.histories, token_range)
+        both_N = ndcg_by_row(states_ND, table_of(parts, token_range), held_out, token_range)
+        assert (found["adapted"], found["joint"]) == (pytest.approx(adapted.best), pytest.approx(alone.best))
+        assert found["both"] == pytest.approx(both_N.mean())
+        assert found["both"] - found["adapted"] > found["standard_error"] > 0
+        assert bundle.tuning(domain) == TargetTuning(adapted.shares, None, JointShare(0.5, alone.shares))
     assert json.loads(json.dumps(bundle.provenance)) == bundle.provenance
 
 
-def test_a_joint_expert_that_is_no_better_is_left(dataset: Dataset, tmp_path: Path, many_rows: None) -> None:
+def test_a_joint_expert_that_adds_nothing_is_left(dataset: Dataset, tmp_path: Path, many_rows: None) -> None:
     """Adapted experts that have learned as much keep their domains; only the manifest knows of the other."""
-    bundle = bundle_of(dataset, tmp_path, base=LEARNING, expert=LEARNING, joint=LITTLE)
+    bundle = bundle_of(dataset, tmp_path, base=LEARNING, expert=LEARNING, joint=NOTHING)
     without = bundle_of(dataset, tmp_path / "without", base=LEARNING, expert=LEARNING, joint=None)
 
-    assert bundle.provenance["joint"]["chosen_for"] == []
-    assert bundle.version == without.version
+    assert set(bundle.provenance["joint"]["tried"]) == set(DOMAINS)
+    assert (bundle.joint, bundle.version) == (None, without.version)
 
 
 def test_equal_experts_leave_the_adapted_one(dataset: Dataset) -> None:
@@ -148,9 +154,9 @@ def test_equal_experts_leave_the_adapted_one(dataset: Dataset) -> None:
     expert = Decoder(SIZE).eval()
     choice = choose_expert(expert, expert, choose_held_out(dataset.train, dataset.validation, domain), domain)
 
-    assert choice.ways is not None
-    assert choice.ways.adapted == choice.ways.joint
-    assert not choice.takes_joint
+    assert choice.trial is not None
+    assert choice.trial.adapted == choice.trial.joint == choice.trial.both
+    assert choice.joint is None
 
 
 @pytest.mark.parametrize(
@@ -164,16 +170,16 @@ def test_there_is_none_where_it_has_no_place(
     assert "joint" not in bundle_of(dataset, tmp_path, **without).provenance
 
 
-def test_a_refit_trains_again_what_was_taken(dataset: Dataset, tmp_path: Path, many_rows: None) -> None:
-    """On everything, to the epoch that validation chose; adapted experts that nobody took stay untrained."""
+def test_a_refit_trains_the_joint_expert_again(dataset: Dataset, tmp_path: Path, many_rows: None) -> None:
+    """On everything, to the epoch that validation chose; what each domain reads stays."""
     bundle = bundle_of(dataset, tmp_path, refit=True)
     first = bundle_of(dataset, tmp_path / "first")
 
     assert bundle.provenance["joint"] == first.provenance["joint"]
     assert bundle.tunings == first.tunings
-    for again, expert in zip(bundle.experts, first.experts, strict=True):
-        assert not torch.equal(again.item_embeddings_VD, expert.item_embeddings_VD)
-        assert not torch.equal(again.item_embeddings_VD, bundle.base.item_embeddings_VD)
+    assert bundle.joint is not None
+    assert first.joint is not None
+    assert not torch.equal(bundle.joint.item_embeddings_VD, first.joint.item_embeddings_VD)
 
 
 def test_a_run_that_stopped_in_the_joint_expert_ends_with_the_same_bundle(
@@ -207,8 +213,8 @@ def test_a_refresh_goes_on_with_the_joint_expert(dataset: Dataset, tmp_path: Pat
         train_bundle(dataset, out / "bundle", still, device=CPU, run_directory=out / "run", init=init)
     refreshed, plain = (load_bundle(tmp_path / name / "bundle") for name in ("0", "1"))
 
-    assert "joint" not in plain.provenance
-    assert refreshed.provenance["joint"]["chosen_for"] == list(DOMAINS)
-    for expert, before in zip(refreshed.experts, earlier.experts, strict=True):
-        for name, weights in expert.state_dict().items():
-            torch.testing.assert_close(weights, before.state_dict()[name])
+    assert (plain.joint, "joint" in plain.provenance) == (None, False)
+    assert refreshed.joint is not None
+    assert earlier.joint is not None
+    for name, weights in refreshed.joint.state_dict().items():
+        torch.testing.assert_close(weights, earlier.joint.state_dict()[name])
