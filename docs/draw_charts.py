@@ -37,8 +37,13 @@ USES = {
     "default": ("served", "auto"),
     "default + expert": ("served with expert", "auto"),
 }
-# Targets of one dataset count once in a mean.
-FAMILIES = (("action", "comedy", "drama", "family", "thriller"), ("toys", "video games"))
+# Targets of one dataset count once in a mean; more than two share a row of the table.
+FAMILIES = {
+    "films": ("action", "comedy", "drama", "family", "thriller"),
+    "toys and video games": ("toys", "video games"),
+    "Food-Kitchen": ("food", "kitchen"),
+}
+MOST_ROWS = 2
 DRAWN = ("SASRec + expert", "target-only", "served", "default", "default + expert")
 MEASURED = {
     "a4any": "amazon4, any overlap",
@@ -87,11 +92,21 @@ def gain_chart() -> str:
 def gain_table() -> str:
     """The same numbers and those of the other uses as Markdown, and their mean over families."""
     lines = _header("target", "users", "SASRec", *USES)
-    found = {}
-    for label, users, original, gains in gains_by_target():
-        found[label] = gains
-        lines.append(f"| {label} | {users} | {original:.4f} | {_cells(gains)} |")
-    means = {use: _mean([_mean([found[target][use] for target in family]) for family in FAMILIES]) for use in USES}
+    found = {label: (users, original, gains) for label, users, original, gains in gains_by_target()}
+    of_families = {
+        name: {use: _mean([found[target][2][use] for target in family]) for use in USES}
+        for name, family in FAMILIES.items()
+    }
+    for name, family in FAMILIES.items():
+        if len(family) > MOST_ROWS:
+            users = sum(found[target][0] for target in family)
+            original = statistics.fmean(found[target][1] for target in family)
+            lines.append(f"| {name}, {len(family)} targets | {users:,} | {original:.4f} | {_cells(of_families[name])} |")
+            continue
+        for target in family:
+            users, original, gains = found[target]
+            lines.append(f"| {target} | {users:,} | {original:.4f} | {_cells(gains)} |")
+    means = {use: _mean([gains[use] for gains in of_families.values()]) for use in USES}
     lines.append(f"| **mean** | | | {_cells(means)} |")
     return "".join(f"{line}\n" for line in lines)
 
@@ -107,7 +122,7 @@ def _mean(gains: list[Interval]) -> Interval:
     return Interval(mean, mean - low / len(gains), mean + high / len(gains))
 
 
-def gains_by_target() -> Iterator[tuple[str, str, float, dict[str, Interval]]]:
+def gains_by_target() -> Iterator[tuple[str, int, float, dict[str, Interval]]]:
     """
     Target, test users, NDCG@10 of SASRec of target rows, and the gain of each use.
 
@@ -126,8 +141,7 @@ def gains_by_target() -> Iterator[tuple[str, str, float, dict[str, Interval]]]:
                 gains[use] = _over_bundles(
                     [_interval(*(row[f"{end}_percent"] or "0" for end in ("mean", "low", "high"))) for row in found]
                 )
-        users = f"{int(own[0]['users']):,}"
-        yield target.replace("_", " "), users, sum(originals) / len(originals), gains
+        yield target.replace("_", " "), int(own[0]["users"]), sum(originals) / len(originals), gains
 
 
 def _over_bundles(gains: list[Interval]) -> Interval:
