@@ -101,7 +101,8 @@ def gain_table() -> str:
         if len(family) > MOST_ROWS:
             users = sum(found[target][0] for target in family)
             original = statistics.fmean(found[target][1] for target in family)
-            lines.append(f"| {name}, {len(family)} targets | {users:,} | {original:.4f} | {_cells(of_families[name])} |")
+            label = f"{name}, {len(family)} targets"
+            lines.append(f"| {label} | {users:,} | {original:.4f} | {_cells(of_families[name])} |")
             continue
         for target in family:
             users, original, gains = found[target]
