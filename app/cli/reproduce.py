@@ -104,9 +104,13 @@ def reproduce(
     trainable = int((prepared.train.lengths >= SHORTEST_ROW).sum())
     pipeline = PipelineConfig(base=enough_epochs(PipelineConfig().base, trainable))
     say(_cost(wanted_tables, rows, len(domains), seeds, searched=budget == "full"))
-    patience_of = patience_in(evaluation)
-    stages = {"base": pipeline.base.patience, **{f"expert {domain}": pipeline.expert.patience for domain in domains}}
-    with TrainingProgress(console, patience_of=lambda stage: stages.get(stage) or patience_of(stage)) as progress:
+    patience_of_recommender = patience_in(evaluation)
+
+    def patience_of(stage: str) -> int:
+        training = pipeline.training_of(stage)
+        return patience_of_recommender(stage) if training is None else training.patience
+
+    with TrainingProgress(console, patience_of=patience_of) as progress:
         run = Reproduction(
             dataset=prepared,
             out=out,

@@ -304,7 +304,10 @@ def train(
         if run_directory.exists():
             say(f"going on with the run in {run_directory}")
         tries = wants_trial and distributed.num_processes() == 1
-        with TrainingProgress(console, patience_of=lambda stage: _patience_of(config, stage)) as progress:
+        # A trial's recommenders are no stage of the bundle's
+        with TrainingProgress(
+            console, patience_of=lambda stage: (config.training_of(stage) or config.expert).patience
+        ) as progress:
 
             def train_all(config: PipelineConfig) -> Bundle:
                 return train_bundle(
@@ -393,9 +396,3 @@ def _cut_short(provenance: Mapping[str, Any]) -> list[str]:
 def _not_adapted(provenance: Mapping[str, Any]) -> list[str]:
     """The domains whose best epoch is epoch 0, the weights that adapting started from."""
     return [domain for domain, summary in provenance["experts"].items() if summary["best_epoch"] == 0]
-
-
-def _patience_of(config: PipelineConfig, stage: str) -> int:
-    if config.joint is not None and stage.endswith("joint expert"):
-        return config.joint.patience
-    return config.base.patience if stage.endswith("base") else config.expert.patience

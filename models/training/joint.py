@@ -49,7 +49,7 @@ from models.training.own_shares import try_own_shares
 from models.training.training_data import TrainableData
 from models.vocabulary import TokenRange
 
-STAGE = "joint expert"
+JOINT_STAGE = "joint expert"
 # With fewer, a difference of a tenth is within two standard errors, and training one more network is for nothing.
 LEAST_ROWS = 1000
 # The c above, for a decay of 1.
@@ -137,7 +137,7 @@ def train_joint_expert(
 
     all_items = TokenRange(1, dataset.vocabulary.num_items)
     objective = JointExpertObjective(
-        name=STAGE,
+        name=JOINT_STAGE,
         fingerprint=f"{dataset.fingerprint} {dataclasses.asdict(size)} {weights_hash(decoder)} {' '.join(judged)}",
         sequences=ChosenSequences(dataset.train, trainable_rows(dataset.train)),
         targets_of=next_item_targets,

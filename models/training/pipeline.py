@@ -24,10 +24,10 @@ from models.training.base import train_base
 from models.training.continuation import Continuation
 from models.training.expert_choice import ExpertChoice, choose_expert
 from models.training.experts import Experts, train_expert
-from models.training.joint import domains_with_rows, train_joint_expert
+from models.training.joint import JOINT_STAGE, domains_with_rows, train_joint_expert
 from models.training.loop import RESUME_SUFFIX, Progress, TrainingConfig, TrainingResult, settings_of
 from models.training.objective import choose_held_out
-from models.training.refit import RefitProgress
+from models.training.refit import REFIT_STAGE, RefitProgress
 from models.training.training_data import TrainableData, undivided
 from models.training.training_forecast import TrainingForecast
 from models.tuning import Guard, TargetTuning
@@ -82,9 +82,6 @@ class PipelineConfig:
         base: schedule of the base.
         expert: schedule of each expert; one from scratch wants the base's.
         experts: how experts come to be; see ``models.training.experts``.
-        joint: schedule of the joint expert, which stands beside adapted ones of two readings where a domain has many
-            validation rows (``models.training.joint``); None: there is none. With a sampled softmax there is none
-            either.
         sampled_softmax: estimate every softmax from so many items per step; None takes all of them.
         refit: train all once more, by the same schedule, to the epochs that validation chose, on everything.
         two_readings: choose on validation how far each expert reads its own domain's items alone
@@ -92,6 +89,9 @@ class PipelineConfig:
         own_rows: share of the experts' batches that hold the domain's own items alone.
         adapted_domains: whose experts are adapted; the others stay the base, for who asks for one target alone. None:
             all of them.
+        joint: schedule of the joint expert, which stands beside adapted ones of two readings where a domain has many
+            validation rows (``models.training.joint``); None: there is none. With a sampled softmax there is none
+            either.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -108,6 +108,21 @@ class PipelineConfig:
     def adapts(self, domain: str) -> bool:
         """Whether *domain* gets an expert of its own."""
         return self.adapted_domains is None or domain in self.adapted_domains
+
+    def training_of(self, stage: str) -> TrainingConfig | None:
+        """
+        The schedule of a stage by the name that it reports under; None: no stage of a bundle's, or none of this one's.
+
+        >>> config = PipelineConfig()
+        >>> config.training_of("refit of base") is config.base, config.training_of("expert food") is config.expert
+        (True, True)
+        >>> config.training_of("sasrec") is None
+        True
+        """
+        name = stage.removeprefix(REFIT_STAGE)
+        if name.startswith("expert "):
+            return self.expert
+        return {"base": self.base, JOINT_STAGE: self.joint}.get(name)
 
 
 @dataclass(frozen=True)

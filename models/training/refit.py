@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 
 from models.training.loop import EpochReport, Progress, StepReport
 
+REFIT_STAGE = "refit of "
+
 
 @dataclass(frozen=True)
 class RefitProgress:
@@ -21,8 +23,8 @@ class RefitProgress:
 
     def on_step(self, report: StepReport) -> None:
         """Pass it on."""
-        self.progress.on_step(replace(report, stage=f"refit of {report.stage}"))
+        self.progress.on_step(replace(report, stage=f"{REFIT_STAGE}{report.stage}"))
 
     def on_epoch(self, report: EpochReport) -> None:
         """Pass it on."""
-        self.progress.on_epoch(replace(report, stage=f"refit of {report.stage}"))
+        self.progress.on_epoch(replace(report, stage=f"{REFIT_STAGE}{report.stage}"))

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from models.data.dataset import TOKENS, Dataset
 from models.network.decoder import Decoder, DecoderConfig
 from models.network.losses import next_item_targets
 from models.training import distributed
+from models.training.joint import JointExpertObjective
 from models.training.loop import TrainingConfig
 from models.training.objective import HeldOut, PredictionObjective
 from models.training.pipeline import NetworkConfig, PipelineConfig, train_bundle
@@ -149,12 +152,17 @@ class World:
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    "kind",
+    [PredictionObjective, partial(JointExpertObjective, domains=(TokenRange(1, 20), TokenRange(21, 50)))],
+    ids=["base", "joint expert"],
+)
 def test_every_row_is_in_one_process_and_their_losses_add_up(
-    num_processes: int, monkeypatch: pytest.MonkeyPatch
+    kind: Callable[..., PredictionObjective], num_processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batches of 4 and a last one of 1, fewer rows than processes: weights make the parts' losses the whole's."""
     generator = np.random.default_rng(0)
-    objective = PredictionObjective(
+    objective = kind(
         name="base",
         fingerprint="",
         sequences=[generator.integers(1, 51, length).astype(TOKENS) for length in (2, 9, 3, 5, 7, 2, 4, 8, 6)],

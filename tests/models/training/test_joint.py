@@ -190,7 +190,7 @@ def test_a_run_that_stopped_in_the_joint_expert_ends_with_the_same_bundle(
 
     class Stop(Silent):
         def on_epoch(self, report: EpochReport) -> None:
-            if (report.stage, report.epoch) == (joint.STAGE, 3):
+            if (report.stage, report.epoch) == (joint.JOINT_STAGE, 3):
                 raise StopError
 
     config = PipelineConfig(NetworkConfig(width=16, inner_width=16), LITTLE, LITTLE, joint=LEARNING)
