@@ -37,7 +37,6 @@ from models.network.losses import linear_cross_entropy, next_item_targets
 from models.training.base import seeded_decoder
 from models.training.loop import Progress, TrainingConfig, TrainingResult, fit
 from models.training.objective import (
-    COUNTED_ROWS,
     PredictionBatch,
     PredictionObjective,
     choose_held_out,
@@ -91,9 +90,7 @@ class JointExpertObjective(PredictionObjective):
     def _mean_targets_K(self) -> list[float]:
         """Positions of a step that ask for items of each domain, on average; above 0, as there may be none."""
         totals_K = np.zeros(len(self.domains), dtype=np.int64)
-        for start in range(0, len(self.sequences), COUNTED_ROWS):
-            rows = np.arange(start, min(start + COUNTED_ROWS, len(self.sequences)))
-            targets_BT = next_item_targets(self._padded(rows))
+        for targets_BT in self._all_targets():
             totals_K += [int(domain.mask(targets_BT).sum()) for domain in self.domains]
         return [max(1, int(total)) / self.num_batches() for total in totals_K]
 

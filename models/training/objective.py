@@ -197,10 +197,13 @@ class PredictionObjective:
     @cached_property
     def _num_targets_U(self) -> npt.NDArray[np.int64]:
         """How many positions each sequence predicts."""
+        return np.concatenate([(targets_BT != NO_TARGET).sum(dim=1).numpy() for targets_BT in self._all_targets()])
+
+    def _all_targets(self) -> Iterator[Tensor]:
+        """What the positions of all sequences predict, some sequences at once, each [B, T-1]."""
         numbers = np.arange(len(self.sequences))
         blocks = (numbers[start : start + COUNTED_ROWS] for start in range(0, len(numbers), COUNTED_ROWS))
-        targets = (self._targets(self._padded(rows), self._first_asked_in(rows)) for rows in blocks)
-        return np.concatenate([(targets_BT != NO_TARGET).sum(dim=1).numpy() for targets_BT in targets])
+        return (self._targets(self._padded(rows), self._first_asked_in(rows)) for rows in blocks)
 
     @cached_property
     def _mean_targets(self) -> float:

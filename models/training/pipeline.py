@@ -234,8 +234,7 @@ def train_bundle(
     forecast_of(dataset, config).check(device)
     decoder_config = config.network.decoder_for(dataset)
     # A refresh goes on with the joint expert that there is; it begins none
-    begins_joint = continuation is None or continuation.joint_expert is not None
-    judged = judged_domains(dataset, config) if begins_joint else ()
+    judged = judged_domains(dataset, config) if init is None or init.joint is not None else ()
     trained = _train(
         dataset, decoder_config, config, device, run_directory, progress, continuation, joint_for=judged or None
     )

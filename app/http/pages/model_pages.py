@@ -64,7 +64,7 @@ def training_curves(provenance: str) -> Markup | None:
     stages = {
         "base": known.get("base"),
         **(experts if isinstance(experts, Mapping) else {}),
-        "joint": known.get("joint"),
+        "joint expert": known.get("joint"),
     }
     series = [charts.Series(str(name), values) for name, stage in stages.items() if (values := _values(stage))]
     if not series:
